@@ -1,0 +1,23 @@
+"""Normalization-based attention (NAM) for Flax."""
+
+from nam_jax import models, torch_import
+from nam_jax.attention import attention
+from nam_jax.batch_norm import BatchNorm, Moments
+from nam_jax.nam import NAM, ChannelNAM, SpatialNAM
+from nam_jax.sparsity import add_sparsity_penalty, proximal_sparsity, sparsity_penalty
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "NAM",
+    "BatchNorm",
+    "ChannelNAM",
+    "Moments",
+    "SpatialNAM",
+    "add_sparsity_penalty",
+    "attention",
+    "models",
+    "proximal_sparsity",
+    "sparsity_penalty",
+    "torch_import",
+]

@@ -1,0 +1,57 @@
+"""Networks by name."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from flax import linen as nn
+from flax.typing import Dtype
+
+from nam_jax.models.resnet import BasicBlock, Bottleneck, ResNet
+
+_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
+    "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
+    "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
+    "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3)),
+    # He et al. 2015, section 4.2: three stages from 16 features, shortcuts without parameters.
+    "resnet20": partial(ResNet, BasicBlock, (3, 3, 3), width=16, projection=False),
+}
+
+NAMES = tuple(_MODELS)
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int,
+    attention: str = "none",
+    stem: str = "imagenet",
+    dtype: Dtype | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Builds a network by its name.
+
+    Args:
+      name: `resnet18`, `resnet34`, `resnet50`, `resnet101` or `resnet20`.
+      num_classes: number of logits.
+      attention: a name of `nam_jax.attention`.
+      stem: `imagenet` or `cifar`.
+      dtype: of the computation (default: inferred from inputs and parameters).
+      **options: further fields of the network, such as `axis_name`.
+
+    Returns:
+      A linen module, called as `model.apply(variables, images, train=False)`.
+
+    Raises:
+      ValueError: there is no such network.
+
+    Example:
+      >>> import nam_jax
+      >>> model = nam_jax.models.create("resnet50", num_classes=1000, attention="nam")
+    """
+    if name not in _MODELS:
+        raise ValueError(f"There is no model {name!r}; choose one of {', '.join(NAMES)}.")
+    return _MODELS[name](
+        num_classes=num_classes, attention=attention, stem=stem, dtype=dtype, **options
+    )

@@ -1,0 +1,158 @@
+"""Residual networks with attention on every residual branch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype, Initializer
+
+from nam_jax.batch_norm import AxisNames, BatchNorm
+from nam_jax.models import layers
+
+STEMS = ("imagenet", "cifar")
+
+
+class _Block(nn.Module):
+    """What both kinds of block share: fields and the shortcut."""
+
+    features: int
+    strides: int
+    attention: str
+    options: dict[str, Any]
+    projection: bool
+    last_scale_init: Initializer
+
+    def _conv(self, features: int, kernel_size: int, strides: int = 1, *, name: str) -> nn.Conv:
+        return layers.conv(features, kernel_size, strides, dtype=self.options["dtype"], name=name)
+
+    def _last_norm(self, y: jax.Array, norm_name: str) -> jax.Array:
+        return layers.norm_and_attention(
+            y,
+            self.attention,
+            self.options,
+            norm_name=norm_name,
+            scale_init=self.last_scale_init,
+        )
+
+    def _shortcut(self, x: jax.Array, features: int) -> jax.Array:
+        if self.strides == 1 and x.shape[-1] == features:
+            return x
+        if self.projection:
+            x = self._conv(features, 1, self.strides, name="downsample_conv")(x)
+            return BatchNorm(**self.options, name="downsample_bn")(x)
+        x = x[:, :: self.strides, :: self.strides]
+        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
+
+
+class BasicBlock(_Block):
+    """Two 3×3 convolutions and a shortcut: (N, H, W, C) → (N, H/s, W/s, features)."""
+
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102
+        y = self._conv(self.features, 3, self.strides, name="conv1")(x)
+        y = nn.relu(BatchNorm(**self.options, name="bn1")(y))
+        y = self._conv(self.features, 3, name="conv2")(y)
+        y = self._last_norm(y, "bn2")
+        return nn.relu(y + self._shortcut(x, self.features))
+
+
+class Bottleneck(_Block):
+    """1×1, 3×3 (strided) and 1×1 convolution: (N, H, W, C) → (N, H/s, W/s, 4 features)."""
+
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102
+        y = self._conv(self.features, 1, name="conv1")(x)
+        y = nn.relu(BatchNorm(**self.options, name="bn1")(y))
+        y = self._conv(self.features, 3, self.strides, name="conv2")(y)
+        y = nn.relu(BatchNorm(**self.options, name="bn2")(y))
+        y = self._conv(4 * self.features, 1, name="conv3")(y)
+        y = self._last_norm(y, "bn3")
+        return nn.relu(y + self._shortcut(x, 4 * self.features))
+
+
+class ResNet(nn.Module):
+    """A residual network with attention before every addition.
+
+    Modules are named as PyTorch's torchvision names them: `conv1`, `bn1`, `layer1_0` …
+    `layer4_2` with `conv1`, `bn1`, …, `downsample_conv`, `downsample_bn`, and `fc`; the
+    attention of a block is its child `attention`.
+
+    Attributes:
+      block: BasicBlock or Bottleneck.
+      stage_sizes: blocks of every stage; all stages but the first halve the resolution.
+      num_classes: number of logits.
+      attention: a name of `nam_jax.attention`.
+      stem: `imagenet` (7×7 convolution and max-pool, each of stride 2) or `cifar` (3×3).
+      width: features of the first stage; every further stage doubles them.
+      projection: shortcuts between stages are 1×1 convolutions; otherwise they subsample
+        and pad with zero channels, without parameters.
+      zero_init_last_scale: start every residual branch at zero, through the scale of its
+        last BatchNorm (P. Goyal et al. 2017, https://arxiv.org/abs/1706.02677).
+      dtype: of the computation (default: inferred); pooling and classifier are at least
+        float32.
+      axis_name: mapped axis (or axes) of devices that share their batch statistics.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, nam_jax
+      >>> model = nam_jax.models.create("resnet20", num_classes=10, attention="nam", stem="cifar")
+      >>> images = jnp.ones((2, 32, 32, 3))
+      >>> variables = model.init(jax.random.key(0), images, train=False)
+      >>> model.apply(variables, images, train=False).shape
+      (2, 10)
+
+    Source: K. He, X. Zhang, S. Ren and J. Sun, Deep Residual Learning for Image
+    Recognition, 2015, https://arxiv.org/abs/1512.03385.
+    """
+
+    block: type[BasicBlock] | type[Bottleneck]
+    stage_sizes: Sequence[int]
+    num_classes: int
+    attention: str = "none"
+    stem: str = "imagenet"
+    width: int = 64
+    projection: bool = True
+    zero_init_last_scale: bool = False
+    dtype: Dtype | None = None
+    axis_name: AxisNames | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Classifies images.
+
+        Args:
+          x: (N, H, W, channels), normalised.
+          train: normalise with the statistics of the batch and update the running ones.
+
+        Returns:
+          Logits (N, num_classes), at least float32.
+        """
+        options = layers.norm_options(train=train, dtype=self.dtype, axis_name=self.axis_name)
+        x = self._stem(x, options)
+        zeros, ones = nn.initializers.zeros, nn.initializers.ones
+        for stage, num_blocks in enumerate(self.stage_sizes):
+            for index in range(num_blocks):
+                x = self.block(
+                    features=self.width * 2**stage,
+                    strides=2 if stage > 0 and index == 0 else 1,
+                    attention=self.attention,
+                    options=options,
+                    projection=self.projection,
+                    last_scale_init=zeros if self.zero_init_last_scale else ones,
+                    name=f"layer{stage + 1}_{index}",
+                )(x)
+        return layers.head(x, self.num_classes)
+
+    def _stem(self, x: jax.Array, options: dict[str, Any]) -> jax.Array:
+        if self.stem not in STEMS:
+            raise ValueError(f"There is no stem {self.stem!r}; choose one of {', '.join(STEMS)}.")
+        large = self.stem == "imagenet"
+        kernel_size, strides = (7, 2) if large else (3, 1)
+        x = layers.conv(self.width, kernel_size, strides, dtype=self.dtype, name="conv1")(x)
+        x = nn.relu(BatchNorm(**options, name="bn1")(x))
+        return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))) if large else x

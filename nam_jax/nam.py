@@ -1,0 +1,365 @@
+"""Normalization-based attention: the equations as pure functions, then the modules.
+
+Y. Liu, Z. Shao, Y. Teng and N. Hoffmann, NAM: Normalization-based Attention Module, 2021,
+https://arxiv.org/abs/2111.12419. Equation numbers below are the paper's.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen.dtypes import canonicalize_dtype
+from flax.typing import Dtype
+
+from nam_jax.batch_norm import AxisNames, BatchNorm, Moments
+
+
+def batch_norm_affine(
+    moments: Moments, scale: jax.Array, bias: jax.Array, *, epsilon: float = 1e-5
+) -> tuple[jax.Array, jax.Array]:
+    """Equation 1, batch normalisation, as one multiply-add.
+
+    BN(x) = scale (x − mean) / sqrt(var + epsilon) + bias = multiplier x + offset
+
+    Args:
+      moments: mean and variance that normalise x.
+      scale: γ, of the shape of the moments.
+      bias: β, of the same shape.
+      epsilon: added to the variance.
+
+    Returns:
+      The multiplier and the offset, of the same shape.
+    """
+    multiplier = scale * jax.lax.rsqrt(moments.var + epsilon)
+    return multiplier, bias - moments.mean * multiplier
+
+
+def attention_weights(scale: jax.Array, *, gradient: bool = False) -> jax.Array:
+    """The weights of equations 2 and 3: the share of each scale in their sum.
+
+    W = |scale| / Σ|scale|, and 0 where every scale is 0
+
+    The paper writes γ / Σγ. The absolute values, as in the authors' code, keep W in [0, 1]
+    when a scale turns negative.
+
+    Args:
+      scale: γ (C,) or λ (H, W).
+      gradient: let the gradient flow through W; the authors' code detaches it.
+
+    Returns:
+      W, of the shape of scale, in [0, 1], at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from nam_jax.nam import attention_weights
+      >>> print(attention_weights(jnp.array([1.0, -3.0])))
+      [0.25 0.75]
+    """
+    magnitude = jnp.abs(scale.astype(jnp.promote_types(scale.dtype, jnp.float32)))
+    total = magnitude.sum()
+    weights = magnitude / jnp.where(total == 0, 1, total)
+    return weights if gradient else jax.lax.stop_gradient(weights)
+
+
+def channel_attention(
+    x: jax.Array,
+    moments: Moments,
+    scale: jax.Array,
+    bias: jax.Array,
+    *,
+    epsilon: float = 1e-5,
+    weight_gradient: bool = False,
+) -> jax.Array:
+    """Equation 2: M_c = sigmoid(W_γ BN(x)), with one BN scale per channel.
+
+    Args:
+      x: (N, ..., C).
+      moments: mean and variance of every channel, (C,).
+      scale: γ, (C,).
+      bias: β, (C,).
+      epsilon: added to the variance.
+      weight_gradient: let the gradient flow through W_γ.
+
+    Returns:
+      The gate M_c, of the shape of x, in (0, 1), at least float32.
+    """
+    weights = attention_weights(scale, gradient=weight_gradient)
+    multiplier, offset = batch_norm_affine(moments, scale, bias, epsilon=epsilon)
+    # One multiply-add per element: the weights are folded into BN's own.
+    return jax.nn.sigmoid((weights * multiplier) * x + weights * offset)
+
+
+def spatial_attention(
+    x: jax.Array,
+    moments: Moments,
+    scale: jax.Array,
+    bias: jax.Array,
+    *,
+    epsilon: float = 1e-5,
+    weight_gradient: bool = False,
+) -> jax.Array:
+    """Equation 3: M_s = sigmoid(W_λ BN_s(x)), with one BN scale per pixel.
+
+    Args:
+      x: (N, H, W, C).
+      moments: mean and variance of every pixel over batch and channels, (H, W).
+      scale: λ, (H, W).
+      bias: the shift of every pixel, (H, W).
+      epsilon: added to the variance.
+      weight_gradient: let the gradient flow through W_λ.
+
+    Returns:
+      The gate M_s, of the shape of x, in (0, 1), at least float32.
+    """
+    # Equation 2 with the pixels as channels; only indices move, no data.
+    per_pixel = (array[..., None] for array in (*moments, scale, bias))
+    mean, var, scale, bias = per_pixel
+    return channel_attention(
+        x,
+        Moments(mean, var),
+        scale,
+        bias,
+        epsilon=epsilon,
+        weight_gradient=weight_gradient,
+    )
+
+
+class _NormalizationAttention(nn.Module):
+    """What the three modules share: the fields of their BatchNorm and how to build it."""
+
+    use_running_average: bool | None = None
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    axis_name: AxisNames | None = None
+    weight_gradient: bool = False
+
+    def _batch_norm(self, axis: int | Sequence[int]) -> BatchNorm:
+        return BatchNorm(
+            use_running_average=self.use_running_average,
+            axis=axis,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            param_dtype=self.param_dtype,
+            axis_name=self.axis_name,
+            name="nam_bn",
+        )
+
+    def _shared_fields(self) -> dict[str, Any]:
+        fields = (field.name for field in dataclasses.fields(_NormalizationAttention))
+        return {name: getattr(self, name) for name in fields if name not in ("parent", "name")}
+
+    def _gated(self, x: jax.Array, gate: jax.Array, scale: jax.Array) -> jax.Array:
+        return (x * gate).astype(canonicalize_dtype(x, scale, dtype=self.dtype))
+
+
+class ChannelNAM(_NormalizationAttention):
+    """Channel attention from batch-norm scales: y = M_c x.
+
+    M_c = sigmoid(W_γ BN(x)),  W_γ = |γ| / Σ|γ|  (equation 2)
+
+    The scale γ is read from the variables of the module's own BatchNorm, its child
+    `nam_bn`, or, in the parameter-free form, is that of the BatchNorm whose output x is:
+    the module then owns nothing and M_c = sigmoid(W_γ x).
+
+    Attributes:
+      use_running_average: normalise with the running statistics instead of the batch's;
+        given either here or at the call.
+      momentum: decay of the running statistics, in [0, 1].
+      epsilon: added to the variance.
+      dtype: of the result (default: inferred from x and the parameters). The gate is
+        computed in float32 or wider.
+      param_dtype: of the parameters.
+      axis_name: mapped axis (or axes) of devices that share their batch statistics.
+      weight_gradient: let the gradient flow through W_γ. The authors' code detaches it;
+        γ still learns through BN's own affine.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, nam_jax
+      >>> x = jnp.ones((2, 4, 4, 8))
+      >>> module = nam_jax.ChannelNAM(use_running_average=True)
+      >>> y = module.apply(module.init(jax.random.key(0), x), x)
+      >>> y.shape
+      (2, 4, 4, 8)
+
+    Source: https://arxiv.org/abs/2111.12419, section 3, equations 1 and 2.
+    """
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        moments: Moments | None = None,
+        scale: jax.Array | None = None,
+    ) -> jax.Array:
+        """Gates x.
+
+        Args:
+          x: (N, ..., C).
+          use_running_average: see the attribute of this name.
+          moments: mean and variance of x per channel, as `nam_jax.BatchNorm` returns them
+            for its output; the module then makes no pass over x to find them. They must
+            be taken over the devices of `axis_name`. Ignored under running statistics.
+          scale: the scale (C,) of the BatchNorm whose output x is: the parameter-free form.
+
+        Returns:
+          M_c x, of the shape of x.
+        """
+        if scale is not None:
+            weights = attention_weights(scale, gradient=self.weight_gradient)
+            return self._gated(x, jax.nn.sigmoid(weights * x), scale)
+        bn = self._batch_norm(axis=-1)
+        moments = bn.statistics(x, use_running_average, moments)
+        params = bn.variables["params"]
+        gate = channel_attention(
+            x,
+            moments,
+            params["scale"],
+            params["bias"],
+            epsilon=self.epsilon,
+            weight_gradient=self.weight_gradient,
+        )
+        return self._gated(x, gate, params["scale"])
+
+
+class SpatialNAM(_NormalizationAttention):
+    """Spatial attention from the scales of a pixel normalisation: y = M_s x.
+
+    M_s = sigmoid(W_λ BN_s(x)),  W_λ = |λ| / Σ|λ|  (equation 3)
+
+    BN_s, the child `nam_bn`, normalises each of the H·W pixels over batch and channels and
+    has one scale λ and one shift per pixel, so that the module is tied to the size of the
+    map that it was initialised with.
+
+    Attributes:
+      use_running_average: normalise with the running statistics instead of the batch's;
+        given either here or at the call.
+      momentum: decay of the running statistics, in [0, 1].
+      epsilon: added to the variance.
+      dtype: of the result (default: inferred from x and the parameters). The gate is
+        computed in float32 or wider.
+      param_dtype: of the parameters.
+      axis_name: mapped axis (or axes) of devices that share their batch statistics.
+      weight_gradient: let the gradient flow through W_λ.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, nam_jax
+      >>> x = jnp.ones((2, 6, 10, 8))
+      >>> module = nam_jax.SpatialNAM(use_running_average=True)
+      >>> variables = module.init(jax.random.key(0), x)
+      >>> variables["params"]["nam_bn"]["scale"].shape
+      (6, 10)
+
+    Source: https://arxiv.org/abs/2111.12419, section 3, equation 3.
+    """
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        moments: Moments | None = None,
+    ) -> jax.Array:
+        """Gates x.
+
+        Args:
+          x: (N, H, W, C).
+          use_running_average: see the attribute of this name.
+          moments: accepted so that all attention modules are called alike; moments per
+            channel say nothing about pixels, and are not used.
+
+        Returns:
+          M_s x, of the shape of x.
+
+        Raises:
+          ValueError: x is no (N, H, W, C) array, or its map has not the size that the
+            module was initialised for.
+        """
+        del moments
+        self._check_map(x)
+        bn = self._batch_norm(axis=(1, 2))
+        moments = bn.statistics(x, use_running_average)
+        params = bn.variables["params"]
+        gate = spatial_attention(
+            x,
+            moments,
+            params["scale"],
+            params["bias"],
+            epsilon=self.epsilon,
+            weight_gradient=self.weight_gradient,
+        )
+        return self._gated(x, gate, params["scale"])
+
+    def _check_map(self, x: jax.Array) -> None:
+        if x.ndim != 4:
+            raise ValueError(f"SpatialNAM takes (N, H, W, C) arrays; got the shape {x.shape}.")
+        own = self.variables.get("params", {}).get("nam_bn")
+        if own is not None and own["scale"].shape != x.shape[1:3]:
+            expected, actual = ("×".join(map(str, s)) for s in (own["scale"].shape, x.shape[1:3]))
+            raise ValueError(
+                f"SpatialNAM has one scale per pixel and was initialised for {expected} maps "
+                f"(H×W); got {actual}. Feed it {expected} maps, or initialise the model with "
+                f"inputs whose maps are {actual} here."
+            )
+
+
+class NAM(_NormalizationAttention):
+    """Normalization-based attention: channel attention, then spatial attention.
+
+    y = M_s(z) z,  z = M_c(x) x  (equations 2 and 3)
+
+    The children are `channel`, a ChannelNAM, and `spatial`, a SpatialNAM.
+
+    Attributes:
+      use_running_average: normalise with the running statistics instead of the batch's;
+        given either here or at the call.
+      momentum: decay of the running statistics, in [0, 1].
+      epsilon: added to the variance.
+      dtype: of the result (default: inferred from x and the parameters). The gates are
+        computed in float32 or wider.
+      param_dtype: of the parameters.
+      axis_name: mapped axis (or axes) of devices that share their batch statistics.
+      weight_gradient: let the gradient flow through W_γ and W_λ.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, nam_jax
+      >>> x = jnp.ones((2, 4, 4, 8))
+      >>> module = nam_jax.NAM()
+      >>> variables = module.init(jax.random.key(0), x, use_running_average=False)
+      >>> y, update = module.apply(
+      ...     variables, x, use_running_average=False, mutable="batch_stats"
+      ... )
+      >>> y.shape, sorted(variables["params"])
+      ((2, 4, 4, 8), ['channel', 'spatial'])
+
+    Source: https://arxiv.org/abs/2111.12419, section 3.
+    """
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        moments: Moments | None = None,
+    ) -> jax.Array:
+        """Gates x.
+
+        Args:
+          x: (N, H, W, C).
+          use_running_average: see the attribute of this name.
+          moments: mean and variance of x per channel, for the channel part; see ChannelNAM.
+
+        Returns:
+          M_s M_c x, of the shape of x.
+
+        Raises:
+          ValueError: as SpatialNAM.
+        """
+        fields = self._shared_fields()
+        x = ChannelNAM(**fields, name="channel")(x, use_running_average, moments)
+        return SpatialNAM(**fields, name="spatial")(x, use_running_average)

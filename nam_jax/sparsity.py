@@ -1,0 +1,176 @@
+"""Equation 4: the sparsity penalty on NAM's scales, and its optax transformations.
+
+A NAM scale is every parameter whose path ends in `nam_bn/scale`, whatever owns it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+# A schedule takes the number of updates so far.
+ScalarOrSchedule = float | Callable[[jax.Array], jax.Array]
+
+
+class ScheduleState(NamedTuple):
+    """Number of updates so far, for strengths that are schedules of it."""
+
+    count: jax.Array
+
+
+def is_nam_scale(path: tuple[Any, ...]) -> bool:
+    """Whether a key path of `jax.tree_util` leads to a NAM scale."""
+    names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path[-2:]]
+    return names == ["nam_bn", "scale"]
+
+
+def map_nam_scales(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """Applies function to every NAM scale (and its partners in rest), leaving all else."""
+
+    def visit(path: tuple[Any, ...], leaf: Any, *partners: Any) -> Any:
+        return function(leaf, *partners) if is_nam_scale(path) else leaf
+
+    return jax.tree_util.tree_map_with_path(visit, tree, *rest)
+
+
+def nam_scales(params: optax.Params) -> list[jax.Array]:
+    """All NAM scales of a parameter tree, in the tree's order."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return [leaf for path, leaf in leaves if is_nam_scale(path)]
+
+
+def sparsity_penalty(params: optax.Params, strength: float | jax.Array) -> jax.Array:
+    """The penalty of equation 4: p (Σ|γ| + Σ|λ|) over all NAM scales.
+
+    Args:
+      params: the parameters of a model.
+      strength: p, at least 0.
+
+    Returns:
+      A scalar, at least float32; 0 where params hold no NAM scale.
+
+    Example:
+      >>> import jax.numpy as jnp, nam_jax
+      >>> params = {"attention": {"nam_bn": {"scale": jnp.array([1.0, -2.0])}}}
+      >>> print(nam_jax.sparsity_penalty(params, 0.1))
+      0.3
+
+    Source: https://arxiv.org/abs/2111.12419, equation 4; p = 1e-4 in the authors' code.
+    """
+    total = jnp.zeros((), jnp.float32)
+    for scale in nam_scales(params):
+        total += jnp.abs(scale.astype(jnp.promote_types(scale.dtype, jnp.float32))).sum()
+    return strength * total
+
+
+def add_sparsity_penalty(strength: ScalarOrSchedule) -> optax.GradientTransformation:
+    """Adds the penalty's gradient, p sign(scale), to the gradient of every NAM scale.
+
+    For the front of an optax chain, before weight decay and momentum, where it is the same
+    as differentiating the loss with the penalty added. Do not add it to the loss as well.
+
+    Args:
+      strength: p, at least 0, or a schedule of the number of updates.
+
+    Returns:
+      A transformation whose update needs params.
+
+    Raises:
+      ValueError: strength is negative; or, at init, it is not 0 and params hold no NAM scale.
+
+    Example:
+      >>> import jax.numpy as jnp, nam_jax, optax
+      >>> params = {"nam_bn": {"scale": jnp.array([2.0, -2.0])}}
+      >>> tx = optax.chain(nam_jax.add_sparsity_penalty(0.5), optax.sgd(1.0))
+      >>> grads = {"nam_bn": {"scale": jnp.zeros(2)}}
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> print(updates["nam_bn"]["scale"])
+      [-0.5  0.5]
+
+    Source: https://arxiv.org/abs/2111.12419, equation 4.
+    """
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        if params is None:
+            raise ValueError("add_sparsity_penalty needs the parameters: update(g, state, params).")
+        p = _value(strength, state.count)
+        updates = map_nam_scales(
+            lambda g, scale: g + (p * jnp.sign(scale)).astype(g.dtype), updates, params
+        )
+        return updates, ScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(_checked_init(strength), update)
+
+
+def proximal_sparsity(
+    strength: ScalarOrSchedule, learning_rate: ScalarOrSchedule
+) -> optax.GradientTransformation:
+    """Moves every NAM scale by the proximal step of the penalty: a soft threshold.
+
+    scale ← sign(v) max(|v| − p η, 0),  v = scale + update
+
+    For the end of an optax chain, after the learning rate. It reaches exact zeros, which
+    the sign update only ever steps across. With detached weights (`weight_gradient=False`,
+    the default) a scale that is zero stays zero: its weight W is 0, and so is its gradient.
+
+    Args:
+      strength: p, at least 0, or a schedule of the number of updates.
+      learning_rate: η of the chain before, or its schedule.
+
+    Returns:
+      A transformation whose update needs params.
+
+    Raises:
+      ValueError: strength is negative; or, at init, it is not 0 and params hold no NAM scale.
+
+    Example:
+      >>> import jax.numpy as jnp, nam_jax, optax
+      >>> params = {"nam_bn": {"scale": jnp.array([2.0, 0.1])}}
+      >>> tx = optax.chain(optax.sgd(1.0), nam_jax.proximal_sparsity(0.5, 1.0))
+      >>> grads = {"nam_bn": {"scale": jnp.zeros(2)}}
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> print(optax.apply_updates(params, updates)["nam_bn"]["scale"])
+      [1.5 0. ]
+
+    Source: https://arxiv.org/abs/2111.12419, equation 4; N. Parikh and S. Boyd, Proximal
+    Algorithms, 2014, section 6.5.2.
+    """
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        if params is None:
+            raise ValueError("proximal_sparsity needs the parameters: update(g, state, params).")
+        threshold = _value(strength, state.count) * _value(learning_rate, state.count)
+
+        def soft_threshold(u: jax.Array, scale: jax.Array) -> jax.Array:
+            v = scale + u
+            return jnp.sign(v) * jnp.maximum(jnp.abs(v) - threshold, 0).astype(v.dtype) - scale
+
+        updates = map_nam_scales(soft_threshold, updates, params)
+        return updates, ScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(_checked_init(strength), update)
+
+
+def _value(scalar_or_schedule: ScalarOrSchedule, count: jax.Array) -> Any:
+    return scalar_or_schedule(count) if callable(scalar_or_schedule) else scalar_or_schedule
+
+
+def _checked_init(strength: ScalarOrSchedule) -> Callable[[optax.Params], ScheduleState]:
+    if not callable(strength) and not strength >= 0:
+        raise ValueError(f"The sparsity strength must be at least 0; got {strength}.")
+
+    def init(params: optax.Params) -> ScheduleState:
+        if (callable(strength) or strength > 0) and not nam_scales(params):
+            raise ValueError(
+                "The sparsity penalty would do nothing: no parameter path ends in "
+                "nam_bn/scale. Use a model with NAM attention, or set the strength to 0."
+            )
+        return ScheduleState(jnp.zeros((), jnp.int32))
+
+    return init
