@@ -15,9 +15,9 @@ ScalarOrSchedule = float | Callable[[jax.Array], jax.Array]
 
 
 class ScheduleState(NamedTuple):
-    """Number of updates so far, for strengths that are schedules of it."""
+    """The number of updates so far, for a strength that is a schedule of it."""
 
-    count: jax.Array
+    step: jax.Array
 
 
 def is_nam_scale(path: tuple[Any, ...]) -> bool:
@@ -97,11 +97,11 @@ def add_sparsity_penalty(strength: ScalarOrSchedule) -> optax.GradientTransforma
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError("add_sparsity_penalty needs the parameters: update(g, state, params).")
-        p = _value(strength, state.count)
+        p = _value(strength, state.step)
         updates = map_nam_scales(
             lambda g, scale: g + (p * jnp.sign(scale)).astype(g.dtype), updates, params
         )
-        return updates, ScheduleState(optax.safe_increment(state.count))
+        return updates, ScheduleState(optax.safe_increment(state.step))
 
     return optax.GradientTransformation(_checked_init(strength), update)
 
@@ -145,14 +145,14 @@ def proximal_sparsity(
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError("proximal_sparsity needs the parameters: update(g, state, params).")
-        threshold = _value(strength, state.count) * _value(learning_rate, state.count)
+        threshold = _value(strength, state.step) * _value(learning_rate, state.step)
 
         def soft_threshold(u: jax.Array, scale: jax.Array) -> jax.Array:
             v = scale + u
             return jnp.sign(v) * jnp.maximum(jnp.abs(v) - threshold, 0).astype(v.dtype) - scale
 
         updates = map_nam_scales(soft_threshold, updates, params)
-        return updates, ScheduleState(optax.safe_increment(state.count))
+        return updates, ScheduleState(optax.safe_increment(state.step))
 
     return optax.GradientTransformation(_checked_init(strength), update)
 

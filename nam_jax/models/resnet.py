@@ -47,12 +47,13 @@ class _Block(nn.Module):
 
 
 class BasicBlock(_Block):
-    """Two 3×3 convolutions and a shortcut: (N, H, W, C) → (N, H/s, W/s, features)."""
+    """Two 3×3 convolutions, the first one strided, and a shortcut."""
 
     expansion = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, C) to (N, H/strides, W/strides, features)."""
         y = self._conv(self.features, 3, self.strides, name="conv1")(x)
         y = nn.relu(BatchNorm(**self.options, name="bn1")(y))
         y = self._conv(self.features, 3, name="conv2")(y)
@@ -61,12 +62,13 @@ class BasicBlock(_Block):
 
 
 class Bottleneck(_Block):
-    """1×1, 3×3 (strided) and 1×1 convolution: (N, H, W, C) → (N, H/s, W/s, 4 features)."""
+    """A 1×1, a strided 3×3 and a 1×1 convolution, and a shortcut."""
 
     expansion = 4
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, C) to (N, H/strides, W/strides, 4 features)."""
         y = self._conv(self.features, 1, name="conv1")(x)
         y = nn.relu(BatchNorm(**self.options, name="bn1")(y))
         y = self._conv(self.features, 3, self.strides, name="conv2")(y)
