@@ -1,0 +1,97 @@
+"""Checkpoints through Orbax: asynchronous, the latest ones and the best.
+
+Layout: `<directory>/<step>/state` holds the train state, `progress` the time that it took,
+and `metrics`, where the step was evaluated, the result.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+State = TypeVar("State")
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    A context manager: leaving it waits until the last checkpoint is on disk.
+    """
+
+    def __init__(self, directory: Path, keep: int):
+        """Opens the directory, creating it if need be.
+
+        Args:
+          directory: of all the checkpoints of a run.
+          keep: how many of the latest to keep, at least 2; the best is kept as well.
+        """
+        best = checkpoint_managers.BestN(
+            get_metric_fn=lambda metrics: metrics["top1_error"],
+            reverse=True,
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        options = ocp.CheckpointManagerOptions(
+            # Not max_to_keep with best_fn: that would delete the latest when it is not the best.
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                [checkpoint_managers.LatestN(keep), best]
+            ),
+            cleanup_tmp_directories=True,
+        )
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """The step of the latest checkpoint, None without any."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The step of the evaluation with the lowest top-1 error, the later one of equals."""
+        evaluated = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
+        errors = [(m["top1_error"], -step) for step, m in evaluated.items() if m]
+        return -min(errors)[1] if errors else None
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        progress: Mapping[str, float],
+        evaluation: Mapping[str, float] | None,
+    ) -> None:
+        """Starts to write a checkpoint; the state may be donated as soon as this returns.
+
+        Args:
+          step: of the state.
+          state: a tree of arrays.
+          progress: any figures to be restored beside it.
+          evaluation: the result at this step, with `top1_error`; None without one.
+        """
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(dict(progress))
+        )
+        self._manager.save(step, args=args, metrics=evaluation)
+
+    def restore(self, step: int, like: State) -> tuple[State, dict[str, float]]:
+        """Reads a checkpoint.
+
+        Args:
+          step: of the checkpoint.
+          like: a state of the same structure, shapes, dtypes and shardings.
+
+        Returns:
+          The state and the progress, as saved.
+        """
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like)),
+            progress=ocp.args.JsonRestore(),
+        )
+        restored = self._manager.restore(step, args=args)
+        return restored["state"], restored["progress"]

@@ -1,0 +1,95 @@
+"""What all commands share: flags, help, and errors in one line with an exit code."""
+
+import difflib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from train.config import FIELDS, ConfigError, validate
+
+DONE, FAILED, WRONG_USAGE = 0, 1, 2
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is written.")
+
+
+class RunError(RuntimeError):
+    """The run cannot go on; the message says why and what to do."""
+
+
+def run(main: Callable[[], None], usage: str) -> None:
+    """Parses the command line, runs main, and exits.
+
+    Args:
+      main: the command; raises ConfigError or RunError for what a user can mend.
+      usage: what --help prints.
+    """
+
+    def guarded(_: Sequence[str]) -> None:
+        try:
+            main()
+        except ConfigError as error:
+            _exit(WRONG_USAGE, error)
+        except RunError as error:
+            _exit(FAILED, error)
+
+    app.run(guarded, flags_parser=lambda argv: _parse(argv, usage))
+
+
+def workdir() -> Path:
+    """The directory of the run: --workdir, or runs/<config name>."""
+    if WORKDIR.value is not None:
+        return Path(WORKDIR.value)
+    config_file = config_flags.get_config_filename(flags.FLAGS["config"])
+    return Path("runs") / Path(config_file).stem
+
+
+def _parse(argv: Sequence[str], usage: str) -> list[str]:
+    if not {"-h", "--help", "-help"}.isdisjoint(argv):
+        print(usage.strip())
+        sys.exit(DONE)
+    logging.set_verbosity(logging.WARNING)
+    try:
+        _check_names(argv)
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise ConfigError(f"unknown argument {rest[1]!r}; --help lists the options.")
+        if CONFIG.value is None:
+            raise ConfigError("--config is missing; configs/ holds examples.")
+        validate(CONFIG.value)
+    except ConfigError as error:
+        _exit(WRONG_USAGE, error)
+    # A config file is code: anything may come out of it.
+    except Exception as error:
+        _exit(WRONG_USAGE, _explain(error))
+    return rest
+
+
+def _check_names(argv: Sequence[str]) -> None:
+    """Refuses overrides of fields that do not exist, and says which name may be meant."""
+    for argument in argv[1:]:
+        match = re.match(r"--?config\.([^=]*)", argument)
+        if match and match[1] not in FIELDS and f"{match[1]}." not in "".join(FIELDS):
+            near = difflib.get_close_matches(match[1], FIELDS, n=1, cutoff=0.5)
+            hint = f"; did you mean config.{near[0]}?" if near else "; train/config.py lists them."
+            raise ConfigError(f"config.{match[1]}: there is no such field{hint}")
+
+
+def _explain(error: Exception) -> str:
+    message = str(error).strip()
+    match = re.match(r"flag --config\.([\w.]+)=(.*?):", message)
+    if match and match[1] in FIELDS:
+        return f"config.{match[1]}: got {match[2]!r}; allowed: {FIELDS[match[1]].allowed}."
+    lines = message.splitlines() or [type(error).__name__]
+    # A config file that fails brings its whole traceback along; its last line says why.
+    line = lines[-1] if "Traceback" in message else " ".join(lines)
+    return line if len(line) <= 250 else line[:250] + "…"
+
+
+def _exit(code: int, error: object) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,171 @@
+"""The config of a run: every field with its default, what is allowed, and what it means."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from nam_jax import models
+from nam_jax.attention import NAMES as ATTENTIONS
+from nam_jax.models.resnet import STEMS
+
+
+class ConfigError(ValueError):
+    """The config or the command line is wrong; the message is one line that says how."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One field: its default (whose type is the field's), its meaning, what is allowed."""
+
+    default: Any
+    doc: str
+    allowed: str
+    test: Callable[[Any], bool] = lambda value: True
+
+
+def _choice(default: str, names: tuple[str, ...], doc: str) -> Field:
+    return Field(default, doc, f"one of {', '.join(names)}", lambda v: v in names)
+
+
+def _at_least(default: float, low: float, doc: str) -> Field:
+    return Field(default, doc, f"at least {low}", lambda v: v >= low)
+
+
+def _above_zero(default: float, doc: str) -> Field:
+    return Field(default, doc, "above 0", lambda v: v > 0)
+
+
+def _fraction(default: float, doc: str) -> Field:
+    return Field(default, doc, "at least 0 and below 1", lambda v: 0 <= v < 1)
+
+
+def _switch(default: bool, doc: str) -> Field:
+    return Field(default, doc, "True or False")
+
+
+def _text(default: str, doc: str) -> Field:
+    return Field(default, doc, "a text that is not empty", bool)
+
+
+def _numbers(default: tuple[float, ...], doc: str, allowed: str, test: Callable) -> Field:
+    return Field(default, doc, f"numbers, {allowed}", lambda v: len(v) > 0 and all(map(test, v)))
+
+
+FIELDS: dict[str, Field] = {
+    "seed": Field(
+        0,
+        "of initialisation, data order and augmentation",
+        "0 to 2³² − 1",
+        lambda v: 0 <= v < 2**32,
+    ),
+    "batch_size": _at_least(128, 1, "images of a step, over all devices"),
+    "epochs": _at_least(200, 1, "passes over the training split"),
+    "steps": _at_least(0, 0, "updates; 0: as many as the epochs have"),
+    "eval_every_epochs": _at_least(1, 1, "epochs between evaluations"),
+    "log_every_steps": _at_least(50, 1, "steps between log lines and rows of metrics.jsonl"),
+    "label_smoothing": _fraction(0.0, "share of every label that is spread over all classes"),
+    "model.name": _choice("resnet50", models.NAMES, "the network"),
+    "model.attention": _choice("nam_channel", ATTENTIONS, "the attention of every block"),
+    "model.stem": _choice("imagenet", STEMS, "the first layers: 7×7 and max-pool, or 3×3"),
+    "model.dtype": _choice(
+        "float32", ("float32", "bfloat16"), "of the computation; parameters are float32"
+    ),
+    "model.sync_bn_devices": Field(
+        1,
+        "devices that share batch statistics; 1: each its own, n: groups of n, -1: all",
+        "-1 or at least 1",
+        lambda v: v == -1 or v >= 1,
+    ),
+    "model.zero_init_last_scale": _switch(False, "start every residual branch at zero"),
+    "data.name": _text("cifar100", "`digits`, or a TFDS image classification dataset"),
+    "data.dir": _text("~/tensorflow_datasets", "where TFDS datasets lie"),
+    "data.train_split": _text("train", "split to train on"),
+    "data.eval_split": _text("test", "split to evaluate on"),
+    "data.loader": _choice("resident", ("resident",), "resident: the images lie on each device"),
+    "data.resident_limit_gb": _above_zero(4.0, "gigabytes that a split may take on a device"),
+    "data.image_size": _at_least(0, 0, "height and width in pixels; 0: the dataset's own"),
+    "data.mean": _numbers(
+        (0.5,), "of each channel, of pixels in 0…1", "each from 0 to 1", lambda x: 0 <= x <= 1
+    ),
+    "data.std": _numbers(
+        (0.25,), "of each channel, of pixels in 0…1", "each above 0", lambda x: x > 0
+    ),
+    "data.crop_padding": _at_least(4, 0, "zero pixels on each side before a random crop"),
+    "data.flip": _switch(True, "mirror images at random"),
+    "optimizer.learning_rate": _above_zero(0.1, "the highest of the schedule"),
+    "optimizer.milestones": Field(
+        (0.3, 0.6, 0.8),
+        "where the learning rate drops, as fractions of the run",
+        "numbers, increasing, each above 0 and below 1",
+        lambda v: list(v) == sorted(set(v)) and all(0 < x < 1 for x in v),
+    ),
+    "optimizer.decay_factor": _above_zero(0.2, "of the learning rate at each milestone"),
+    "optimizer.momentum": _fraction(0.9, "decay of the summed gradients"),
+    "optimizer.weight_decay": _at_least(5e-4, 0, "added to the gradients, times the parameters"),
+    "optimizer.sparsity": _at_least(0.0, 0, "p of the penalty on NAM's scales"),
+    "checkpoint.every_steps": _at_least(0, 0, "steps between checkpoints; 0: one epoch's"),
+    "checkpoint.keep": _at_least(2, 2, "latest checkpoints to keep"),
+}
+
+
+def default_config() -> ConfigDict:
+    """All fields at their defaults; a config file changes what differs."""
+    config = ConfigDict()
+    for name, field in FIELDS.items():
+        group, _, leaf = name.rpartition(".")
+        if group and group not in config:
+            config[group] = ConfigDict()
+        (config[group] if group else config)[leaf] = field.default
+    return config.lock()
+
+
+def flatten(config: ConfigDict) -> Iterator[tuple[str, Any]]:
+    """Yields the dotted name and the value of every field."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from ((f"{name}.{leaf}", inner) for leaf, inner in flatten(value))
+        else:
+            yield name, value
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every field by itself and those that depend on one another.
+
+    Raises:
+      ConfigError: naming the field, what it got and what is allowed.
+    """
+    values = dict(flatten(config))
+    for name in values.keys() - FIELDS.keys():
+        raise ConfigError(f"config.{name}: there is no such field; see train/config.py.")
+    for name, field in FIELDS.items():
+        if name not in values:
+            raise ConfigError(f"config.{name}: missing; start from default_config().")
+        _check(name, field, values[name])
+    if config.optimizer.sparsity > 0 and not config.model.attention.startswith("nam"):
+        raise ConfigError(
+            f"config.optimizer.sparsity: {config.optimizer.sparsity} with the attention "
+            f"{config.model.attention!r}, which has no NAM scales; set it to 0."
+        )
+
+
+def _check(name: str, field: Field, value: Any) -> None:
+    kind = type(field.default)
+    is_tuple = kind is tuple and isinstance(value, (tuple, list))
+    numbers = value if is_tuple else [value]
+    wanted = float if kind is tuple else kind
+    if (kind is tuple) != is_tuple or not all(_is_a(wanted, v) for v in numbers):
+        raise ConfigError(
+            f"config.{name}: got {value!r}; allowed: {field.allowed} ({kind.__name__})."
+        )
+    if not field.test(value):
+        raise ConfigError(f"config.{name}: got {value!r}; allowed: {field.allowed}.")
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    if kind is float:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return is_number and math.isfinite(value)
+    return type(value) is kind

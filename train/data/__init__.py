@@ -1,0 +1,1 @@
+"""Datasets, and what happens to images between the disk and the model."""

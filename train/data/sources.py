@@ -1,0 +1,153 @@
+"""Where images come from: scikit-learn's digits, or TFDS datasets stored as ArrayRecord.
+
+TFDS reads ArrayRecord files without TensorFlow.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from ml_collections import ConfigDict
+
+from train.config import ConfigError
+
+Arrays = tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split of a dataset.
+
+    Attributes:
+      name: of the split, such as `train`.
+      num_examples: its size.
+      num_classes: labels are 0 … num_classes − 1.
+      image_shape: (H, W, channels) of the images as they are loaded.
+      load: reads all of it: images (n, H, W, channels) uint8, labels (n,) int32.
+    """
+
+    name: str
+    num_examples: int
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    load: Callable[[], Arrays]
+
+
+def open_split(config: ConfigDict, name: str) -> Split:
+    """Opens a split of the dataset `config.name`; reads its metadata, no images.
+
+    Args:
+      config: the `data` part of a run's config.
+      name: of the split.
+
+    Raises:
+      ConfigError: the dataset or the split is not there or cannot be used.
+    """
+    return _open_digits(config, name) if config.name == "digits" else _open_tfds(config, name)
+
+
+def _open_digits(config: ConfigDict, name: str) -> Split:
+    from sklearn.datasets import load_digits
+
+    if name not in ("train", "test"):
+        raise ConfigError(f"config.data: digits has the splits train and test; got {name!r}.")
+    digits = load_digits()
+    images = np.rint(digits.images[..., None] * (255 / 16)).astype(np.uint8)
+    # The digits come grouped by writer; every fifth one is a test image.
+    chosen = (np.arange(len(images)) % 5 == 4) == (name == "test")
+    images, labels = images[chosen], digits.target[chosen].astype(np.int32)
+    shape = _loaded_shape(config, (8, 8, 1))
+    return Split(name, len(images), 10, shape, lambda: (_resize_all(images, shape), labels))
+
+
+def _open_tfds(config: ConfigDict, name: str) -> Split:
+    builder = _find_builder(config)
+    image_key, label_key = _feature_keys(builder, config.name)
+    features = builder.info.features
+    try:
+        num_examples = builder.info.splits[name].num_examples
+    except ValueError as error:
+        names = ", ".join(builder.info.splits)
+        raise ConfigError(
+            f"config.data: {config.name} has no split {name!r}; it has {names}."
+        ) from error
+    shape = _loaded_shape(config, features[image_key].shape)
+
+    def load() -> Arrays:
+        records = builder.as_data_source(name)
+        images = np.empty((num_examples, *shape), np.uint8)
+        labels = np.empty(num_examples, np.int32)
+        for i, record in enumerate(records):
+            images[i] = _resize(record[image_key], shape)
+            labels[i] = record[label_key]
+        return images, labels
+
+    return Split(name, num_examples, features[label_key].num_classes, shape, load)
+
+
+def _find_builder(config: ConfigDict) -> Any:
+    from tensorflow_datasets.core.read_only_builder import builder_from_files
+    from tensorflow_datasets.core.registered import DatasetNotFoundError
+
+    directory = Path(config.dir).expanduser()
+    try:
+        builder = builder_from_files(config.name, data_dir=directory)
+    except DatasetNotFoundError as error:
+        raise ConfigError(
+            f"config.data: no dataset {config.name!r} in {directory}; prepare it with: pip install "
+            f"'.[prepare]' && tfds build {config.name} --file_format=array_record "
+            f"--data_dir={directory}"
+        ) from error
+    file_format = builder.info.file_format.value
+    if file_format != "array_record":
+        raise ConfigError(
+            f"config.data: {builder.data_path} is stored as {file_format}, which needs TensorFlow "
+            f"to read; convert it with: pip install '.[prepare]' && tfds convert_format "
+            f"--dataset_dir={builder.data_path} --out_file_format=array_record"
+        )
+    return builder
+
+
+def _feature_keys(builder: Any, name: str) -> tuple[str, str]:
+    keys = builder.info.supervised_keys
+    features = builder.info.features
+    if keys is None or len(keys) != 2 or not hasattr(features[keys[1]], "num_classes"):
+        raise ConfigError(
+            f"config.data.name: {name} is no image classification dataset; its features are "
+            f"{', '.join(features)}."
+        )
+    return keys
+
+
+def _loaded_shape(config: ConfigDict, shape: tuple[int | None, ...]) -> tuple[int, int, int]:
+    height, width, channels = shape
+    if config.image_size:
+        height = width = config.image_size
+    if height is None or width is None or channels is None:
+        raise ConfigError(
+            f"config.data.image_size: the images of {config.name} have no common size "
+            f"(shape {shape}); set the one that they are resized to."
+        )
+    return height, width, channels
+
+
+def _resize_all(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    return np.stack([_resize(image, shape) for image in images])
+
+
+def _resize(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Scales the image to cover the shape, and cuts out its centre."""
+    if image.shape == shape:
+        return image
+    height, width, channels = shape
+    scale = max(height / image.shape[0], width / image.shape[1])
+    rows = max(height, round(image.shape[0] * scale))
+    columns = max(width, round(image.shape[1] * scale))
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    image = cv2.resize(image, (columns, rows), interpolation=interpolation)
+    image = image.reshape(rows, columns, channels)
+    top, left = (rows - height) // 2, (columns - width) // 2
+    return image[top : top + height, left : left + width]

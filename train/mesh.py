@@ -1,0 +1,82 @@
+"""Devices: the mesh, where arrays lie on it, and functions that run on its shards."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from train.config import ConfigError
+
+# A batch is split over both axes. Devices along "group" share their batch statistics.
+AXES = ("replica", "group")
+
+
+def create(
+    batch_size: int, sync_bn_devices: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Arranges devices as replica groups × devices of a group.
+
+    Args:
+      batch_size: of a step, over all devices.
+      sync_bn_devices: devices of a group; -1: all.
+      devices: default: all there are.
+
+    Raises:
+      ConfigError: the batch or the groups do not divide over the devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    if batch_size % count:
+        lower, upper = batch_size // count * count, -(-batch_size // count) * count
+        nearest = f"{lower} or {upper}" if lower else str(upper)
+        raise ConfigError(
+            f"config.batch_size: {batch_size} images do not divide over {count} devices; "
+            f"the nearest sizes that do: {nearest}."
+        )
+    group = count if sync_bn_devices == -1 else sync_bn_devices
+    if count % group:
+        raise ConfigError(
+            f"config.model.sync_bn_devices: {count} devices do not divide into groups of {group}; "
+            "use a divisor, or -1 for all."
+        )
+    shape = (count // group, group)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
+
+
+def norm_axis(mesh: Mesh) -> str | None:
+    """The axis name for BatchNorm: None where every device has its own statistics."""
+    return "group" if mesh.shape["group"] > 1 else None
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of arrays that every device holds whole."""
+    return NamedSharding(mesh, P())
+
+
+def mean(tree: Any) -> Any:
+    """Averages over all devices, inside a sharded function."""
+    return jax.lax.pmean(tree, AXES)
+
+
+def total(tree: Any) -> Any:
+    """Sums over all devices, inside a sharded function."""
+    return jax.lax.psum(tree, AXES)
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> jax.Array:
+    """The rows of the global batch that are this device's, inside a sharded function."""
+    per_device = batch_size // mesh.size
+    return jax.lax.axis_index(AXES) * per_device + jnp.arange(per_device)
+
+
+def jit_replicated(function: Callable[..., Any], mesh: Mesh, donate_argnums: Any = ()) -> Any:
+    """Compiles a function that every device runs on whole arguments and its own rows.
+
+    What it returns must be equal on all devices: sum or average it over them.
+    """
+    # With check_vma=True, averaging gradients that shard_map already summed would scale them.
+    sharded = jax.shard_map(function, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+    return jax.jit(sharded, donate_argnums=donate_argnums)

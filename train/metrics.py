@@ -1,0 +1,261 @@
+"""What a run tells of itself: rows of metrics.jsonl, TensorBoard events, log lines."""
+
+import collections
+import datetime
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from tensorboardX import SummaryWriter
+
+# Metrics are fetched this many steps late, so that the device has work while the host logs.
+LAG = 2
+
+Row = dict[str, Any]
+Metrics = Mapping[str, jax.Array]
+
+
+class Progress(NamedTuple):
+    """Seconds that a run has taken, over all restarts, without compilation.
+
+    Attributes:
+      wall_seconds: all of it.
+      train_seconds: without evaluations and checkpoints.
+    """
+
+    wall_seconds: float = 0.0
+    train_seconds: float = 0.0
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss of a step is NaN or infinite."""
+
+    def __init__(self, step: int, loss: float):
+        super().__init__(f"the loss of step {step} is {loss}")
+        self.step = step
+
+
+class RowFile:
+    """A file of one JSON object a line, whole lines only."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def rows(self) -> list[Row]:
+        """All rows; a torn last line is left out."""
+        if not self._path.exists():
+            return []
+        lines = self._path.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def truncate(self, step: int) -> None:
+        """Drops the rows after a step, atomically."""
+        kept = [row for row in self.rows() if row["step"] <= step]
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def append(self, row: Row) -> None:
+        """Adds a row and hands it to the operating system."""
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+class Stopwatch:
+    """Counts seconds, with pauses."""
+
+    def __init__(self, seconds: float = 0.0):
+        self._seconds = seconds
+        self._started: float | None = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        running = 0.0 if self._started is None else time.monotonic() - self._started
+        return self._seconds + running
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Does not count what happens inside."""
+        self._seconds, self._started = self.seconds, None
+        yield
+        self._started = time.monotonic()
+
+
+class Log:
+    """Turns the metrics of steps into rows of metrics.jsonl, events and log lines.
+
+    A row holds the values of its own step; only its speed figures cover all steps since
+    the row before. The loss of every step is checked, also of those without a row.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        progress: Progress,
+        *,
+        start_step: int,
+        total_steps: int,
+        steps_per_epoch: int,
+        batch_size: int,
+        log_every_steps: int,
+    ):
+        """Drops what an earlier process wrote after start_step, and goes on from there.
+
+        Args:
+          workdir: of the run.
+          progress: at start_step.
+          start_step: updates done so far.
+          total_steps: updates at the end of the run.
+          steps_per_epoch: updates of an epoch.
+          batch_size: images of an update.
+          log_every_steps: steps from row to row.
+        """
+        self._file = RowFile(workdir / "metrics.jsonl")
+        self._file.truncate(start_step)
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        self._display = Display(total_steps)
+        self._total_steps = total_steps
+        self._steps_per_epoch = steps_per_epoch
+        self._batch_size = batch_size
+        self._log_every_steps = log_every_steps
+        self._pending: collections.deque[tuple[int, Metrics]] = collections.deque()
+        self._wall = Stopwatch(progress.wall_seconds)
+        self._training = Stopwatch(progress.train_seconds)
+        self._waiting_seconds = 0.0
+        self._window_start = (start_step, self._training.seconds)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._display.close()
+        self._events.close()
+
+    @property
+    def progress(self) -> Progress:
+        """The time that the run has taken so far."""
+        return Progress(self._wall.seconds, self._training.seconds)
+
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Counts what happens inside as time without data."""
+        start = time.monotonic()
+        yield
+        self._waiting_seconds += time.monotonic() - start
+
+    def training_paused(self) -> AbstractContextManager[None]:
+        """Leaves what happens inside out of the training speed."""
+        return self._training.paused()
+
+    def train(self, step: int, metrics: Metrics) -> None:
+        """Takes the metrics of a training step, still on the device.
+
+        Raises:
+          NonFiniteLossError: by then known of this step or an earlier one.
+        """
+        self._pending.append((step, metrics))
+        if (step - LAG) % self._log_every_steps == 0:
+            self._fetch(step - LAG)
+
+    def flush(self, step: int) -> None:
+        """Fetches, checks and writes all up to a step.
+
+        Raises:
+          NonFiniteLossError: a step's loss is NaN or infinite.
+        """
+        self._fetch(step)
+
+    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes the row of an evaluation."""
+        self._write({**self._place(step, "eval"), **metrics})
+
+    def _fetch(self, last: int) -> None:
+        due = []
+        while self._pending and self._pending[0][0] <= last:
+            due.append(self._pending.popleft())
+        for (step, _), values in zip(due, jax.device_get([m for _, m in due]), strict=True):
+            metrics = {name: float(value) for name, value in values.items()}
+            if not math.isfinite(metrics["loss"]):
+                raise NonFiniteLossError(step, metrics["loss"])
+            if step % self._log_every_steps == 0 or step == self._total_steps:
+                self._write({**self._place(step, "train"), **metrics, **self._speed(last)})
+
+    def _place(self, step: int, split: str) -> Row:
+        return {"step": step, "epoch": round(step / self._steps_per_epoch, 4), "split": split}
+
+    def _speed(self, step: int) -> Row:
+        (start_step, start_seconds), seconds = self._window_start, self._training.seconds
+        elapsed = seconds - start_seconds
+        speed = {
+            "images_per_second": round((step - start_step) * self._batch_size / elapsed, 1),
+            "data_wait": round(self._waiting_seconds / elapsed, 4),
+        }
+        self._window_start, self._waiting_seconds = (step, seconds), 0.0
+        return speed
+
+    def _write(self, row: Row) -> None:
+        self._file.append(row)
+        for name, value in row.items():
+            if name not in ("step", "split"):
+                self._events.add_scalar(f"{row['split']}/{name}", value, row["step"])
+        self._display.show(row, self._wall.seconds)
+
+
+class Display:
+    """Log lines: the last training row as a live line on a terminal, each row a line elsewhere."""
+
+    def __init__(self, total_steps: int):
+        self._total_steps = total_steps
+        self._live = sys.stdout.isatty()
+
+    def show(self, row: Row, wall_seconds: float) -> None:
+        """Prints a row.
+
+        Args:
+          row: of metrics.jsonl.
+          wall_seconds: that the run has taken up to it.
+        """
+        left = wall_seconds / row["step"] * (self._total_steps - row["step"])
+        parts = [
+            f"{row['split']:5}",
+            f"step {row['step']}/{self._total_steps}",
+            f"epoch {row['epoch']:.2f}",
+            f"loss {row['loss']:.4f}",
+            f"error {row['top1_error']:.2f} %",
+        ]
+        if row["split"] == "train":
+            parts.append(f"{row['images_per_second']:,.0f} images/s")
+            parts.append(f"{datetime.timedelta(seconds=round(left))} left")
+        line = "  ".join(parts)
+        if not self._live:
+            print(line, flush=True)
+        elif row["split"] == "train":
+            print(f"\r\x1b[K{line}", end="", flush=True)
+        else:
+            print(f"\r\x1b[K{line}", flush=True)
+
+    def close(self) -> None:
+        """Leaves the live line where it is."""
+        if self._live:
+            print(flush=True)

@@ -1,0 +1,230 @@
+"""The maths of a training and an evaluation step: pure functions, without I/O."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from nam_jax import sparsity_penalty
+from train import mesh as mesh_lib
+from train.data import augment, resident
+
+Metrics = Mapping[str, jax.Array]
+
+
+class TrainState(struct.PyTreeNode):
+    """All that a run has to remember.
+
+    Attributes:
+      step: number of updates so far, a scalar.
+      params: of the model.
+      batch_stats: running statistics of the model's BatchNorms.
+      opt_state: of the optax chain.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+
+
+def init_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    image_shape: tuple[int, int, int],
+) -> TrainState:
+    """A fresh state.
+
+    Args:
+      model: takes images (N, H, W, C) and `train`.
+      tx: the optax chain.
+      key: random key of the initialisation.
+      image_shape: (H, W, C).
+    """
+    variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=tx.init(params),
+    )
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+    """Cross-entropy of every example, against labels smoothed towards the uniform one.
+
+    Args:
+      logits: (N, classes).
+      labels: (N,) integers.
+      smoothing: share of every label that is spread over all classes, in [0, 1).
+
+    Returns:
+      (N,) in the dtype of logits.
+    """
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def is_wrong(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+    """Whether the label is not among the k largest logits.
+
+    Ties and NaN count against the label, so that a collapsed network is no perfect one.
+
+    Args:
+      logits: (N, classes).
+      labels: (N,) integers.
+      k: at least 1.
+
+    Returns:
+      (N,) bool.
+    """
+    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    not_below = jnp.logical_not(logits < own)
+    return not_below.sum(-1) > k
+
+
+def train_step(
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    config: ConfigDict,
+) -> tuple[TrainState, Metrics]:
+    """One update, on the rows of the batch that one device has, inside a sharded function.
+
+    Gradients, running statistics and metrics are averaged over the devices. The penalty
+    reaches the gradients through the optax chain alone, and is reported in the loss.
+
+    Args:
+      state: before the update.
+      images: (n, H, W, C), normalised.
+      labels: (n,) integers.
+      model: takes images and `train`.
+      tx: the optax chain.
+      config: of the run.
+
+    Returns:
+      The state after the update, and the metrics of the batch before it.
+    """
+
+    def loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        output = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        logits, updates = cast(tuple[jax.Array, Any], output)
+        loss = cross_entropy(logits, labels, config.label_smoothing).mean()
+        return loss, (logits, updates["batch_stats"])
+
+    (loss_value, (logits, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(
+        state.params
+    )
+    errors = {f"top{k}_error": 100 * is_wrong(logits, labels, k).mean() for k in (1, 5)}
+    grads, batch_stats, metrics = mesh_lib.mean(
+        (grads, batch_stats, {"cross_entropy": loss_value, **errors})
+    )
+    penalty = sparsity_penalty(state.params, config.optimizer.sparsity)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    state = state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+    )
+    return state, {"loss": metrics["cross_entropy"] + penalty, "penalty": penalty, **metrics}
+
+
+def eval_step(
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    mask: jax.Array,
+    *,
+    model: nn.Module,
+) -> Metrics:
+    """Sums over the rows of a batch that count, inside a sharded function.
+
+    Args:
+      state: whose parameters and running statistics are used.
+      images: (n, H, W, C), normalised.
+      labels: (n,) integers.
+      mask: (n,) bool, False for rows that do not count.
+      model: takes images and `train`.
+
+    Returns:
+      `cross_entropy`, `top1_wrong`, `top5_wrong` and `count`, summed over all devices.
+    """
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits = cast(jax.Array, model.apply(variables, images, train=False))
+    losses = jnp.where(mask, cross_entropy(logits, labels), 0)
+    wrong = {f"top{k}_wrong": (is_wrong(logits, labels, k) & mask).sum() for k in (1, 5)}
+    return mesh_lib.total({"cross_entropy": losses.sum(), "count": mask.sum(), **wrong})
+
+
+def build_train_step(
+    model: nn.Module,
+    config: ConfigDict,
+    mesh: Mesh,
+    tx: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
+    steps_per_epoch: int,
+) -> Any:
+    """Compiles the training step on a resident split: batch, augmentation, update.
+
+    Args:
+      model: takes images and `train`.
+      config: of the run.
+      mesh: of the run.
+      tx: the optax chain.
+      learning_rate: the schedule in the chain, for the metrics.
+      steps_per_epoch: batches of a pass over the split.
+
+    Returns:
+      A jitted function of (state, split) that gives (state, metrics) and donates the state.
+    """
+    key = streams(config.seed)["augment"]
+
+    def step(state: TrainState, split: resident.ResidentSplit) -> tuple[TrainState, Metrics]:
+        rows = mesh_lib.local_rows(mesh, config.batch_size)
+        batch = resident.take(split, state.step % steps_per_epoch, config.batch_size, rows)
+        keys = augment.row_keys(key, state.step, rows)
+        images = augment.train_images(keys, batch.images, config.data, config.model.dtype)
+        new_state, metrics = train_step(
+            state, images, batch.labels, model=model, tx=tx, config=config
+        )
+        return new_state, {**metrics, "learning_rate": learning_rate(state.step)}
+
+    return mesh_lib.jit_replicated(step, mesh, donate_argnums=0)
+
+
+def build_eval_step(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Any:
+    """Compiles the evaluation of one batch of a resident split.
+
+    Returns:
+      A jitted function of (state, split, index of the batch) that gives the sums of
+      `eval_step`.
+    """
+
+    def step(state: TrainState, split: resident.ResidentSplit, index: jax.Array) -> Metrics:
+        rows = mesh_lib.local_rows(mesh, config.batch_size)
+        batch = resident.take(split, index, config.batch_size, rows)
+        images = augment.normalize(
+            batch.images, config.data.mean, config.data.std, config.model.dtype
+        )
+        return eval_step(state, images, batch.labels, batch.mask, model=model)
+
+    return mesh_lib.jit_replicated(step, mesh)
+
+
+def streams(seed: int) -> dict[str, jax.Array]:
+    """The independent random keys of a run."""
+    names = ("init", "order", "augment")
+    return dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
