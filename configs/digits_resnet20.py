@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.model.attention = "nam"
     config.model.stem = "cifar"
     config.data.name = "digits"
-    config.data.mean = (0.305,)
+    config.data.mean = (0.306,)
     config.data.std = (0.376,)
     config.data.crop_padding = 1
     config.data.flip = False

@@ -4,15 +4,27 @@ Layout: `<directory>/<step>/state` holds the train state, `progress` the time th
 and `metrics`, where the step was evaluated, the result.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 State = TypeVar("State")
+
+
+def state_sha256(state: Any) -> str:
+    """A digest of the paths, dtypes, shapes and bytes of all arrays of a tree, in its order."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 class Checkpoints:
@@ -28,14 +40,17 @@ class Checkpoints:
           directory: of all the checkpoints of a run.
           keep: how many of the latest to keep, at least 2; the best is kept as well.
         """
+
+        def error(metrics: Mapping[str, float]) -> float:
+            return metrics["top1_error"]
+
         best = checkpoint_managers.BestN(
-            get_metric_fn=lambda metrics: metrics["top1_error"],
-            reverse=True,
-            n=1,
-            keep_checkpoints_without_metrics=False,
+            get_metric_fn=error, reverse=True, n=1, keep_checkpoints_without_metrics=False
         )
         options = ocp.CheckpointManagerOptions(
-            # Not max_to_keep with best_fn: that would delete the latest when it is not the best.
+            best_fn=error,
+            best_mode="min",
+            # Not max_to_keep: with best_fn it would delete the latest when it is not the best.
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                 [checkpoint_managers.LatestN(keep), best]
             ),
@@ -55,9 +70,7 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step of the evaluation with the lowest top-1 error, the later one of equals."""
-        evaluated = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
-        errors = [(m["top1_error"], -step) for step, m in evaluated.items() if m]
-        return -min(errors)[1] if errors else None
+        return self._manager.best_step()
 
     def save(
         self,
@@ -78,6 +91,14 @@ class Checkpoints:
             state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(dict(progress))
         )
         self._manager.save(step, args=args, metrics=evaluation)
+
+    def wait(self) -> None:
+        """Waits until the last checkpoint is on disk.
+
+        Raises:
+          Exception: what made writing it fail.
+        """
+        self._manager.wait_until_finished()
 
     def restore(self, step: int, like: State) -> tuple[State, dict[str, float]]:
         """Reads a checkpoint.

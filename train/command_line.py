@@ -9,16 +9,13 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from train.config import FIELDS, ConfigError, validate
+from train.config import FIELDS, validate
+from train.errors import ConfigError, RunError
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is written.")
-
-
-class RunError(RuntimeError):
-    """The run cannot go on; the message says why and what to do."""
 
 
 def run(main: Callable[[], None], usage: str) -> None:
@@ -52,7 +49,8 @@ def _parse(argv: Sequence[str], usage: str) -> list[str]:
     if not {"-h", "--help", "-help"}.isdisjoint(argv):
         print(usage.strip())
         sys.exit(DONE)
-    logging.set_verbosity(logging.WARNING)
+    # Orbax warns of every checkpoint that has no evaluation.
+    logging.set_verbosity(logging.ERROR)
     try:
         _check_names(argv)
         rest = flags.FLAGS(argv)

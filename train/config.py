@@ -10,15 +10,19 @@ from ml_collections import ConfigDict
 from nam_jax import models
 from nam_jax.attention import NAMES as ATTENTIONS
 from nam_jax.models.resnet import STEMS
-
-
-class ConfigError(ValueError):
-    """The config or the command line is wrong; the message is one line that says how."""
+from train.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One field: its default (whose type is the field's), its meaning, what is allowed."""
+    """One field.
+
+    Attributes:
+      default: also gives the field its type.
+      doc: what it means.
+      allowed: which values it may have.
+      test: whether a value of the right type is one of them.
+    """
 
     default: Any
     doc: str
@@ -67,6 +71,7 @@ FIELDS: dict[str, Field] = {
     "eval_every_epochs": _at_least(1, 1, "epochs between evaluations"),
     "log_every_steps": _at_least(50, 1, "steps between log lines and rows of metrics.jsonl"),
     "label_smoothing": _fraction(0.0, "share of every label that is spread over all classes"),
+    "ema_decay": _fraction(0.0, "of averaged weights, evaluated beside the others; 0: none"),
     "model.name": _choice("resnet50", models.NAMES, "the network"),
     "model.attention": _choice("nam_channel", ATTENTIONS, "the attention of every block"),
     "model.stem": _choice("imagenet", STEMS, "the first layers: 7×7 and max-pool, or 3×3"),
@@ -95,20 +100,45 @@ FIELDS: dict[str, Field] = {
     ),
     "data.crop_padding": _at_least(4, 0, "zero pixels on each side before a random crop"),
     "data.flip": _switch(True, "mirror images at random"),
+    "data.mixup": _at_least(0.0, 0, "parameter of mixup's Beta distribution; 0: none"),
+    "data.cutmix": _at_least(0.0, 0, "parameter of CutMix's Beta distribution; 0: none"),
     "optimizer.learning_rate": _above_zero(0.1, "the highest of the schedule"),
+    "optimizer.schedule": _choice(
+        "step", ("step", "cosine", "constant"), "of the learning rate, after the warm-up"
+    ),
+    "optimizer.warmup_epochs": _at_least(0.0, 0, "epochs of linear growth to the learning rate"),
     "optimizer.milestones": Field(
         (0.3, 0.6, 0.8),
-        "where the learning rate drops, as fractions of the run",
+        "where the schedule `step` drops the learning rate, as fractions of the run",
         "numbers, increasing, each above 0 and below 1",
         lambda v: list(v) == sorted(set(v)) and all(0 < x < 1 for x in v),
     ),
     "optimizer.decay_factor": _above_zero(0.2, "of the learning rate at each milestone"),
     "optimizer.momentum": _fraction(0.9, "decay of the summed gradients"),
+    "optimizer.nesterov": _switch(False, "momentum as Nesterov's"),
     "optimizer.weight_decay": _at_least(5e-4, 0, "added to the gradients, times the parameters"),
+    "optimizer.weight_decay_on": _choice(
+        "all", ("all", "kernels"), "all: every parameter; kernels: not BatchNorms and biases"
+    ),
+    "optimizer.clip_norm": _at_least(0.0, 0, "largest norm of the gradients; 0: any"),
     "optimizer.sparsity": _at_least(0.0, 0, "p of the penalty on NAM's scales"),
+    "optimizer.sparsity_mode": _choice(
+        "sign", ("sign", "proximal"), "sign: in the gradient; proximal: soft threshold"
+    ),
     "checkpoint.every_steps": _at_least(0, 0, "steps between checkpoints; 0: one epoch's"),
     "checkpoint.keep": _at_least(2, 2, "latest checkpoints to keep"),
 }
+
+
+# A run may go on with other values of these: they change what is seen of it, not its numbers.
+FREE_FIELDS = (
+    "log_every_steps",
+    "data.dir",
+    "data.loader",
+    "data.resident_limit_gb",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+)
 
 
 def default_config() -> ConfigDict:

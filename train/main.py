@@ -1,23 +1,25 @@
 """Trains a network, or goes on where the same command was stopped.
 
-Usage: python -m train.main --config FILE [--workdir DIR] [--config.FIELD=VALUE ...]
+Usage: python -m train.main --config FILE [--workdir DIR]
+                            [--config.FIELD=VALUE ...]
 
   --config FILE          the experiment; configs/ holds examples
-  --workdir DIR          where the run is written; by default runs/<name of the config>
-  --config.FIELD=VALUE   overrides a field of the config; train/config.py lists them
+  --workdir DIR          where the run is written; default: runs/<config name>
+  --config.FIELD=VALUE   overrides a field; train/config.py lists them
 
 Example:
-  python -m train.main --config configs/digits_resnet20.py --config.optimizer.sparsity=1e-3
+  python -m train.main --config configs/digits_resnet20.py --config.epochs=10
 
 Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 """
 
 from train import command_line, trainer
+from train import experiment as experiment_lib
 
 
 def main() -> None:
     """Runs the experiment of the command line and prints its result."""
-    experiment = trainer.build(command_line.CONFIG.value)
+    experiment = experiment_lib.build(command_line.CONFIG.value)
     summary = trainer.train(experiment, command_line.workdir())
     print(
         f"done: top-1 error {summary['top1_error']:.2f} %, top-5 error "

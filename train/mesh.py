@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from train.config import ConfigError
+from train.errors import ConfigError
 
 # A batch is split over both axes. Devices along "group" share their batch statistics.
 AXES = ("replica", "group")

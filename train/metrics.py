@@ -65,6 +65,12 @@ class RowFile:
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
+    def sync(self) -> None:
+        """Waits until all rows are on disk."""
+        if self._path.exists():
+            with self._path.open("a") as file:
+                os.fsync(file.fileno())
+
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
@@ -185,6 +191,7 @@ class Log:
           NonFiniteLossError: a step's loss is NaN or infinite.
         """
         self._fetch(step)
+        self._file.sync()
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the row of an evaluation."""
@@ -194,12 +201,16 @@ class Log:
         due = []
         while self._pending and self._pending[0][0] <= last:
             due.append(self._pending.popleft())
+        rows = []
         for (step, _), values in zip(due, jax.device_get([m for _, m in due]), strict=True):
             metrics = {name: float(value) for name, value in values.items()}
             if not math.isfinite(metrics["loss"]):
                 raise NonFiniteLossError(step, metrics["loss"])
             if step % self._log_every_steps == 0 or step == self._total_steps:
-                self._write({**self._place(step, "train"), **metrics, **self._speed(last)})
+                rows.append({**self._place(step, "train"), **metrics})
+        speed = self._speed(last) if rows else {}
+        for row in rows:
+            self._write({**row, **speed})
 
     def _place(self, step: int, split: str) -> Row:
         return {"step": step, "epoch": round(step / self._steps_per_epoch, 4), "split": split}

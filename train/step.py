@@ -26,12 +26,19 @@ class TrainState(struct.PyTreeNode):
       params: of the model.
       batch_stats: running statistics of the model's BatchNorms.
       opt_state: of the optax chain.
+      ema: the exponential moving average of params and batch_stats, or None.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
+    ema: Any = None
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the model is applied with."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def init_state(
@@ -39,6 +46,8 @@ def init_state(
     tx: optax.GradientTransformation,
     key: jax.Array,
     image_shape: tuple[int, int, int],
+    *,
+    with_ema: bool = False,
 ) -> TrainState:
     """A fresh state.
 
@@ -47,30 +56,16 @@ def init_state(
       tx: the optax chain.
       key: random key of the initialisation.
       image_shape: (H, W, C).
+      with_ema: keep an average of the weights.
     """
     variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
-    params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=tx.init(params),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=tx.init(variables["params"]),
+        ema=jax.tree.map(jnp.copy, dict(variables)) if with_ema else None,
     )
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
-    """Cross-entropy of every example, against labels smoothed towards the uniform one.
-
-    Args:
-      logits: (N, classes).
-      labels: (N,) integers.
-      smoothing: share of every label that is spread over all classes, in [0, 1).
-
-    Returns:
-      (N,) in the dtype of logits.
-    """
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
-    return optax.softmax_cross_entropy(logits, targets)
 
 
 def is_wrong(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
@@ -94,7 +89,7 @@ def is_wrong(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
 def train_step(
     state: TrainState,
     images: jax.Array,
-    labels: jax.Array,
+    targets: jax.Array,
     *,
     model: nn.Module,
     tx: optax.GradientTransformation,
@@ -108,7 +103,7 @@ def train_step(
     Args:
       state: before the update.
       images: (n, H, W, C), normalised.
-      labels: (n,) integers.
+      targets: (n, classes), the probability of every class.
       model: takes images and `train`.
       tx: the optax chain.
       config: of the run.
@@ -121,12 +116,14 @@ def train_step(
         variables = {"params": params, "batch_stats": state.batch_stats}
         output = model.apply(variables, images, train=True, mutable=["batch_stats"])
         logits, updates = cast(tuple[jax.Array, Any], output)
-        loss = cross_entropy(logits, labels, config.label_smoothing).mean()
+        smoothed = optax.smooth_labels(targets, config.label_smoothing)
+        loss = optax.softmax_cross_entropy(logits, smoothed).mean()
         return loss, (logits, updates["batch_stats"])
 
     (loss_value, (logits, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(
         state.params
     )
+    labels = targets.argmax(-1)
     errors = {f"top{k}_error": 100 * is_wrong(logits, labels, k).mean() for k in (1, 5)}
     grads, batch_stats, metrics = mesh_lib.mean(
         (grads, batch_stats, {"cross_entropy": loss_value, **errors})
@@ -139,11 +136,17 @@ def train_step(
         batch_stats=batch_stats,
         opt_state=opt_state,
     )
+    if config.ema_decay:
+        state = state.replace(ema=_average(state.ema, state.variables, config.ema_decay))
     return state, {"loss": metrics["cross_entropy"] + penalty, "penalty": penalty, **metrics}
 
 
+def _average(ema: Any, variables: Any, decay: float) -> Any:
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, variables)
+
+
 def eval_step(
-    state: TrainState,
+    variables: Mapping[str, Any],
     images: jax.Array,
     labels: jax.Array,
     mask: jax.Array,
@@ -153,7 +156,7 @@ def eval_step(
     """Sums over the rows of a batch that count, inside a sharded function.
 
     Args:
-      state: whose parameters and running statistics are used.
+      variables: parameters and running statistics of the model.
       images: (n, H, W, C), normalised.
       labels: (n,) integers.
       mask: (n,) bool, False for rows that do not count.
@@ -162,11 +165,10 @@ def eval_step(
     Returns:
       `cross_entropy`, `top1_wrong`, `top5_wrong` and `count`, summed over all devices.
     """
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
     logits = cast(jax.Array, model.apply(variables, images, train=False))
-    losses = jnp.where(mask, cross_entropy(logits, labels), 0)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     wrong = {f"top{k}_wrong": (is_wrong(logits, labels, k) & mask).sum() for k in (1, 5)}
-    return mesh_lib.total({"cross_entropy": losses.sum(), "count": mask.sum(), **wrong})
+    return mesh_lib.total({"cross_entropy": losses.sum(where=mask), "count": mask.sum(), **wrong})
 
 
 def build_train_step(
@@ -196,10 +198,14 @@ def build_train_step(
         rows = mesh_lib.local_rows(mesh, config.batch_size)
         batch = resident.take(split, state.step % steps_per_epoch, config.batch_size, rows)
         keys = augment.row_keys(key, state.step, rows)
-        images = augment.train_images(keys, batch.images, config.data, config.model.dtype)
-        new_state, metrics = train_step(
-            state, images, batch.labels, model=model, tx=tx, config=config
+        images, targets = augment.train_batch(
+            keys,
+            batch.images,
+            jax.nn.one_hot(batch.labels, model.num_classes),
+            config.data,
+            config.model.dtype,
         )
+        new_state, metrics = train_step(state, images, targets, model=model, tx=tx, config=config)
         return new_state, {**metrics, "learning_rate": learning_rate(state.step)}
 
     return mesh_lib.jit_replicated(step, mesh, donate_argnums=0)
@@ -209,17 +215,17 @@ def build_eval_step(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Any:
     """Compiles the evaluation of one batch of a resident split.
 
     Returns:
-      A jitted function of (state, split, index of the batch) that gives the sums of
+      A jitted function of (variables, split, index of the batch) that gives the sums of
       `eval_step`.
     """
 
-    def step(state: TrainState, split: resident.ResidentSplit, index: jax.Array) -> Metrics:
+    def step(variables: Any, split: resident.ResidentSplit, index: jax.Array) -> Metrics:
         rows = mesh_lib.local_rows(mesh, config.batch_size)
         batch = resident.take(split, index, config.batch_size, rows)
         images = augment.normalize(
             batch.images, config.data.mean, config.data.std, config.model.dtype
         )
-        return eval_step(state, images, batch.labels, batch.mask, model=model)
+        return eval_step(variables, images, batch.labels, batch.mask, model=model)
 
     return mesh_lib.jit_replicated(step, mesh)
 

@@ -1,114 +1,23 @@
 """The training loop."""
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import optax
-from flax import linen as nn
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from nam_jax import models, sparsity_penalty
-from train import config as config_lib
+from nam_jax import sparsity_penalty
 from train import mesh as mesh_lib
-from train import optimizer
 from train import step as step_lib
-from train.checkpoint import Checkpoints
-from train.config import ConfigError
-from train.data import resident, sources
-from train.metrics import Log, Progress, Row, RowFile, write_json
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """What follows from a config before any image is read or anything is compiled.
-
-    Attributes:
-      config: of the run.
-      mesh: of all devices.
-      train_split: metadata of the split to train on.
-      eval_split: metadata of the split to evaluate on.
-      steps_per_epoch: whole batches of the training split.
-      total_steps: updates of the run.
-      model: takes images (N, H, W, C) and `train`.
-      learning_rate: of every update.
-      tx: the optax chain.
-    """
-
-    config: ConfigDict
-    mesh: Mesh
-    train_split: sources.Split
-    eval_split: sources.Split
-    steps_per_epoch: int
-    total_steps: int
-    model: nn.Module
-    learning_rate: optax.Schedule
-    tx: optax.GradientTransformation
-
-    def is_evaluated(self, step: int) -> bool:
-        """Whether an evaluation is due after so many updates."""
-        every = self.config.eval_every_epochs * self.steps_per_epoch
-        return step % every == 0 or step == self.total_steps
-
-    def is_saved(self, step: int) -> bool:
-        """Whether a checkpoint is due after so many updates."""
-        every = self.config.checkpoint.every_steps or self.steps_per_epoch
-        return step % every == 0 or self.is_evaluated(step)
-
-
-def build(config: ConfigDict) -> Experiment:
-    """Builds a run from its config.
-
-    Raises:
-      ConfigError: the config does not fit the dataset or the devices.
-    """
-    config_lib.validate(config)
-    mesh = mesh_lib.create(config.batch_size, config.model.sync_bn_devices)
-    train_split = sources.open_split(config.data, config.data.train_split)
-    eval_split = sources.open_split(config.data, config.data.eval_split)
-    _check_channels(config.data, train_split)
-    steps_per_epoch = train_split.num_examples // config.batch_size
-    if steps_per_epoch == 0:
-        raise ConfigError(
-            f"config.batch_size: {config.batch_size} images, but the split {train_split.name} "
-            f"has {train_split.num_examples}."
-        )
-    total_steps = config.steps or config.epochs * steps_per_epoch
-    model = models.create(
-        config.model.name,
-        num_classes=train_split.num_classes,
-        attention=config.model.attention,
-        stem=config.model.stem,
-        dtype=config.model.dtype,
-        zero_init_last_scale=config.model.zero_init_last_scale,
-        axis_name=mesh_lib.norm_axis(mesh),
-    )
-    learning_rate = optimizer.schedule(config.optimizer, total_steps)
-    return Experiment(
-        config=config,
-        mesh=mesh,
-        train_split=train_split,
-        eval_split=eval_split,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-        model=model,
-        learning_rate=learning_rate,
-        tx=optimizer.create(config.optimizer, learning_rate),
-    )
-
-
-def _check_channels(config: ConfigDict, split: sources.Split) -> None:
-    channels = split.image_shape[-1]
-    for name in ("mean", "std"):
-        if len(config[name]) not in (1, channels):
-            raise ConfigError(
-                f"config.data.{name}: {len(config[name])} numbers, but the images of "
-                f"{config.name} have {channels} channels; give one for each, or one for all."
-            )
+from train import workdir as workdir_lib
+from train.checkpoint import Checkpoints, state_sha256
+from train.config import FREE_FIELDS
+from train.data import resident
+from train.errors import RunError
+from train.experiment import Experiment
+from train.metrics import Log, NonFiniteLossError, Progress, Row, RowFile, write_json
+from train.summary import multiply_adds, parameters
 
 
 def initial_state(experiment: Experiment) -> step_lib.TrainState:
@@ -117,7 +26,8 @@ def initial_state(experiment: Experiment) -> step_lib.TrainState:
 
     def init() -> step_lib.TrainState:
         shape = experiment.train_split.image_shape
-        return step_lib.init_state(experiment.model, experiment.tx, key, shape)
+        with_ema = experiment.config.ema_decay > 0
+        return step_lib.init_state(experiment.model, experiment.tx, key, shape, with_ema=with_ema)
 
     return jax.jit(init, out_shardings=mesh_lib.replicated(experiment.mesh))()
 
@@ -133,19 +43,30 @@ def evaluate(
     Args:
       experiment: the run.
       eval_step: from `step.build_eval_step`.
-      state: that is evaluated.
+      state: whose weights are evaluated, and the averaged ones beside them.
       split: on the devices.
 
     Returns:
-      `loss`, `cross_entropy`, `penalty`, and `top1_error` and `top5_error` in percent.
+      `loss`, `cross_entropy`, `penalty`, and `top1_error` and `top5_error` in percent; the
+      same of the averaged weights, where there are any, with the prefix `ema_`.
     """
+    result = _evaluate(experiment, eval_step, state.variables, split)
+    if state.ema is not None:
+        averaged = _evaluate(experiment, eval_step, state.ema, split)
+        result |= {f"ema_{name}": value for name, value in averaged.items()}
+    return result
+
+
+def _evaluate(
+    experiment: Experiment, eval_step: Any, variables: Any, split: resident.ResidentSplit
+) -> dict[str, float]:
     num_examples = experiment.eval_split.num_examples
     num_batches = -(-num_examples // experiment.config.batch_size)
-    batches = [eval_step(state, split, np.int32(index)) for index in range(num_batches)]
+    batches = [eval_step(variables, split, np.int32(index)) for index in range(num_batches)]
     sums = {name: sum(float(b[name]) for b in jax.device_get(batches)) for name in batches[0]}
     if sums["count"] != num_examples:
         raise AssertionError(f"evaluated {sums['count']} of {num_examples} images")
-    penalty = float(sparsity_penalty(state.params, experiment.config.optimizer.sparsity))
+    penalty = float(sparsity_penalty(variables["params"], experiment.config.optimizer.sparsity))
     cross_entropy = sums["cross_entropy"] / num_examples
     return {
         "loss": cross_entropy + penalty,
@@ -167,15 +88,53 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, Any]:
       The summary, as in summary.json.
 
     Raises:
-      TrainingError: a loss is not finite.
+      ConfigError: the directory belongs to a run of another config.
+      RunError: a loss is not finite.
     """
+    workdir_lib.claim(workdir, experiment.config)
+    finished = workdir_lib.summary(workdir)
+    if finished is not None:
+        print(f"the run in {workdir} is finished", flush=True)
+        return finished
     with Checkpoints(workdir / "checkpoints", experiment.config.checkpoint.keep) as checkpoints:
         state, progress = _restore_or_init(experiment, checkpoints)
         if state.step < experiment.total_steps:
-            state, progress = _run_steps(experiment, workdir, checkpoints, state, progress)
+            try:
+                state, progress = _run_steps(experiment, workdir, checkpoints, state, progress)
+            except NonFiniteLossError as error:
+                raise RunError(_advice(error, checkpoints, workdir)) from error
     summary = summarize(experiment, state, progress, RowFile(workdir / "metrics.jsonl").rows())
     write_json(workdir / "summary.json", summary)
     return summary
+
+
+def evaluate_checkpoint(
+    experiment: Experiment, workdir: Path, which: str
+) -> tuple[int, dict[str, float]]:
+    """Evaluates a checkpoint of a run.
+
+    Args:
+      experiment: the run; its config may differ in `data.eval_split` and `batch_size`.
+      workdir: of the run.
+      which: `last` or `best`.
+
+    Returns:
+      The step of the checkpoint, and the result as of `evaluate`.
+
+    Raises:
+      ConfigError: there is no such run.
+      RunError: there is no such checkpoint.
+    """
+    workdir_lib.check(workdir, experiment.config, (*FREE_FIELDS, "data.eval_split", "batch_size"))
+    with Checkpoints(workdir / "checkpoints", experiment.config.checkpoint.keep) as checkpoints:
+        step = checkpoints.latest_step() if which == "last" else checkpoints.best_step()
+        if step is None:
+            raise RunError(f"the run in {workdir} has no {which} checkpoint yet.")
+        state, _ = checkpoints.restore(step, initial_state(experiment))
+    limit = experiment.config.data.resident_limit_gb
+    split = resident.put(experiment.eval_split, experiment.mesh, limit)
+    eval_step = step_lib.build_eval_step(experiment.model, experiment.config, experiment.mesh)
+    return step, evaluate(experiment, eval_step, state, split)
 
 
 def _restore_or_init(
@@ -188,6 +147,16 @@ def _restore_or_init(
     print(f"going on from the checkpoint of step {latest}", flush=True)
     state, progress = checkpoints.restore(latest, state)
     return state, Progress(**progress)
+
+
+def _advice(error: NonFiniteLossError, checkpoints: Checkpoints, workdir: Path) -> str:
+    checkpoints.wait()
+    latest = checkpoints.latest_step()
+    kept = "there is no checkpoint yet" if latest is None else f"the last checkpoint is {latest}"
+    return (
+        f"{error}; {kept} in {workdir}. Try a lower config.optimizer.learning_rate, or set "
+        "config.optimizer.warmup_epochs or config.optimizer.clip_norm."
+    )
 
 
 def _run_steps(
@@ -203,6 +172,12 @@ def _run_steps(
         for split in (experiment.train_split, experiment.eval_split)
     )
     train_step, eval_step = _compile(experiment, state, train_split, eval_split)
+    print(
+        f"{config.model.name} with attention {config.model.attention}: "
+        f"{parameters(state.params):,} parameters; {experiment.mesh.size} × "
+        f"{experiment.mesh.devices.flat[0].device_kind}; steps {start} to {experiment.total_steps}",
+        flush=True,
+    )
     order_key = step_lib.streams(config.seed)["order"]
     batches = resident.batches(train_split, order_key, start, experiment.steps_per_epoch)
     with Log(
@@ -240,7 +215,7 @@ def _compile(experiment: Experiment, state: Any, train_split: Any, eval_split: A
     eval_step = step_lib.build_eval_step(*build)
     compiled = (
         train_step.lower(state, train_split).compile(),
-        eval_step.lower(state, eval_split, np.int32(0)).compile(),
+        eval_step.lower(state.variables, eval_split, np.int32(0)).compile(),
     )
     print(f"compiled in {time.monotonic() - start:.1f} s", flush=True)
     return compiled
@@ -266,7 +241,9 @@ def summarize(
         "best_step": best["step"],
         "num_eval_images": experiment.eval_split.num_examples,
         "steps": experiment.total_steps,
-        "params": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "params": parameters(state.params),
+        "macs": multiply_adds(experiment.model, experiment.train_split.image_shape),
         "wall_seconds": round(progress.wall_seconds, 1),
         "images_per_second": round(images / progress.train_seconds, 1),
+        "state_sha256": state_sha256((state.params, state.batch_stats, state.opt_state)),
     }

@@ -1,5 +1,7 @@
 """NAM as linen modules: fields, dtypes, transformations and devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,7 +127,7 @@ def test_param_dtype_is_that_of_all_parameters(module, dtype):
 def test_dtype_of_the_result(module, dtype, x_dtype):
     x = jnp.asarray(image(), x_dtype)
     variables = random_variables(module(), x, np.float32)
-    y, update = train(module(dtype=dtype), variables, x)
+    y, update = jax.eval_shape(functools.partial(train, module(dtype=dtype)), variables, x)
     # By default that of the parameters, which are float32, as flax.linen.BatchNorm has it.
     assert y.dtype == (dtype or jnp.float32)
     assert dtypes(update) == {"float32"}
@@ -158,7 +160,7 @@ def test_bfloat16_parameters_are_computed_with_in_float32(module):
 def test_float64_stays_float64(x64, module):
     x = image()
     variables = random_variables(module(), x, np.float32)
-    y, update = train(module(), variables, x)
+    y, update = jax.eval_shape(functools.partial(train, module()), variables, x)
     assert y.dtype == np.float64
     assert dtypes(update) == {"float64"}
 

@@ -1,5 +1,7 @@
 """Equation 4: the penalty, its gradient in an optax chain, and the proximal step."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,8 +64,8 @@ def test_penalty_sums_bfloat16_scales_in_float32():
 def test_update_adds_the_gradient_of_the_penalty(attention):
     params = resnet_params(attention)
     tx = nam_jax.add_sparsity_penalty(0.25)
-    updates, _ = tx.update(params, tx.init(params), params)
-    penalty_gradient = jax.grad(nam_jax.sparsity_penalty)(params, 0.25)
+    updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+    penalty_gradient = jax.jit(jax.grad(nam_jax.sparsity_penalty))(params, 0.25)
     assert np.abs(jax.tree.leaves(nam_scales(penalty_gradient))[0]).max() == 0.25
     # Everywhere else that gradient is 0: the other leaves come back as they were.
     expected = jax.tree.map(lambda g, p: g + p, params, penalty_gradient)
@@ -199,6 +201,7 @@ class Toy(nn.Module):
         return nn.Dense(1)(self.attention(use_running_average=False, name="attention")(x))
 
 
+@functools.cache
 def toy_problem(attention):
     """Parameters with some scales at zero, and the gradient of a loss."""
     x = np.random.default_rng(0).standard_normal((4, 3, 3, 2)).astype(np.float32)
@@ -210,7 +213,7 @@ def toy_problem(attention):
 
     params = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.at[..., 1].set(0) if path[-1].key == "scale" else leaf,
-        model.init(jax.random.key(0), x)["params"],
+        jax.jit(model.init)(jax.random.key(0), x)["params"],
     )
     return params, jax.jit(jax.grad(loss))
 

@@ -21,22 +21,34 @@ def row_keys(key: jax.Array, step: jax.Array, rows: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, step), rows)
 
 
-def train_images(keys: jax.Array, images: jax.Array, config: ConfigDict, dtype: Dtype) -> jax.Array:
-    """Crops, mirrors and normalises the images of a training batch.
+def train_batch(
+    keys: jax.Array,
+    images: jax.Array,
+    targets: jax.Array,
+    config: ConfigDict,
+    dtype: Dtype,
+) -> tuple[jax.Array, jax.Array]:
+    """Crops, mirrors, normalises and mixes the images of a training batch.
 
     Args:
       keys: (N,) random keys, from `row_keys`.
       images: (N, H, W, C) uint8.
+      targets: (N, classes), the probability of every class.
       config: the `data` part of a run's config.
-      dtype: of the result.
+      dtype: of the images that are returned.
 
     Returns:
-      (N, H, W, C).
+      Images (N, H, W, C) and targets (N, classes).
     """
-    crop_keys, flip_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    crop_keys, flip_keys, mix_keys = jnp.moveaxis(
+        jax.vmap(lambda k: jax.random.split(k, 3))(keys), 1, 0
+    )
     images = random_crop(crop_keys, images, config.crop_padding)
     images = random_flip(flip_keys, images) if config.flip else images
-    return normalize(images, config.mean, config.std, dtype)
+    images = normalize(images, config.mean, config.std, dtype)
+    if config.mixup or config.cutmix:
+        images, targets = mix_pairs(mix_keys, images, targets, config.mixup, config.cutmix)
+    return images, targets
 
 
 def random_crop(keys: jax.Array, images: jax.Array, padding: int) -> jax.Array:
@@ -87,3 +99,65 @@ def normalize(
     scale = 1 / (255 * jnp.asarray(std, precise))
     offset = -jnp.asarray(mean, precise) / jnp.asarray(std, precise)
     return (images.astype(precise) * scale + offset).astype(dtype)
+
+
+def mix_pairs(
+    keys: jax.Array, images: jax.Array, targets: jax.Array, mixup: float, cutmix: float
+) -> tuple[jax.Array, jax.Array]:
+    """Mixes neighbouring rows, row i with row i xor 1, by mixup or CutMix.
+
+    mixup:   x ← λ x + (1 − λ) x',  λ ~ Beta(mixup, mixup), for the pair
+    CutMix:  a box of x' is pasted into x; its area is 1 − λ, λ ~ Beta(cutmix, cutmix),
+             before it is clipped to the image
+
+    The targets are mixed by the share of each image's pixels. Where both are on, each pair
+    tosses a coin. Pairs of neighbours make the result independent of how many devices share
+    the batch.
+
+    Args:
+      keys: (N,) random keys.
+      images: (N, H, W, C) floating, N even.
+      targets: (N, classes), the probability of every class.
+      mixup: parameter of its Beta distribution; 0: no mixup.
+      cutmix: parameter of its Beta distribution; 0: no CutMix.
+
+    Returns:
+      Images and targets, mixed.
+
+    Source: H. Zhang et al., mixup, 2017, https://arxiv.org/abs/1710.09412; S. Yun et al.,
+    CutMix, 2019, https://arxiv.org/abs/1905.04899.
+    """
+    size = (images.shape[1], images.shape[2])
+    own_share = jax.vmap(lambda key: _own_share(key, size, mixup, cutmix))(keys[::2])
+    own_share = jnp.repeat(own_share, 2, axis=0)
+    weights = own_share[..., None].astype(images.dtype)
+    images = weights * images + (1 - weights) * _partners(images)
+    weights = own_share.mean((1, 2))[:, None]
+    return images, weights * targets + (1 - weights) * _partners(targets)
+
+
+def _partners(rows: jax.Array) -> jax.Array:
+    pairs = rows.reshape(-1, 2, *rows.shape[1:])
+    return pairs[:, ::-1].reshape(rows.shape)
+
+
+def _own_share(key: jax.Array, size: tuple[int, int], mixup: float, cutmix: float) -> jax.Array:
+    """How much of every pixel (H, W) remains an image's own."""
+    coin_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 4)
+    by_mixup = jax.random.bernoulli(coin_key) if mixup and cutmix else bool(mixup)
+    mixed, kept = jnp.ones(size), jnp.ones(size)
+    if mixup:
+        mixed = jnp.full(size, jax.random.beta(mixup_key, mixup, mixup))
+    if cutmix:
+        kept = _outside_box(box_key, size, jax.random.beta(cutmix_key, cutmix, cutmix))
+    return jnp.where(by_mixup, mixed, kept)
+
+
+def _outside_box(key: jax.Array, size: tuple[int, int], share: jax.Array) -> jax.Array:
+    """0 in a box around a random pixel, 1 outside: (H, W); the box has the area 1 − share."""
+    extent = jnp.asarray(size) * jnp.sqrt(1 - share)
+    center = jnp.floor(jax.random.uniform(key, (2,)) * jnp.asarray(size))
+    low, high = jnp.floor(center - extent / 2), jnp.floor(center + extent / 2)
+    row, column = jnp.arange(size[0])[:, None], jnp.arange(size[1])[None]
+    inside = (row >= low[0]) & (row < high[0]) & (column >= low[1]) & (column < high[1])
+    return jnp.where(inside, 0.0, 1.0)

@@ -14,8 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from train import mesh as mesh_lib
-from train.config import ConfigError
 from train.data.sources import Split
+from train.errors import ConfigError
 
 
 class Batch(NamedTuple):

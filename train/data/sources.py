@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
-from train.config import ConfigError
+from train.errors import ConfigError
 
 Arrays = tuple[np.ndarray, np.ndarray]
 

@@ -1,0 +1,29 @@
+# Each target alone needs Python 3.11 or later with its venv module; the rest it installs.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: quickstart test lint clean
+
+quickstart: .venv/train ## train the small digits network to the end
+	$(BIN)/python -m train.main --config configs/digits_resnet20.py
+
+test: .venv/dev ## run every test
+	$(BIN)/python -m pytest
+
+lint: .venv/dev ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove the environment and what tools left behind
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+
+.venv/train: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(INSTALL) -e '.[train]'
+	touch $@
+
+.venv/dev: .venv/train
+	$(INSTALL) -e '.[train,dev]'
+	touch $@

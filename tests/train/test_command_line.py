@@ -1,0 +1,96 @@
+"""Wrong command lines and configs: exit code 2 and one line; help that fits a screen."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+DIGITS = ("--config", "configs/digits_resnet20.py")
+
+
+def call(*arguments: str, command: str = "train.main") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", command, *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), "--config is missing"),
+        (("--config", "nowhere.py"), "nowhere.py"),
+        ((*DIGITS, "--config.model.nam=nam"), "did you mean config.model.name?"),
+        ((*DIGITS, "--config.seed=first"), "config.seed: got 'first'; allowed: 0 to"),
+        ((*DIGITS, "--config.optimizer.momentum=1.5"), "config.optimizer.momentum: got 1.5"),
+        ((*DIGITS, "--config.model.name=resnet19"), "one of resnet18, resnet34"),
+        ((*DIGITS, "--config.data.train_split=training"), "splits train and test"),
+        ((*DIGITS, "--config.batch_size=2000"), "the split train has 1438"),
+        ((*DIGITS, "--config.data.mean=(0.1,0.2)"), "config.data.mean: 2 numbers"),
+        ((*DIGITS, "--config.optimizer.warmup_epochs=99"), "config.optimizer.warmup_epochs: 99"),
+        ((*DIGITS, "--config.data.name=cifar10", "--config.data.dir=no"), "tfds build cifar10"),
+        ((*DIGITS, "surplus"), "unknown argument 'surplus'"),
+        ((*DIGITS, "--worckdir=x"), "worckdir"),
+    ],
+)
+def test_one_line_and_exit_code_2(
+    arguments: tuple[str, ...], expected: str, tmp_path: Path
+) -> None:
+    result = call(*arguments, "--workdir", str(tmp_path / "run"))
+    assert result.returncode == 2, result.stderr
+    assert expected in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("def get_config(:", "invalid syntax"),
+        ("CONFIG = 1", "get_config"),
+        ("def get_config(): raise ValueError('out of cheese')", "out of cheese"),
+        (
+            "from train.config import default_config\n"
+            "def get_config():\n"
+            "    config = default_config()\n"
+            "    config.batch_siz = 3\n"
+            "    return config\n",
+            "batch_siz",
+        ),
+    ],
+)
+def test_broken_config_file(source: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(source)
+    result = call("--config", str(tmp_path / "broken.py"))
+    assert result.returncode == 2
+    assert expected in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["train.main", "train.evaluate"])
+def test_help_fits_a_screen_and_shows_an_example(command: str) -> None:
+    result = call("--help", command=command)
+    assert result.returncode == 0
+    lines = result.stdout.splitlines()
+    assert len(lines) <= 24
+    assert all(len(line) <= 80 for line in lines)
+    assert any(line.strip().startswith(f"python -m {command} --config") for line in lines)
+
+
+def test_evaluate_without_a_run(tmp_path: Path) -> None:
+    result = call(*DIGITS, "--workdir", str(tmp_path), command="train.evaluate")
+    assert result.returncode == 2
+    assert "there is no run" in result.stderr
+
+
+def test_evaluate_names_the_checkpoints_that_can_be_chosen() -> None:
+    result = call(*DIGITS, "--which", "worst", command="train.evaluate")
+    assert result.returncode == 2
+    assert "last" in result.stderr
+    assert "best" in result.stderr

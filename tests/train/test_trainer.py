@@ -1,0 +1,124 @@
+"""A run from start to end, in one process: what it learns, what it writes, how it fails."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import digits_resnet20
+from nam_jax.attention import NAMES
+from train import experiment as experiment_lib
+from train import trainer
+from train.errors import ConfigError, RunError
+
+SUMMARY_FIELDS = {
+    *("top1_error", "top5_error", "loss", "best_top1_error", "best_step", "num_eval_images"),
+    *("steps", "params", "macs", "wall_seconds", "images_per_second", "state_sha256"),
+}
+ROW_FIELDS = {
+    *("step", "epoch", "split", "loss", "cross_entropy", "penalty", "top1_error", "top5_error"),
+}
+TRAIN_FIELDS = {"learning_rate", "images_per_second", "data_wait"}
+
+
+def digits(**changes: Any) -> ConfigDict:
+    config = digits_resnet20.get_config()
+    config.batch_size = 64
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def train(workdir: Path, **changes: Any) -> dict[str, Any]:
+    return trainer.train(experiment_lib.build(digits(**changes)), workdir)
+
+
+def rows(workdir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("learned")
+    train(workdir, epochs=4, ema_decay=0.9, eval_every_epochs=2)
+    return workdir
+
+
+def test_learns_the_digits(learned: Path) -> None:
+    evaluations = [row for row in rows(learned) if row["split"] == "eval"]
+    assert [row["step"] for row in evaluations] == [44, 88]
+    # Chance is 90 %.
+    assert evaluations[-1]["top1_error"] < 40
+    assert evaluations[-1]["top5_error"] <= evaluations[-1]["top1_error"]
+
+
+def test_fields_of_rows_and_summary(learned: Path) -> None:
+    for row in rows(learned):
+        expected = ROW_FIELDS | (TRAIN_FIELDS if row["split"] == "train" else set())
+        assert expected <= row.keys()
+        assert row["loss"] == pytest.approx(row["cross_entropy"] + row["penalty"])
+    summary = json.loads((learned / "summary.json").read_text())
+    assert SUMMARY_FIELDS <= summary.keys()
+    assert summary["steps"] == 88
+    assert summary["num_eval_images"] == 359
+    assert summary["params"] == 270610
+
+
+def test_averaged_weights_are_evaluated_beside_the_others(learned: Path) -> None:
+    last = rows(learned)[-1]
+    assert last["ema_top1_error"] != last["top1_error"]
+    assert last["ema_cross_entropy"] > 0
+
+
+def test_directory_of_a_run(learned: Path) -> None:
+    names = {path.name for path in learned.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "tensorboard"}
+    config = json.loads((learned / "config.json").read_text())
+    assert config["epochs"] == 4
+    assert config["optimizer"]["milestones"] == [0.3, 0.6, 0.8]
+    checkpoints = {path.name for path in (learned / "checkpoints").iterdir()}
+    assert "88" in checkpoints
+
+
+def test_evaluation_does_not_depend_on_the_batch(learned: Path) -> None:
+    trained = rows(learned)[-1]
+    config = digits(epochs=4, ema_decay=0.9, eval_every_epochs=2, batch_size=100)
+    step, result = trainer.evaluate_checkpoint(experiment_lib.build(config), learned, "last")
+    assert step == 88
+    assert result == pytest.approx({name: trained[name] for name in result}, rel=1e-5)
+
+
+def test_infinite_loss_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
+    changes = {"optimizer.learning_rate": 1e30, "steps": 30, "checkpoint.every_steps": 1}
+    with pytest.raises(RunError, match=r"the loss of step \d+ is (nan|inf)") as error:
+        train(tmp_path, **changes)
+    assert "config.optimizer.learning_rate" in str(error.value)
+    assert all(np.isfinite(row["loss"]) for row in rows(tmp_path))
+    assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.parametrize("attention", NAMES)
+def test_every_attention_builds(attention: str) -> None:
+    changes = {"model.attention": attention, "optimizer.sparsity": 0.0}
+    experiment = experiment_lib.build(digits(**changes))
+    assert experiment.model.attention == attention
+    assert experiment.total_steps == 30 * 22
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 66}, "nearest sizes that do: 64 or 68"),
+        ({"batch_size": 1440}, "the split train has 1438"),
+        ({"data.mean": (0.1, 0.2)}, "config.data.mean: 2 numbers"),
+        ({"optimizer.warmup_epochs": 40.0}, "config.optimizer.warmup_epochs: 40"),
+        ({"batch_size": 4, "data.mixup": 0.2}, "use a multiple of 8"),
+        ({"model.sync_bn_devices": 3}, "config.model.sync_bn_devices"),
+        ({"data.eval_split": "validation"}, "splits train and test"),
+    ],
+)
+def test_config_that_does_not_fit(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        experiment_lib.build(digits(**changes))

@@ -1,0 +1,35 @@
+"""Evaluates a checkpoint of a run.
+
+Usage: python -m train.evaluate --config FILE [--workdir DIR]
+                                [--which last|best] [--config.FIELD=VALUE ...]
+
+  --config FILE          the config that the run was started with
+  --workdir DIR          the directory of the run; default: runs/<config name>
+  --which last|best      the latest checkpoint, or that of the lowest error
+  --config.FIELD=VALUE   as the run had it; free: data.eval_split, batch_size
+
+Example:
+  python -m train.evaluate --config configs/digits_resnet20.py --which best
+
+Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
+"""
+
+from absl import flags
+
+from train import command_line, trainer
+from train import experiment as experiment_lib
+
+WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "The checkpoint to evaluate.")
+
+
+def main() -> None:
+    """Prints the evaluation of the checkpoint, one figure a line."""
+    experiment = experiment_lib.build(command_line.CONFIG.value)
+    step, result = trainer.evaluate_checkpoint(experiment, command_line.workdir(), WHICH.value)
+    print(f"step {step}, {experiment.eval_split.num_examples} images")
+    for name, value in result.items():
+        print(f"{name} {value:.6g}")
+
+
+if __name__ == "__main__":
+    command_line.run(main, __doc__)

@@ -1,0 +1,118 @@
+"""What a run consists of, built from its config."""
+
+import dataclasses
+
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from nam_jax import models
+from train import config as config_lib
+from train import mesh as mesh_lib
+from train import optimizer
+from train.data import sources
+from train.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What follows from a config before any image is read or anything is compiled.
+
+    Attributes:
+      config: of the run.
+      mesh: of all devices.
+      train_split: metadata of the split to train on.
+      eval_split: metadata of the split to evaluate on.
+      steps_per_epoch: whole batches of the training split.
+      total_steps: updates of the run.
+      model: takes images (N, H, W, C) and `train`.
+      learning_rate: of every update.
+      tx: the optax chain.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    train_split: sources.Split
+    eval_split: sources.Split
+    steps_per_epoch: int
+    total_steps: int
+    model: nn.Module
+    learning_rate: optax.Schedule
+    tx: optax.GradientTransformation
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether an evaluation is due after so many updates."""
+        every = self.config.eval_every_epochs * self.steps_per_epoch
+        return step % every == 0 or step == self.total_steps
+
+    def is_saved(self, step: int) -> bool:
+        """Whether a checkpoint is due after so many updates."""
+        every = self.config.checkpoint.every_steps or self.steps_per_epoch
+        return step % every == 0 or self.is_evaluated(step)
+
+
+def build(config: ConfigDict) -> Experiment:
+    """Builds a run from its config.
+
+    Raises:
+      ConfigError: the config does not fit the dataset or the devices.
+    """
+    config_lib.validate(config)
+    mesh = mesh_lib.create(config.batch_size, config.model.sync_bn_devices)
+    train_split = sources.open_split(config.data, config.data.train_split)
+    eval_split = sources.open_split(config.data, config.data.eval_split)
+    _check_channels(config.data, train_split)
+    _check_pairs(config, mesh)
+    steps_per_epoch = train_split.num_examples // config.batch_size
+    if steps_per_epoch == 0:
+        raise ConfigError(
+            f"config.batch_size: {config.batch_size} images, but the split {train_split.name} "
+            f"has {train_split.num_examples}."
+        )
+    total_steps = config.steps or config.epochs * steps_per_epoch
+    model = models.create(
+        config.model.name,
+        num_classes=train_split.num_classes,
+        attention=config.model.attention,
+        stem=config.model.stem,
+        dtype=config.model.dtype,
+        zero_init_last_scale=config.model.zero_init_last_scale,
+        axis_name=mesh_lib.norm_axis(mesh),
+    )
+    warmup_steps = round(config.optimizer.warmup_epochs * steps_per_epoch)
+    if warmup_steps >= total_steps:
+        raise ConfigError(
+            f"config.optimizer.warmup_epochs: {config.optimizer.warmup_epochs:g} epochs are "
+            f"{warmup_steps} steps, but the run has {total_steps}."
+        )
+    learning_rate = optimizer.schedule(config.optimizer, total_steps, warmup_steps)
+    return Experiment(
+        config=config,
+        mesh=mesh,
+        train_split=train_split,
+        eval_split=eval_split,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        model=model,
+        learning_rate=learning_rate,
+        tx=optimizer.create(config.optimizer, learning_rate),
+    )
+
+
+def _check_channels(config: ConfigDict, split: sources.Split) -> None:
+    channels = split.image_shape[-1]
+    for name in ("mean", "std"):
+        if len(config[name]) not in (1, channels):
+            raise ConfigError(
+                f"config.data.{name}: {len(config[name])} numbers, but the images of "
+                f"{config.name} have {channels} channels; give one for each, or one for all."
+            )
+
+
+def _check_pairs(config: ConfigDict, mesh: Mesh) -> None:
+    if (config.data.mixup or config.data.cutmix) and config.batch_size // mesh.size % 2:
+        raise ConfigError(
+            f"config.batch_size: mixup and cutmix mix pairs of images, and {config.batch_size} "
+            f"gives each of {mesh.size} devices an odd number; use a multiple of {2 * mesh.size}."
+        )

@@ -1,0 +1,64 @@
+"""A run's directory: it belongs to one config."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from train.config import FREE_FIELDS, flatten
+from train.errors import ConfigError
+from train.metrics import write_json
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Makes the directory and writes config.json, or checks that the run in it is this one.
+
+    Args:
+      workdir: of the run.
+      config: of the run.
+
+    Raises:
+      ConfigError: the directory holds a run of another config, or cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not (workdir / "config.json").exists():
+            write_json(workdir / "config.json", config.to_dict())
+    except OSError as error:
+        raise ConfigError(f"--workdir {workdir}: {error.strerror}.") from error
+    check(workdir, config)
+
+
+def check(workdir: Path, config: ConfigDict, free: tuple[str, ...] = FREE_FIELDS) -> None:
+    """Checks that the run in a directory has this config.
+
+    Args:
+      workdir: of the run.
+      config: that is wanted.
+      free: fields that may differ.
+
+    Raises:
+      ConfigError: there is no run, or its config differs; names the fields.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise ConfigError(f"--workdir {workdir}: there is no run, {path.name} is missing.")
+    saved = dict(flatten(ConfigDict(json.loads(path.read_text()))))
+    wanted = dict(flatten(ConfigDict(json.loads(json.dumps(config.to_dict())))))
+    differing = [
+        f"{name} is {saved.get(name)!r} there and {wanted.get(name)!r} here"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name) and name not in free
+    ]
+    if differing:
+        raise ConfigError(
+            f"--workdir {workdir} belongs to a run of another config: {'; '.join(differing)}. "
+            "Give this run a directory of its own."
+        )
+
+
+def summary(workdir: Path) -> dict[str, Any] | None:
+    """The summary of a finished run, None before it is finished."""
+    path = workdir / "summary.json"
+    return json.loads(path.read_text()) if path.exists() else None
