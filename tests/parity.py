@@ -5,6 +5,7 @@ Everything is returned NHWC and in float64, as NumPy arrays.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -191,6 +192,29 @@ def formula(params: Any, x: np.ndarray, weights_of: Any = None, epsilon: float =
         x.var(others, keepdims=True) + epsilon
     )
     return x / (1 + np.exp(-weights * (scale * normalised + bias)))
+
+
+def reductions(function: Any, *args: Any, larger_than: int = 0) -> int:
+    """How many reductions of arrays of more than so many values a function has."""
+    found = _equations(jax.make_jaxpr(function)(*args).jaxpr)
+    sizes = [
+        max(value.aval.size for value in equation.invars)
+        for equation in found
+        if equation.primitive.name.startswith("reduce_")
+        and equation.primitive.name != "reduce_precision"
+    ]
+    return sum(size > larger_than for size in sizes)
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations of a jaxpr, those of its inner jaxprs included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from _equations(inner)
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float = 1e-9) -> None:

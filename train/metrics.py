@@ -5,6 +5,7 @@ import datetime
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -261,10 +262,11 @@ class Display:
         line = "  ".join(parts)
         if not self._live:
             print(line, flush=True)
-        elif row["split"] == "train":
-            print(f"\r\x1b[K{line}", end="", flush=True)
         else:
-            print(f"\r\x1b[K{line}", flush=True)
+            # A line that wraps could not be rewritten.
+            line = line[: shutil.get_terminal_size().columns - 1]
+            end = "" if row["split"] == "train" else "\n"
+            print(f"\r\x1b[K{line}", end=end, flush=True)
 
     def close(self) -> None:
         """Leaves the live line where it is."""

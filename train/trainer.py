@@ -172,12 +172,6 @@ def _run_steps(
         for split in (experiment.train_split, experiment.eval_split)
     )
     train_step, eval_step = _compile(experiment, state, train_split, eval_split)
-    print(
-        f"{config.model.name} with attention {config.model.attention}: "
-        f"{parameters(state.params):,} parameters; {experiment.mesh.size} × "
-        f"{experiment.mesh.devices.flat[0].device_kind}; steps {start} to {experiment.total_steps}",
-        flush=True,
-    )
     order_key = step_lib.streams(config.seed)["order"]
     batches = resident.batches(train_split, order_key, start, experiment.steps_per_epoch)
     with Log(
@@ -208,6 +202,12 @@ def _run_steps(
 def _compile(experiment: Experiment, state: Any, train_split: Any, eval_split: Any) -> Any:
     """Compiles both steps ahead of time, so that no speed figure contains a compilation."""
     start = time.monotonic()
+    model, devices = experiment.config.model, experiment.mesh.devices
+    print(
+        f"{model.name}, attention {model.attention}, {parameters(state.params):,} parameters, "
+        f"{experiment.total_steps:,} steps, {devices.size} × {devices.flat[0].device_kind}",
+        flush=True,
+    )
     build = experiment.model, experiment.config, experiment.mesh
     train_step = step_lib.build_train_step(
         *build, experiment.tx, experiment.learning_rate, experiment.steps_per_epoch

@@ -49,8 +49,6 @@ class _Block(nn.Module):
 class BasicBlock(_Block):
     """Two 3×3 convolutions, the first one strided, and a shortcut."""
 
-    expansion = 1
-
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, C) to (N, H/strides, W/strides, features)."""
@@ -63,8 +61,6 @@ class BasicBlock(_Block):
 
 class Bottleneck(_Block):
     """A 1×1, a strided 3×3 and a 1×1 convolution, and a shortcut."""
-
-    expansion = 4
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -104,8 +100,9 @@ class ResNet(nn.Module):
       >>> import jax, jax.numpy as jnp, nam_jax
       >>> model = nam_jax.models.create("resnet20", num_classes=10, attention="nam", stem="cifar")
       >>> images = jnp.ones((2, 32, 32, 3))
-      >>> variables = model.init(jax.random.key(0), images, train=False)
-      >>> model.apply(variables, images, train=False).shape
+      >>> init = jax.jit(lambda key: model.init(key, images, train=False))
+      >>> variables = init(jax.random.key(0))
+      >>> jax.jit(lambda v: model.apply(v, images, train=False))(variables).shape
       (2, 10)
 
     Source: K. He, X. Zhang, S. Ren and J. Sun, Deep Residual Learning for Image

@@ -13,6 +13,7 @@ from nam_jax import NAM, ChannelNAM, Moments
 from tests.parity import (
     assert_close,
     random_variables,
+    reductions,
     sharded_train_step,
     train_step,
 )
@@ -161,32 +162,14 @@ def test_moments_are_used(attention):
     assert not np.allclose(apply(wrong)[0], apply(None)[0], atol=1e-3)
 
 
-def equations(jaxpr):
-    """All equations of a jaxpr, those of its inner jaxprs included."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            for inner in value if isinstance(value, (tuple, list)) else (value,):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from equations(inner)
-
-
-def reductions_over_the_batch(x, moments):
-    """Names of the reductions that read more than one value per channel."""
+def test_moments_save_every_reduction():
+    x = image(dtype=np.float32)
     variables = random_variables(ChannelNAM(), x, np.float32)
 
     def apply(x, moments):
         return ChannelNAM().apply(variables, x, False, moments, mutable="batch_stats")
 
-    found = equations(jax.make_jaxpr(apply)(x, moments).jaxpr)
-    reductions = [e for e in found if e.primitive.name.startswith("reduce_")]
-    assert reductions, "Not even Σ|γ| was found: the walk misses inner jaxprs."
-    sizes = [max(v.aval.size for v in e.invars) for e in reductions]
-    return [e for e, size in zip(reductions, sizes, strict=True) if size > x.shape[-1]]
-
-
-def test_moments_save_every_reduction():
-    x = image(dtype=np.float32)
-    assert not reductions_over_the_batch(x, Moments(jnp.zeros(6), jnp.ones(6)))
-    assert reductions_over_the_batch(x, None)  # the control
+    moments = Moments(jnp.zeros(6), jnp.ones(6))
+    assert reductions(apply, x, moments) > 0  # Σ|γ|: the walk finds what there is
+    assert reductions(apply, x, moments, larger_than=6) == 0
+    assert reductions(apply, x, None, larger_than=6) > 0

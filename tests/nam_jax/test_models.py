@@ -12,7 +12,7 @@ from flax import traverse_util
 from nam_jax import models
 from nam_jax.attention import NAMES
 from nam_jax.sparsity import nam_scales
-from tests.parity import GOLDEN, assert_close, network, random_variables
+from tests.parity import GOLDEN, assert_close, network
 
 TAGS = (
     "cifar_resnet18_nam_channel",
@@ -179,37 +179,3 @@ def test_unknown_option_is_refused(field, choices):
         jax.eval_shape(
             lambda x: model.init(jax.random.key(0), x, train=False), np.ones((1, 8, 8, 3))
         )
-
-
-def images(*shape):
-    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-
-
-def test_bfloat16_logits_are_float32_and_near():
-    x = images(4, 16, 16, 3)
-    exact, rounded = (
-        models.create("resnet20", num_classes=10, attention="nam", stem="cifar", dtype=dtype)
-        for dtype in (None, jnp.bfloat16)
-    )
-    variables = jax.jit(functools.partial(exact.init, train=False))(KEY, x)
-    expected, actual = (
-        jax.jit(functools.partial(model.apply, train=False))(variables, x)
-        for model in (exact, rounded)
-    )
-    assert actual.dtype == expected.dtype == jnp.float32
-    # Some twenty layers, each rounding to 2⁻⁸: a few per cent, and not nothing.
-    assert_close(actual, expected, 0.05)
-    assert np.abs(actual - expected).max() > 1e-4 * np.abs(expected).max()
-
-
-@pytest.mark.parametrize("train", [False, True])
-def test_statistics_are_updated_in_training_only(train):
-    x = images(4, 8, 8, 3)
-    model = models.create("resnet20", num_classes=10, attention="nam", stem="cifar")
-    variables = random_variables(model, x, np.float32)
-    apply = jax.jit(functools.partial(model.apply, train=train, mutable="batch_stats"))
-    _, update = apply(variables, x)
-    changed = jax.tree.map(
-        lambda new, old: bool((new != old).all()), update["batch_stats"], variables["batch_stats"]
-    )
-    assert set(jax.tree.leaves(changed)) == {train}

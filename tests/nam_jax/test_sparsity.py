@@ -103,6 +103,13 @@ def test_strength_may_be_a_schedule_of_the_updates():
         np.testing.assert_array_equal(updates["nam_bn"]["scale"], [0.5 * count, -0.5 * count])
 
 
+def test_update_keeps_the_dtype_of_the_gradient():
+    tx = nam_jax.add_sparsity_penalty(optax.constant_schedule(0.5))
+    gradient = {"nam_bn": {"scale": jnp.zeros(1, jnp.bfloat16)}}
+    updates, _ = tx.update(gradient, tx.init(scales(2.0)), scales(2.0))
+    assert updates["nam_bn"]["scale"].dtype == jnp.bfloat16
+
+
 @each_transformation
 @pytest.mark.parametrize("strength", [-1e-4, float("nan")])
 def test_negative_strength_is_refused(transformation, strength):

@@ -144,8 +144,9 @@ def assert_same(found, expected):
 STRONG = {"weight_decay": 0.3, "sparsity": 0.4, "momentum": 0.8}
 
 
+# The first gradients are longer than 4, and the last are not.
 @pytest.mark.parametrize("decay_on", ["all", "kernels"])
-@pytest.mark.parametrize("clip_norm", [0.0, 0.5, 1e6])
+@pytest.mark.parametrize("clip_norm", [0.0, 4.0])
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("mode", ["sign", "proximal"])
 def test_chain_is_that_of_numpy(x64, mode, nesterov, clip_norm, decay_on):

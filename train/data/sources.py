@@ -4,8 +4,8 @@ TFDS reads ArrayRecord files without TensorFlow.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -92,7 +92,7 @@ def _find_builder(config: ConfigDict) -> Any:
     from tensorflow_datasets.core.read_only_builder import builder_from_files
     from tensorflow_datasets.core.registered import DatasetNotFoundError
 
-    directory = Path(config.dir).expanduser()
+    directory = os.path.expanduser(config.dir)
     try:
         builder = builder_from_files(config.name, data_dir=directory)
     except DatasetNotFoundError as error:

@@ -1,0 +1,250 @@
+"""Rows of metrics.jsonl, TensorBoard events and log lines."""
+
+import errno
+import json
+import os
+import struct
+import sys
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from train import metrics as metrics_lib
+from train.metrics import LAG, Display, Log, NonFiniteLossError, Progress, RowFile, write_text
+
+SPEED = {"images_per_second", "data_wait"}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a test sets."""
+    clock = SimpleNamespace(seconds=1000.0)
+    fake = SimpleNamespace(monotonic=lambda: clock.seconds)
+    monkeypatch.setattr(metrics_lib, "time", fake)
+    return clock
+
+
+OPTIONS = {"start_step": 0, "total_steps": 10, "steps_per_epoch": 3, "batch_size": 10}
+
+
+def open_log(workdir, progress=None, log_every_steps=2, **options):
+    options = OPTIONS | {"log_every_steps": log_every_steps} | options
+    return Log(workdir, progress or Progress(), **options)
+
+
+def values(step, loss=None):
+    """Metrics of a step, on the device, that no other step has."""
+    loss = 1 / step if loss is None else loss
+    return {"loss": jnp.float32(loss), "top1_error": jnp.float32(100 / (step + 1))}
+
+
+def written(workdir):
+    return RowFile(workdir / "metrics.jsonl").rows()
+
+
+def steps_written(workdir):
+    return [row["step"] for row in written(workdir)]
+
+
+def test_row_file_holds_what_was_appended(tmp_path):
+    file = RowFile(tmp_path / "rows")
+    assert file.rows() == []
+    rows = [{"step": 1, "loss": 0.1 + 0.2}, {"step": 2, "split": "eval \n \u2028"}]
+    for row in rows:
+        file.append(row)
+    file.sync()
+    assert file.rows() == RowFile(tmp_path / "rows").rows() == rows
+    assert [json.loads(line) for line in (tmp_path / "rows").read_text().split("\n")[:-1]] == rows
+
+
+@pytest.mark.parametrize("torn", ['{"step": 3', '{"step": 3}', "{"])
+def test_torn_last_line_is_left_out_and_truncated_away(tmp_path, torn):
+    path = tmp_path / "rows"
+    path.write_text('{"step": 1}\n{"step": 2}\n' + torn)
+    assert RowFile(path).rows() == [{"step": 1}, {"step": 2}]
+    RowFile(path).truncate(3)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+@pytest.mark.parametrize("step", [0, 2, 3, 9])
+def test_truncate_keeps_the_rows_up_to_a_step(tmp_path, step):
+    file = RowFile(tmp_path / "rows")
+    rows = [{"step": n, "split": split} for n in (1, 2, 4) for split in ("train", "eval")]
+    for row in rows:
+        file.append(row)
+    file.truncate(step)
+    assert file.rows() == [row for row in rows if row["step"] <= step]
+    assert os.listdir(tmp_path) == ["rows"]
+
+
+def full_disk(_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda path: write_text(path, "new"), lambda path: RowFile(path).truncate(0)],
+    ids=["write_text", "truncate"],
+)
+def test_write_that_fails_midway_leaves_the_old_file(tmp_path, monkeypatch, change):
+    path = tmp_path / "rows"
+    path.write_text('{"step": 1}\n')
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        change(path)
+    assert path.read_text() == '{"step": 1}\n'
+
+
+def test_write_text_replaces_the_old_file(tmp_path):
+    for text in ("old and longer", "new"):
+        write_text(tmp_path / "file", text)
+        assert (tmp_path / "file").read_text() == text
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 20])
+def test_rows_hold_the_values_of_their_own_steps(tmp_path, every):
+    with open_log(tmp_path, total_steps=10, log_every_steps=every) as log:
+        for step in range(1, 11):
+            log.train(step, values(step))
+        log.flush(10)
+    rows = written(tmp_path)
+    assert [row["step"] for row in rows] == sorted({*range(every, 11, every), 10})
+    for row in rows:
+        step = row["step"]
+        own = {name: float(value) for name, value in values(step).items()}
+        place = {"step": step, "epoch": round(step / 3, 4), "split": "train"}
+        assert {name: value for name, value in row.items() if name not in SPEED} == place | own
+        assert row.keys() >= SPEED
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_rows_come_late_and_all_with_a_flush(tmp_path, every):
+    with open_log(tmp_path, log_every_steps=every) as log:
+        for step in range(1, 8):
+            log.train(step, values(step))
+            assert steps_written(tmp_path) == list(range(every, step - LAG + 1, every))
+        log.flush(7)
+        assert steps_written(tmp_path) == list(range(every, 8, every))
+        for step in range(8, 11):
+            log.train(step, values(step))
+        log.flush(10)
+    assert steps_written(tmp_path) == sorted({*range(every, 11, every), 10})
+
+
+def feed(log, losses):
+    """Feeds losses until one raises; returns the step at which it does."""
+    for step, loss in enumerate(losses, start=1):
+        try:
+            log.train(step, values(step, loss))
+        except NonFiniteLossError as error:
+            return step, error
+    with pytest.raises(NonFiniteLossError) as raised:
+        log.flush(len(losses))
+    return "flush", raised.value
+
+
+@pytest.mark.parametrize("loss", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("bad", "steps", "noticed"), [(3, 10, 7), (5, 10, 7), (6, 9, "flush")])
+def test_loss_that_is_not_finite_names_its_step(tmp_path, loss, bad, steps, noticed):
+    losses = [1.0] * (bad - 1) + [loss] + [1.0] * (steps - bad)
+    with open_log(tmp_path, log_every_steps=5) as log:
+        at, error = feed(log, losses)
+    assert (at, error.step) == (noticed, bad)
+    assert str(error) == f"the loss of step {bad} is {loss}"
+
+
+def test_evaluation_is_written_at_once(tmp_path):
+    with open_log(tmp_path, steps_per_epoch=4) as log:
+        log.evaluation(6, {"loss": 0.25, "top1_error": 50.0})
+        expected = {"step": 6, "epoch": 1.5, "split": "eval", "loss": 0.25, "top1_error": 50.0}
+        assert written(tmp_path) == [expected]
+
+
+def test_restart_drops_later_rows_and_goes_on(tmp_path):
+    with open_log(tmp_path, log_every_steps=1) as log:
+        for step in range(1, 8):
+            log.train(step, values(step))
+        log.flush(7)
+    with open_log(tmp_path, start_step=4, log_every_steps=1) as log:
+        assert steps_written(tmp_path) == [1, 2, 3, 4]
+        for step in range(5, 11):
+            log.train(step, values(step, loss=7.0))
+        log.flush(10)
+    found = [(row["step"], row["loss"] == 7.0) for row in written(tmp_path)]
+    assert found == [(step, step > 4) for step in range(1, 11)]
+    starts = [event.step for event in events(tmp_path) if event.HasField("session_log")]
+    assert starts[-1] == 5  # from where on TensorBoard forgets what it has
+
+
+def events(workdir):
+    """All TensorBoard events: each a record of length, checksum, message and checksum."""
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            yield Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+
+
+def test_events_hold_the_scalars_of_the_rows(tmp_path):
+    with open_log(tmp_path, total_steps=4) as log:
+        for step in range(1, 5):
+            log.train(step, values(step))
+        log.flush(4)
+        log.evaluation(4, {"loss": 0.25, "top1_error": 50.0})
+    found = [(v.tag, e.step, v.simple_value) for e in events(tmp_path) for v in e.summary.value]
+    expected = [
+        (f"{row['split']}/{name}", row["step"], np.float32(value))
+        for row in written(tmp_path)
+        for name, value in row.items()
+        if name not in ("step", "split")
+    ]
+    assert found == expected
+    assert len(found) == 2 * 5 + 3
+
+
+def test_speed_covers_the_steps_since_the_row_before(tmp_path, clock):
+    with open_log(tmp_path, Progress(7.0, 5.0), total_steps=9) as log:
+        for step in range(1, 9):
+            with log.waiting_for_data():
+                clock.seconds += 0.125
+            clock.seconds += 0.375
+            log.train(step, values(step))
+            with log.training_paused():
+                clock.seconds += 100.0
+        assert log.progress == Progress(7.0 + 8 * 100.5, 5.0 + 8 * 0.5)
+    # The first row waits for the steps that the log is late by.
+    rates = {row["step"]: (row["images_per_second"], row["data_wait"]) for row in written(tmp_path)}
+    assert rates == {2: (10.0, 0.25), 4: (20.0, 0.25), 6: (20.0, 0.25)}
+
+
+ROWS = [
+    {"split": "train", "step": 5, "epoch": 2.5, "loss": 0.5, "top1_error": 12.5},
+    {"split": "eval", "step": 5, "epoch": 2.5, "loss": 0.25, "top1_error": 10.0},
+]
+LINES = [
+    "train  step 5/20  epoch 2.50  loss 0.5000  error 12.50 %  1,234 images/s  0:00:30 left",
+    "eval   step 5/20  epoch 2.50  loss 0.2500  error 10.00 %",
+]
+
+
+@pytest.mark.parametrize("columns", [120, 60])
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_display_prints_lines_or_on_a_terminal_a_live_one(
+    monkeypatch, capsys, is_terminal, columns
+):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    display = Display(total_steps=20)
+    for row in (ROWS[0], ROWS[0], ROWS[1], ROWS[0]):
+        display.show(row | {"images_per_second": 1234.0}, wall_seconds=10.0)
+    display.close()
+    expected = "{0}\n{0}\n{1}\n{0}\n".format(*LINES)
+    if is_terminal:
+        clear, lines = "\r\x1b[K", [line[: columns - 1] for line in LINES]
+        expected = "{2}{0}{2}{0}{2}{1}\n{2}{0}\n".format(*lines, clear)
+    assert capsys.readouterr().out == expected
