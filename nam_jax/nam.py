@@ -221,7 +221,7 @@ class ChannelNAM(_NormalizationAttention):
             moments,
             params["scale"],
             params["bias"],
-            epsilon=self.epsilon,
+            epsilon=bn.epsilon,
             weight_gradient=self.weight_gradient,
         )
         return self._gated(x, gate, params["scale"])
@@ -290,7 +290,7 @@ class SpatialNAM(_NormalizationAttention):
             moments,
             params["scale"],
             params["bias"],
-            epsilon=self.epsilon,
+            epsilon=bn.epsilon,
             weight_gradient=self.weight_gradient,
         )
         return self._gated(x, gate, params["scale"])

@@ -49,7 +49,8 @@ def variables(
       {"params": …, "batch_stats": …} of NumPy arrays in the dtypes of the state dict.
 
     Raises:
-      ValueError: entries are missing, left over, or of another shape; all are listed.
+      ValueError: entries are missing, left over, or of another shape (all are listed), or
+        there is no naming for the network's attention.
       TypeError: there is no naming for this kind of module.
 
     Example:
@@ -98,6 +99,11 @@ def _rules(module: nn.Module) -> list[tuple[str, str]]:
         "nam_spatial": [(r"attention/nam_bn", "nam/Spatial_Att.bn")],
         "nam_tied": [(r"nam_bn", last_norm)],
     }
+    if module.attention not in attention:
+        raise ValueError(
+            f"A state dict can be imported with the attentions {', '.join(attention)}; "
+            f"got {module.attention!r}."
+        )
     return _RESNET_RULES + attention[module.attention]
 
 

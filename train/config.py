@@ -1,7 +1,7 @@
 """The config of a run: every field with its default, what is allowed, and what it means."""
 
 import dataclasses
-import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -197,5 +197,5 @@ def _check(name: str, field: Field, value: Any) -> None:
 def _is_a(kind: type, value: Any) -> bool:
     if kind is float:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return is_number and math.isfinite(value)
+        return is_number and abs(value) <= sys.float_info.max
     return type(value) is kind

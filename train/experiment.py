@@ -11,7 +11,7 @@ from nam_jax import models
 from train import config as config_lib
 from train import mesh as mesh_lib
 from train import optimizer
-from train.data import sources
+from train.data import resident, sources
 from train.errors import ConfigError
 
 
@@ -60,8 +60,8 @@ def build(config: ConfigDict) -> Experiment:
     """
     config_lib.validate(config)
     mesh = mesh_lib.create(config.batch_size, config.model.sync_bn_devices)
-    train_split = sources.open_split(config.data, config.data.train_split)
-    eval_split = sources.open_split(config.data, config.data.eval_split)
+    train_split = _open_split(config.data, config.data.train_split)
+    eval_split = _open_split(config.data, config.data.eval_split)
     _check_channels(config.data, train_split)
     _check_pairs(config, mesh)
     steps_per_epoch = train_split.num_examples // config.batch_size
@@ -98,6 +98,14 @@ def build(config: ConfigDict) -> Experiment:
         learning_rate=learning_rate,
         tx=optimizer.create(config.optimizer, learning_rate),
     )
+
+
+def _open_split(config: ConfigDict, name: str) -> sources.Split:
+    split = sources.open_split(config, name)
+    if split.num_examples == 0:
+        raise ConfigError(f"config.data: the split {name!r} of {config.name} is empty.")
+    resident.check_size(split, config.resident_limit_gb)
+    return split
 
 
 def _check_channels(config: ConfigDict, split: sources.Split) -> None:

@@ -202,23 +202,23 @@ class Log:
         due = []
         while self._pending and self._pending[0][0] <= last:
             due.append(self._pending.popleft())
-        rows = []
-        for (step, _), values in zip(due, jax.device_get([m for _, m in due]), strict=True):
+        fetched = jax.device_get([metrics for _, metrics in due])
+        speed: Row = {}
+        for (step, _), values in zip(due, fetched, strict=True):
             metrics = {name: float(value) for name, value in values.items()}
             if not math.isfinite(metrics["loss"]):
                 raise NonFiniteLossError(step, metrics["loss"])
             if step % self._log_every_steps == 0 or step == self._total_steps:
-                rows.append({**self._place(step, "train"), **metrics})
-        speed = self._speed(last) if rows else {}
-        for row in rows:
-            self._write({**row, **speed})
+                # Rows that are fetched together share their speed.
+                speed = speed or self._speed(last)
+                self._write({**self._place(step, "train"), **metrics, **speed})
 
     def _place(self, step: int, split: str) -> Row:
         return {"step": step, "epoch": round(step / self._steps_per_epoch, 4), "split": split}
 
     def _speed(self, step: int) -> Row:
         (start_step, start_seconds), seconds = self._window_start, self._training.seconds
-        elapsed = seconds - start_seconds
+        elapsed = max(seconds - start_seconds, 1e-6)
         speed = {
             "images_per_second": round((step - start_step) * self._batch_size / elapsed, 1),
             "data_wait": round(self._waiting_seconds / elapsed, 4),

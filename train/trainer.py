@@ -131,8 +131,7 @@ def evaluate_checkpoint(
         if step is None:
             raise RunError(f"the run in {workdir} has no {which} checkpoint yet.")
         state, _ = checkpoints.restore(step, initial_state(experiment))
-    limit = experiment.config.data.resident_limit_gb
-    split = resident.put(experiment.eval_split, experiment.mesh, limit)
+    split = resident.put(experiment.eval_split, experiment.mesh)
     eval_step = step_lib.build_eval_step(experiment.model, experiment.config, experiment.mesh)
     return step, evaluate(experiment, eval_step, state, split)
 
@@ -168,7 +167,7 @@ def _run_steps(
 ) -> tuple[step_lib.TrainState, Progress]:
     config, start = experiment.config, int(state.step)
     train_split, eval_split = (
-        resident.put(split, experiment.mesh, config.data.resident_limit_gb)
+        resident.put(split, experiment.mesh)
         for split in (experiment.train_split, experiment.eval_split)
     )
     train_step, eval_step = _compile(experiment, state, train_split, eval_split)

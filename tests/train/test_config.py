@@ -59,7 +59,7 @@ WRONG_TYPE = {
 }
 
 WITH_SCALES = [name for name in ATTENTIONS if name.startswith("nam")]
-NOT_FINITE = [float("nan"), float("inf"), float("-inf")]
+NOT_FINITE = [float("nan"), float("inf"), float("-inf"), 10**400]
 
 
 def config_with(name, value):

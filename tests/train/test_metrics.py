@@ -157,6 +157,15 @@ def test_loss_that_is_not_finite_names_its_step(tmp_path, loss, bad, steps, noti
     assert str(error) == f"the loss of step {bad} is {loss}"
 
 
+def test_rows_before_a_bad_loss_are_written(tmp_path):
+    with open_log(tmp_path, log_every_steps=2) as log:
+        for step in range(1, 4):
+            log.train(step, values(step, np.nan if step == 3 else 1.0))
+        with pytest.raises(NonFiniteLossError):
+            log.flush(3)
+    assert steps_written(tmp_path) == [2]
+
+
 def test_evaluation_is_written_at_once(tmp_path):
     with open_log(tmp_path, steps_per_epoch=4) as log:
         log.evaluation(6, {"loss": 0.25, "top1_error": 50.0})

@@ -91,9 +91,9 @@ def rate(step):
 
 def by_optax(config, steps):
     tx, params = optimizer.create(config, rate), parameters()
-    state, update = tx.init(params), jax.jit(tx.update)
+    state = tx.init(params)
     for _ in range(steps):
-        updates, state = update(gradient(params), state, params)
+        updates, state = tx.update(gradient(params), state, params)
         params = optax.apply_updates(params, updates)
     return params
 

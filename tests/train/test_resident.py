@@ -19,14 +19,14 @@ def arrays(size):
     return np.broadcast_to(pixels, (size, 3, 2, 2)).astype(np.uint8), numbers.astype(np.int32) + 7
 
 
-def split_of(size, load=None):
-    return Split("train", size, 10, (3, 2, 2), load or (lambda: arrays(size)))
+def split_of(size):
+    return Split("train", size, 10, (3, 2, 2), lambda: arrays(size))
 
 
 def put(size, num_devices=4, batch_size=4):
     """A split on some devices, and their mesh."""
     mesh = mesh_lib.create(batch_size, devices=jax.devices()[:num_devices])
-    return resident.put(split_of(size), mesh, 1.0), mesh
+    return resident.put(split_of(size), mesh), mesh
 
 
 def orders(split, seed=0, start_step=0, steps=6, steps_per_epoch=3):
@@ -35,20 +35,17 @@ def orders(split, seed=0, start_step=0, steps=6, steps_per_epoch=3):
     return [np.asarray(batch.order) for batch in itertools.islice(batches, steps)]
 
 
-def test_split_above_the_limit_is_refused_before_it_is_loaded():
-    def load():
-        raise AssertionError("loaded")
-
+def test_split_above_the_limit_is_refused():
     # 12 bytes an image.
-    split = split_of(1_000_000, load)
+    resident.check_size(split_of(1_000_000), 0.012)
     with pytest.raises(ConfigError, match=r"^config\.data\.resident_limit_gb: .* train ") as error:
-        resident.put(split, mesh_lib.create(4), 0.01)
+        resident.check_size(split_of(1_000_000), 0.01)
     assert "takes 0.012 GB" in str(error.value)
     assert "limit is 0.01 GB" in str(error.value)
 
 
-def test_split_of_just_the_limit_is_put_on_every_device():
-    split = resident.put(split_of(1000), mesh_lib.create(4), 1000 * 12 / 1e9)
+def test_split_is_put_on_every_device():
+    split = resident.put(split_of(1000), mesh_lib.create(4))
     images, labels = arrays(1000)
     order = np.arange(1000, dtype=np.int32)
     for array, expected in zip(split, (images, labels, order), strict=True):

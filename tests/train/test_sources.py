@@ -166,8 +166,16 @@ def test_dataset_stored_as_tfrecord_says_how_to_convert_it(tmp_path):
     tfds_writer.edit_info(target, fileFormat="tfrecord")
     with pytest.raises(ConfigError, match="stored as tfrecord") as error:
         sources.open_split(data_config("tiny", tmp_path), "train")
-    command = f"tfds convert_format --dataset_dir={target} --out_file_format=array_record"
+    command = f"tfds convert_format --dataset_dir={target.parent} --out_file_format=array_record"
     assert command in str(error.value)
+
+
+def test_dataset_converted_in_place_is_read(tmp_path):
+    target, images, _ = write_tiny(tmp_path)
+    formats = {"fileFormat": "tfrecord", "alternativeFileFormats": ["array_record"]}
+    tfds_writer.edit_info(target, **formats)
+    loaded, _ = sources.open_split(data_config("tiny", tmp_path), "train").load()
+    np.testing.assert_array_equal(loaded, images)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +191,14 @@ def test_dataset_without_images_and_labels_is_refused(tmp_path, keys):
         sources.open_split(data_config("tiny", tmp_path), "train")
     features = str(error.value).rstrip(".").partition("its features are ")[2]
     assert set(features.split(", ")) == {"image", "label"}
+
+
+def test_images_of_more_than_eight_bits_are_refused(tmp_path):
+    # Their values would be taken modulo 256.
+    deep = np.full((2, 4, 4, 1), 300, np.uint16)
+    tfds_writer.write(tmp_path, "deep", deep, [0, 1], 2)
+    with pytest.raises(ConfigError, match=r"^config\.data\.name: deep"):
+        sources.open_split(data_config("deep", tmp_path), "train").load()
 
 
 @pytest.mark.parametrize(("split", "of_each_class"), [("train", 500), ("test", 100)])

@@ -16,6 +16,7 @@ from train import optimizer, step
 from train.config import default_config
 from train.data import resident
 
+IDENTITY = optax.identity()
 LABELS = np.arange(16, dtype=np.int32) % 3
 
 
@@ -34,7 +35,7 @@ def small_model(**fields: Any) -> ResNet:
 
 
 def initial_state(
-    model: ResNet, tx: optax.GradientTransformation = optax.identity(), with_ema: bool = False
+    model: ResNet, tx: optax.GradientTransformation = IDENTITY, with_ema: bool = False
 ) -> step.TrainState:
     """A fresh state, in float64 where that is switched on."""
 

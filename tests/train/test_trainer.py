@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import digits_resnet20
 from nam_jax.attention import NAMES
+from tests.train import tfds_writer
 from train import experiment as experiment_lib
 from train import trainer
 from train.errors import ConfigError, RunError
@@ -60,7 +61,7 @@ def test_fields_of_rows_and_summary(learned: Path) -> None:
         assert expected <= row.keys()
         assert row["loss"] == pytest.approx(row["cross_entropy"] + row["penalty"])
     summary = json.loads((learned / "summary.json").read_text())
-    assert SUMMARY_FIELDS <= summary.keys()
+    assert summary.keys() >= SUMMARY_FIELDS
     assert summary["steps"] == 88
     assert summary["num_eval_images"] == 359
     assert summary["params"] == 270610
@@ -117,8 +118,18 @@ def test_every_attention_builds(attention: str) -> None:
         ({"batch_size": 4, "data.mixup": 0.2}, "use a multiple of 8"),
         ({"model.sync_bn_devices": 3}, "config.model.sync_bn_devices"),
         ({"data.eval_split": "validation"}, "splits train and test"),
+        ({"data.resident_limit_gb": 1e-5}, "config.data.resident_limit_gb: the split train"),
     ],
 )
 def test_config_that_does_not_fit(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         experiment_lib.build(digits(**changes))
+
+
+def test_empty_split_is_refused(tmp_path: Path) -> None:
+    images, labels = np.zeros((3, 8, 8, 1), np.uint8), [0, 1, 0]
+    tfds_writer.write(tmp_path, "tiny", images, labels, 2)
+    data = {"name": "tiny", "dir": str(tmp_path), "eval_split": "train[:0]"}
+    config = digits(batch_size=4, **{f"data.{name}": value for name, value in data.items()})
+    with pytest.raises(ConfigError, match=r"'train\[:0\]' of tiny is empty"):
+        experiment_lib.build(config)

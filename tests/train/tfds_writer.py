@@ -23,7 +23,7 @@ def write(directory, name, images, labels, num_classes, split="train", shards=2)
     Args:
       directory: what `config.data.dir` will be.
       name: of the dataset.
-      images: arrays (H, W, 1 or 3) uint8; with sizes that differ the metadata names no size.
+      images: arrays (H, W, 1 or 3), uint8 or uint16; where sizes differ, the metadata name none.
       labels: one integer an image.
       num_classes: of the dataset.
       split: its name.
@@ -99,7 +99,7 @@ def _features(images, num_classes):
                 "image": {
                     "pythonClassName": f"{FEATURES}.image_feature.Image",
                     "image": {
-                        "dtype": "uint8",
+                        "dtype": str(images[0].dtype),
                         "encodingFormat": "png",
                         "shape": {"dimensions": _dimensions(images)},
                     },

@@ -46,11 +46,11 @@ class ResidentSplit(NamedTuple):
     order: jax.Array
 
 
-def put(split: Split, mesh: Mesh, limit_gb: float) -> ResidentSplit:
-    """Reads a split and lays it whole on every device, in its own order.
+def check_size(split: Split, limit_gb: float) -> None:
+    """Refuses a split that takes more memory than a device may give it.
 
     Raises:
-      ConfigError: it is larger than limit_gb, known before anything is read.
+      ConfigError: naming both sizes.
     """
     size_gb = split.num_examples * float(np.prod(split.image_shape)) / 1e9
     if size_gb > limit_gb:
@@ -59,6 +59,10 @@ def put(split: Split, mesh: Mesh, limit_gb: float) -> ResidentSplit:
             f"device; the limit is {limit_gb:g} GB. Raise it if the devices have the memory, or "
             "set a smaller config.data.image_size."
         )
+
+
+def put(split: Split, mesh: Mesh) -> ResidentSplit:
+    """Reads a split and lays it whole on every device, in its own order."""
     images, labels = split.load()
     order = np.arange(len(labels), dtype=np.int32)
     arrays = jax.device_put((images, labels, order), mesh_lib.replicated(mesh))

@@ -101,12 +101,14 @@ def _find_builder(config: ConfigDict) -> Any:
             f"'.[prepare]' && tfds build {config.name} --file_format=array_record "
             f"--data_dir={directory}"
         ) from error
-    file_format = builder.info.file_format.value
-    if file_format != "array_record":
+    formats = [
+        form.value for form in (builder.info.file_format, *builder.info.alternative_file_formats)
+    ]
+    if "array_record" not in formats:
         raise ConfigError(
-            f"config.data: {builder.data_path} is stored as {file_format}, which needs TensorFlow "
+            f"config.data: {builder.data_path} is stored as {formats[0]}, which needs TensorFlow "
             f"to read; convert it with: pip install '.[prepare]' && tfds convert_format "
-            f"--dataset_dir={builder.data_path} --out_file_format=array_record"
+            f"--dataset_dir={builder.data_path.parent} --out_file_format=array_record"
         )
     return builder
 
@@ -114,12 +116,18 @@ def _find_builder(config: ConfigDict) -> Any:
 def _feature_keys(builder: Any, name: str) -> tuple[str, str]:
     keys = builder.info.supervised_keys
     features = builder.info.features
-    if keys is None or len(keys) != 2 or not hasattr(features[keys[1]], "num_classes"):
+    if keys is None or len(keys) != 2 or not _are_image_and_label(features, keys):
         raise ConfigError(
-            f"config.data.name: {name} is no image classification dataset; its features are "
-            f"{', '.join(features)}."
+            f"config.data.name: {name} is no image classification dataset (8-bit images, a class "
+            f"each); its features are {', '.join(features)}."
         )
     return keys
+
+
+def _are_image_and_label(features: Any, keys: tuple[str, str]) -> bool:
+    image, label = (features[key] for key in keys)
+    is_image = len(image.shape) == 3 and image.np_dtype == np.uint8
+    return is_image and hasattr(label, "num_classes")
 
 
 def _loaded_shape(config: ConfigDict, shape: tuple[int | None, ...]) -> tuple[int, int, int]:
