@@ -33,12 +33,13 @@ class Checkpoints:
     A context manager: leaving it waits until the last checkpoint is on disk.
     """
 
-    def __init__(self, directory: Path, keep: int):
-        """Opens the directory, creating it if need be.
+    def __init__(self, directory: Path, keep: int | None = None):
+        """Opens the directory.
 
         Args:
           directory: of all the checkpoints of a run.
-          keep: how many of the latest to keep, at least 2; the best is kept as well.
+          keep: how many of the latest to keep, at least 2; the best is kept as well. None: only
+            to read, beside a run that may be writing.
         """
 
         def error(metrics: Mapping[str, float]) -> float:
@@ -48,13 +49,15 @@ class Checkpoints:
             get_metric_fn=error, reverse=True, n=1, keep_checkpoints_without_metrics=False
         )
         options = ocp.CheckpointManagerOptions(
+            read_only=keep is None,
+            create=keep is not None,
             best_fn=error,
             best_mode="min",
             # Not max_to_keep: with best_fn it would delete the latest when it is not the best.
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                 [checkpoint_managers.LatestN(keep), best]
             ),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=keep is not None,
         )
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 

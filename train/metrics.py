@@ -35,12 +35,8 @@ class Progress(NamedTuple):
     train_seconds: float = 0.0
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss of a step is NaN or infinite."""
-
-    def __init__(self, step: int, loss: float):
-        super().__init__(f"the loss of step {step} is {loss}")
-        self.step = step
+class NonFiniteError(RuntimeError):
+    """A loss or an update is NaN or infinite; the message names the step."""
 
 
 class RowFile:
@@ -179,7 +175,7 @@ class Log:
         """Takes the metrics of a training step, still on the device.
 
         Raises:
-          NonFiniteLossError: by then known of this step or an earlier one.
+          NonFiniteError: by then known of this step or an earlier one.
         """
         self._pending.append((step, metrics))
         if (step - LAG) % self._log_every_steps == 0:
@@ -189,7 +185,7 @@ class Log:
         """Fetches, checks and writes all up to a step.
 
         Raises:
-          NonFiniteLossError: a step's loss is NaN or infinite.
+          NonFiniteError: a step's loss is NaN or infinite.
         """
         self._fetch(step)
         self._file.sync()
@@ -207,7 +203,7 @@ class Log:
         for (step, _), values in zip(due, fetched, strict=True):
             metrics = {name: float(value) for name, value in values.items()}
             if not math.isfinite(metrics["loss"]):
-                raise NonFiniteLossError(step, metrics["loss"])
+                raise NonFiniteError(f"the loss of step {step} is {metrics['loss']}")
             if step % self._log_every_steps == 0 or step == self._total_steps:
                 # Rows that are fetched together share their speed.
                 speed = speed or self._speed(last)

@@ -230,6 +230,12 @@ def build_eval_step(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Any:
     return mesh_lib.jit_replicated(step, mesh)
 
 
+@jax.jit
+def is_finite(state: TrainState) -> jax.Array:
+    """Whether no array of the state holds NaN or an infinity."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]).all()
+
+
 def streams(seed: int) -> dict[str, jax.Array]:
     """The independent random keys of a run."""
     names = ("init", "order", "augment")

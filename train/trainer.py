@@ -16,7 +16,7 @@ from train.config import FREE_FIELDS
 from train.data import resident
 from train.errors import RunError
 from train.experiment import Experiment
-from train.metrics import Log, NonFiniteLossError, Progress, Row, RowFile, write_json
+from train.metrics import Log, NonFiniteError, Progress, Row, RowFile, write_json
 from train.summary import multiply_adds, parameters
 
 
@@ -60,20 +60,17 @@ def evaluate(
 def _evaluate(
     experiment: Experiment, eval_step: Any, variables: Any, split: resident.ResidentSplit
 ) -> dict[str, float]:
-    num_examples = experiment.eval_split.num_examples
-    num_batches = -(-num_examples // experiment.config.batch_size)
+    num_batches = -(-experiment.eval_split.num_examples // experiment.config.batch_size)
     batches = [eval_step(variables, split, np.int32(index)) for index in range(num_batches)]
     sums = {name: sum(float(b[name]) for b in jax.device_get(batches)) for name in batches[0]}
-    if sums["count"] != num_examples:
-        raise AssertionError(f"evaluated {sums['count']} of {num_examples} images")
     penalty = float(sparsity_penalty(variables["params"], experiment.config.optimizer.sparsity))
-    cross_entropy = sums["cross_entropy"] / num_examples
+    cross_entropy = sums["cross_entropy"] / sums["count"]
     return {
         "loss": cross_entropy + penalty,
         "cross_entropy": cross_entropy,
         "penalty": penalty,
-        "top1_error": 100 * sums["top1_wrong"] / num_examples,
-        "top5_error": 100 * sums["top5_wrong"] / num_examples,
+        "top1_error": 100 * sums["top1_wrong"] / sums["count"],
+        "top5_error": 100 * sums["top5_wrong"] / sums["count"],
     }
 
 
@@ -89,7 +86,7 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, Any]:
 
     Raises:
       ConfigError: the directory belongs to a run of another config.
-      RunError: a loss is not finite.
+      RunError: a loss or an update is not finite.
     """
     workdir_lib.claim(workdir, experiment.config)
     finished = workdir_lib.summary(workdir)
@@ -101,7 +98,7 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         if state.step < experiment.total_steps:
             try:
                 state, progress = _run_steps(experiment, workdir, checkpoints, state, progress)
-            except NonFiniteLossError as error:
+            except NonFiniteError as error:
                 raise RunError(_advice(error, checkpoints, workdir)) from error
     summary = summarize(experiment, state, progress, RowFile(workdir / "metrics.jsonl").rows())
     write_json(workdir / "summary.json", summary)
@@ -126,7 +123,7 @@ def evaluate_checkpoint(
       RunError: there is no such checkpoint.
     """
     workdir_lib.check(workdir, experiment.config, (*FREE_FIELDS, "data.eval_split", "batch_size"))
-    with Checkpoints(workdir / "checkpoints", experiment.config.checkpoint.keep) as checkpoints:
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = checkpoints.latest_step() if which == "last" else checkpoints.best_step()
         if step is None:
             raise RunError(f"the run in {workdir} has no {which} checkpoint yet.")
@@ -148,10 +145,12 @@ def _restore_or_init(
     return state, Progress(**progress)
 
 
-def _advice(error: NonFiniteLossError, checkpoints: Checkpoints, workdir: Path) -> str:
+def _advice(error: NonFiniteError, checkpoints: Checkpoints, workdir: Path) -> str:
     checkpoints.wait()
     latest = checkpoints.latest_step()
-    kept = "there is no checkpoint yet" if latest is None else f"the last checkpoint is {latest}"
+    kept = (
+        "there is no checkpoint yet" if latest is None else f"the last good checkpoint is {latest}"
+    )
     return (
         f"{error}; {kept} in {workdir}. Try a lower config.optimizer.learning_rate, or set "
         "config.optimizer.warmup_epochs or config.optimizer.clip_norm."
@@ -190,6 +189,8 @@ def _run_steps(
             if experiment.is_saved(step):
                 log.flush(step)
                 with log.training_paused():
+                    if not step_lib.is_finite(state):
+                        raise NonFiniteError(f"the update of step {step} is not finite")
                     evaluation = None
                     if experiment.is_evaluated(step):
                         evaluation = evaluate(experiment, eval_step, state, eval_split)

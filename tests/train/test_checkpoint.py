@@ -185,3 +185,19 @@ def test_digest_changes_with_every_single_bit():
 )
 def test_digest_changes_with(other):
     assert state_sha256(other) != state_sha256(tree())
+
+
+def test_reading_beside_a_live_run_changes_nothing(tmp_path):
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        save_all(checkpoints, [50.0])
+    (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == checkpoints.best_step() == 1
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_reading_does_not_make_the_directory(tmp_path):
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() is None
+    assert not (tmp_path / "checkpoints").exists()

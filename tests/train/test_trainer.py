@@ -92,12 +92,24 @@ def test_evaluation_does_not_depend_on_the_batch(learned: Path) -> None:
 
 
 def test_infinite_loss_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
-    changes = {"optimizer.learning_rate": 1e30, "steps": 30, "checkpoint.every_steps": 1}
-    with pytest.raises(RunError, match=r"the loss of step \d+ is (nan|inf)") as error:
+    changes = {"optimizer.learning_rate": 1e30, "steps": 30}
+    with pytest.raises(
+        RunError, match=r"the loss of step \d+ is (nan|inf); there is no checkpoint"
+    ) as error:
         train(tmp_path, **changes)
     assert "config.optimizer.learning_rate" in str(error.value)
     assert all(np.isfinite(row["loss"]) for row in rows(tmp_path))
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_update_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
+    # The loss of step 2 is still finite: only that of step 3 would tell.
+    changes = {"optimizer.learning_rate": 1e30, "steps": 3, "checkpoint.every_steps": 1}
+    with pytest.raises(
+        RunError, match="the update of step 2 is not finite; the last good checkpoint is 1"
+    ):
+        train(tmp_path, **changes)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 
 @pytest.mark.parametrize("attention", NAMES)
