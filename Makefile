@@ -5,22 +5,23 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 .PHONY: quickstart test lint clean
 
-quickstart: .venv/train ## train the small digits network to the end
+quickstart: .venv/train # train the small digits network to the end
 	$(BIN)/python -m train.main --config configs/digits_resnet20.py
 
-test: .venv/dev ## run every test
+test: .venv/dev # run every test
 	$(BIN)/python -m pytest
 
-lint: .venv/dev ## lint, formatting and types
+lint: .venv/dev # lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean: ## remove the environment and what tools left behind
+clean: # remove the environment and what tools left behind
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 
 .venv/train: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: needs Python 3.11 or later, got " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv --clear .venv
 	$(INSTALL) -e '.[train]'
 	touch $@
 

@@ -1,7 +1,7 @@
 """Batch normalisation that can hand on the moments of its own output."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -85,13 +85,31 @@ class BatchNorm(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
     axis_name: AxisNames | None = None
 
+    @overload
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        return_moments: Literal[False] = False,
+    ) -> jax.Array: ...
+
+    @overload
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        return_moments: Literal[True],
+    ) -> tuple[jax.Array, Moments | None]: ...
+
     def __call__(
         self,
         x: jax.Array,
         use_running_average: bool | None = None,
         *,
         return_moments: bool = False,
-    ) -> Any:
+    ) -> jax.Array | tuple[jax.Array, Moments | None]:
         """Normalises x.
 
         Args:
@@ -157,7 +175,9 @@ class BatchNorm(nn.Module):
 
     def _feature_axes(self, ndim: int) -> tuple[int, ...]:
         axes = (self.axis,) if isinstance(self.axis, int) else self.axis
-        return tuple(axis % ndim for axis in axes)
+        if not all(-ndim <= axis < ndim for axis in axes):
+            raise ValueError(f"BatchNorm's axis {self.axis} is not one of {ndim} axes.")
+        return tuple(sorted(axis % ndim for axis in axes))
 
     def _broadcast(self, value: jax.Array, ndim: int) -> jax.Array:
         others = set(range(ndim)) - set(self._feature_axes(ndim))

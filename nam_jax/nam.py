@@ -58,7 +58,9 @@ def attention_weights(scale: jax.Array, *, gradient: bool = False) -> jax.Array:
       >>> print(attention_weights(jnp.array([1.0, -3.0])))
       [0.25 0.75]
     """
-    magnitude = jnp.abs(scale.astype(jnp.promote_types(scale.dtype, jnp.float32)))
+    scale = scale.astype(jnp.promote_types(scale.dtype, jnp.float32))
+    # |scale| with the gradient 0 at 0, where JAX gives jnp.abs the gradient 1.
+    magnitude = scale * jnp.sign(scale)
     total = magnitude.sum()
     weights = magnitude / jnp.where(total == 0, 1, total)
     return weights if gradient else jax.lax.stop_gradient(weights)

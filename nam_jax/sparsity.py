@@ -51,6 +51,9 @@ def sparsity_penalty(params: optax.Params, strength: float | jax.Array) -> jax.A
     Returns:
       A scalar, at least float32; 0 where params hold no NAM scale.
 
+    Raises:
+      ValueError: strength is negative.
+
     Example:
       >>> import jax.numpy as jnp, nam_jax
       >>> params = {"attention": {"nam_bn": {"scale": jnp.array([1.0, -2.0])}}}
@@ -59,9 +62,12 @@ def sparsity_penalty(params: optax.Params, strength: float | jax.Array) -> jax.A
 
     Source: https://arxiv.org/abs/2111.12419, equation 4; p = 1e-4 in the authors' code.
     """
+    _check_not_negative("The sparsity strength", strength)
     total = jnp.zeros((), jnp.float32)
     for scale in nam_scales(params):
-        total += jnp.abs(scale.astype(jnp.promote_types(scale.dtype, jnp.float32))).sum()
+        scale = scale.astype(jnp.promote_types(scale.dtype, jnp.float32))
+        # |scale| with the gradient 0 at 0, where JAX gives jnp.abs the gradient 1.
+        total += (scale * jnp.sign(scale)).sum()
     return strength * total
 
 
@@ -115,7 +121,9 @@ def proximal_sparsity(
 
     For the end of an optax chain, after the learning rate. It reaches exact zeros, which
     the sign update only ever steps across. With detached weights (`weight_gradient=False`,
-    the default) a scale that is zero stays zero: its weight W is 0, and so is its gradient.
+    the default) a scale of NAM's own BatchNorm that is zero gets no gradient, as its weight W
+    is 0: once the momentum of the chain has died away it stays zero. A tied scale gets the
+    gradient of the BatchNorm that it belongs to, and may come back.
 
     Args:
       strength: p, at least 0, or a schedule of the number of updates.
@@ -125,7 +133,8 @@ def proximal_sparsity(
       A transformation whose update needs params.
 
     Raises:
-      ValueError: strength is negative; or, at init, it is not 0 and params hold no NAM scale.
+      ValueError: strength or learning rate is negative; or, at init, strength is not 0 and
+        params hold no NAM scale.
 
     Example:
       >>> import jax.numpy as jnp, nam_jax, optax
@@ -154,6 +163,7 @@ def proximal_sparsity(
         updates = map_nam_scales(soft_threshold, updates, params)
         return updates, ScheduleState(optax.safe_increment(state.step))
 
+    _check_not_negative("The learning rate", learning_rate)
     return optax.GradientTransformation(_checked_init(strength), update)
 
 
@@ -161,12 +171,18 @@ def _value(scalar_or_schedule: ScalarOrSchedule, count: jax.Array) -> Any:
     return scalar_or_schedule(count) if callable(scalar_or_schedule) else scalar_or_schedule
 
 
+def _check_not_negative(what: str, value: Any) -> None:
+    # Schedules, and arrays that are traced, are not known yet.
+    if isinstance(value, (int, float)) and not value >= 0:
+        raise ValueError(f"{what} must be at least 0; got {value}.")
+
+
 def _checked_init(strength: ScalarOrSchedule) -> Callable[[optax.Params], ScheduleState]:
-    if not callable(strength) and not strength >= 0:
-        raise ValueError(f"The sparsity strength must be at least 0; got {strength}.")
+    _check_not_negative("The sparsity strength", strength)
+    is_off = isinstance(strength, (int, float)) and strength == 0
 
     def init(params: optax.Params) -> ScheduleState:
-        if (callable(strength) or strength > 0) and not nam_scales(params):
+        if not is_off and not nam_scales(params):
             raise ValueError(
                 "The sparsity penalty would do nothing: no parameter path ends in "
                 "nam_bn/scale. Use a model with NAM attention, or set the strength to 0."

@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from train.config import FIELDS, validate
+from train.config import FIELDS, refusal, validate
 from train.errors import ConfigError, RunError
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
@@ -31,8 +31,10 @@ def run(main: Callable[[], None], usage: str) -> None:
             main()
         except ConfigError as error:
             _exit(WRONG_USAGE, error)
-        except RunError as error:
+        except (RunError, OSError) as error:
             _exit(FAILED, error)
+        except KeyboardInterrupt:
+            _exit(FAILED, "interrupted; the same command goes on from the last checkpoint.")
 
     app.run(guarded, flags_parser=lambda argv: _parse(argv, usage))
 
@@ -40,13 +42,13 @@ def run(main: Callable[[], None], usage: str) -> None:
 def workdir() -> Path:
     """The directory of the run: --workdir, or runs/<config name>."""
     if WORKDIR.value is not None:
-        return Path(WORKDIR.value)
+        return Path(WORKDIR.value).expanduser()
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     return Path("runs") / Path(config_file).stem
 
 
 def _parse(argv: Sequence[str], usage: str) -> list[str]:
-    if not {"-h", "--help", "-help"}.isdisjoint(argv):
+    if any(re.match(r"--?h(elp|$)", argument) for argument in argv[1:]):
         print(usage.strip())
         sys.exit(DONE)
     # Orbax warns of every checkpoint that has no evaluation.
@@ -54,10 +56,14 @@ def _parse(argv: Sequence[str], usage: str) -> list[str]:
     try:
         _check_names(argv)
         rest = flags.FLAGS(argv)
+        if WORKDIR.value == "":
+            raise ConfigError("--workdir is empty; name a directory, or leave it out.")
         if len(rest) > 1:
             raise ConfigError(f"unknown argument {rest[1]!r}; --help lists the options.")
-        if CONFIG.value is None:
+        if not flags.FLAGS["config"].present:
             raise ConfigError("--config is missing; configs/ holds examples.")
+        if CONFIG.value is None:
+            raise ConfigError("--config: get_config() of the file returns nothing.")
         validate(CONFIG.value)
     except ConfigError as error:
         _exit(WRONG_USAGE, error)
@@ -71,8 +77,9 @@ def _check_names(argv: Sequence[str]) -> None:
     """Refuses overrides of fields that do not exist, and says which name may be meant."""
     for argument in argv[1:]:
         match = re.match(r"--?config\.([^=]*)", argument)
-        if match and match[1] not in FIELDS and f"{match[1]}." not in "".join(FIELDS):
-            near = difflib.get_close_matches(match[1], FIELDS, n=1, cutoff=0.5)
+        if match and match[1] not in FIELDS:
+            group = [name for name in FIELDS if name.startswith(f"{match[1]}.")]
+            near = group or difflib.get_close_matches(match[1], FIELDS, n=1, cutoff=0.5)
             hint = f"; did you mean config.{near[0]}?" if near else "; train/config.py lists them."
             raise ConfigError(f"config.{match[1]}: there is no such field{hint}")
 
@@ -81,7 +88,7 @@ def _explain(error: Exception) -> str:
     message = str(error).strip()
     match = re.match(r"flag --config\.([\w.]+)=(.*?):", message)
     if match and match[1] in FIELDS:
-        return f"config.{match[1]}: got {match[2]!r}; allowed: {FIELDS[match[1]].allowed}."
+        return refusal(match[1], match[2])
     lines = message.splitlines() or [type(error).__name__]
     # A config file that fails brings its whole traceback along; its last line says why.
     line = lines[-1] if "Traceback" in message else " ".join(lines)

@@ -1,6 +1,7 @@
 """The config of a run: every field with its default, what is allowed, and what it means."""
 
 import dataclasses
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -85,7 +86,12 @@ FIELDS: dict[str, Field] = {
         lambda v: v == -1 or v >= 1,
     ),
     "model.zero_init_last_scale": _switch(False, "start every residual branch at zero"),
-    "data.name": _text("cifar100", "`digits`, or a TFDS image classification dataset"),
+    "data.name": Field(
+        "cifar100",
+        "`digits`, or a TFDS image classification dataset",
+        "a name such as cifar100, name/config or name:1.0.0",
+        lambda v: re.fullmatch(r"[a-zA-Z]\w*(/[\w.+-]+)*(:[\d.]+)?", v) is not None,
+    ),
     "data.dir": _text("~/tensorflow_datasets", "where TFDS datasets lie"),
     "data.train_split": _text("train", "split to train on"),
     "data.eval_split": _text("test", "split to evaluate on"),
@@ -141,6 +147,15 @@ FREE_FIELDS = (
 )
 
 
+# Nor do these change what a checkpoint means.
+EVALUATION_FREE_FIELDS = (
+    *FREE_FIELDS,
+    "batch_size",
+    "data.eval_split",
+    "model.sync_bn_devices",
+)
+
+
 def default_config() -> ConfigDict:
     """All fields at their defaults; a config file changes what differs."""
     config = ConfigDict()
@@ -186,12 +201,16 @@ def _check(name: str, field: Field, value: Any) -> None:
     is_tuple = kind is tuple and isinstance(value, (tuple, list))
     numbers = value if is_tuple else [value]
     wanted = float if kind is tuple else kind
-    if (kind is tuple) != is_tuple or not all(_is_a(wanted, v) for v in numbers):
-        raise ConfigError(
-            f"config.{name}: got {value!r}; allowed: {field.allowed} ({kind.__name__})."
-        )
-    if not field.test(value):
-        raise ConfigError(f"config.{name}: got {value!r}; allowed: {field.allowed}.")
+    has_type = (kind is tuple) == is_tuple and all(_is_a(wanted, v) for v in numbers)
+    if not has_type or not field.test(value):
+        raise ConfigError(refusal(name, value))
+
+
+def refusal(name: str, value: Any) -> str:
+    """Says of a value that a field refuses what is allowed, and what the field is."""
+    field = FIELDS[name]
+    kind = {int: ", a whole number", float: ", a number"}.get(type(field.default), "")
+    return f"config.{name}: got {value!r}; allowed: {field.allowed}{kind} ({field.doc})."
 
 
 def _is_a(kind: type, value: Any) -> bool:

@@ -24,9 +24,12 @@ WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "The checkpoint to 
 
 def main() -> None:
     """Prints the evaluation of the checkpoint, one figure a line."""
-    experiment = experiment_lib.build(command_line.CONFIG.value)
+    config = command_line.CONFIG.value
+    # Running statistics need no groups, and the devices here may not divide into them.
+    config.model.sync_bn_devices = 1
+    experiment = experiment_lib.build(config)
     step, result = trainer.evaluate_checkpoint(experiment, command_line.workdir(), WHICH.value)
-    print(f"step {step}, {experiment.eval_split.num_examples} images")
+    print(f"step {step}")
     for name, value in result.items():
         print(f"{name} {value:.6g}")
 

@@ -60,32 +60,13 @@ def build(config: ConfigDict) -> Experiment:
     """
     config_lib.validate(config)
     mesh = mesh_lib.create(config.batch_size, config.model.sync_bn_devices)
-    train_split = _open_split(config.data, config.data.train_split)
-    eval_split = _open_split(config.data, config.data.eval_split)
+    train_split = _open_split(config.data, "train_split")
+    eval_split = _open_split(config.data, "eval_split")
     _check_channels(config.data, train_split)
     _check_pairs(config, mesh)
-    steps_per_epoch = train_split.num_examples // config.batch_size
-    if steps_per_epoch == 0:
-        raise ConfigError(
-            f"config.batch_size: {config.batch_size} images, but the split {train_split.name} "
-            f"has {train_split.num_examples}."
-        )
+    steps_per_epoch = _steps_per_epoch(config, train_split)
     total_steps = config.steps or config.epochs * steps_per_epoch
-    model = models.create(
-        config.model.name,
-        num_classes=train_split.num_classes,
-        attention=config.model.attention,
-        stem=config.model.stem,
-        dtype=config.model.dtype,
-        zero_init_last_scale=config.model.zero_init_last_scale,
-        axis_name=mesh_lib.norm_axis(mesh),
-    )
-    warmup_steps = round(config.optimizer.warmup_epochs * steps_per_epoch)
-    if warmup_steps >= total_steps:
-        raise ConfigError(
-            f"config.optimizer.warmup_epochs: {config.optimizer.warmup_epochs:g} epochs are "
-            f"{warmup_steps} steps, but the run has {total_steps}."
-        )
+    warmup_steps = _warmup_steps(config, steps_per_epoch, total_steps)
     learning_rate = optimizer.schedule(config.optimizer, total_steps, warmup_steps)
     return Experiment(
         config=config,
@@ -94,18 +75,50 @@ def build(config: ConfigDict) -> Experiment:
         eval_split=eval_split,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        model=model,
+        model=_create_model(config, mesh, train_split.num_classes),
         learning_rate=learning_rate,
         tx=optimizer.create(config.optimizer, learning_rate),
     )
 
 
-def _open_split(config: ConfigDict, name: str) -> sources.Split:
-    split = sources.open_split(config, name)
+def _create_model(config: ConfigDict, mesh: Mesh, num_classes: int) -> nn.Module:
+    return models.create(
+        config.model.name,
+        num_classes=num_classes,
+        attention=config.model.attention,
+        stem=config.model.stem,
+        dtype=config.model.dtype,
+        zero_init_last_scale=config.model.zero_init_last_scale,
+        axis_name=mesh_lib.norm_axis(mesh),
+    )
+
+
+def _open_split(config: ConfigDict, field: str) -> sources.Split:
+    split = sources.open_split(config, config[field])
     if split.num_examples == 0:
-        raise ConfigError(f"config.data: the split {name!r} of {config.name} is empty.")
+        raise ConfigError(f"config.data.{field}: {split.name!r} of {config.name} is empty.")
     resident.check_size(split, config.resident_limit_gb)
     return split
+
+
+def _steps_per_epoch(config: ConfigDict, split: sources.Split) -> int:
+    if split.num_examples < config.batch_size:
+        raise ConfigError(
+            f"config.batch_size: {config.batch_size} images, but the split {split.name} "
+            f"has {split.num_examples}."
+        )
+    return split.num_examples // config.batch_size
+
+
+def _warmup_steps(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> int:
+    epochs = config.optimizer.warmup_epochs
+    steps = round(epochs * steps_per_epoch)
+    if steps >= total_steps:
+        raise ConfigError(
+            f"config.optimizer.warmup_epochs: {epochs:g} epochs are {steps} steps, but the run "
+            f"has {total_steps}."
+        )
+    return steps
 
 
 def _check_channels(config: ConfigDict, split: sources.Split) -> None:

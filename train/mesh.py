@@ -33,14 +33,14 @@ def create(
         lower, upper = batch_size // count * count, -(-batch_size // count) * count
         nearest = f"{lower} or {upper}" if lower else str(upper)
         raise ConfigError(
-            f"config.batch_size: {batch_size} images do not divide over {count} devices; "
+            f"config.batch_size: {batch_size} images do not divide over {count} device(s); "
             f"the nearest sizes that do: {nearest}."
         )
     group = count if sync_bn_devices == -1 else sync_bn_devices
     if count % group:
         raise ConfigError(
-            f"config.model.sync_bn_devices: {count} devices do not divide into groups of {group}; "
-            "use a divisor, or -1 for all."
+            f"config.model.sync_bn_devices: {count} device(s) do not divide into groups of "
+            f"{group}; use a divisor, or -1 for all."
         )
     shape = (count // group, group)
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)

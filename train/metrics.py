@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import jax
 from tensorboardX import SummaryWriter
 
+from train.step import Metrics
+
 # Metrics are fetched this many steps late, so that the device has work while the host logs.
 LAG = 2
 
 Row = dict[str, Any]
-Metrics = Mapping[str, jax.Array]
 
 
 class Progress(NamedTuple):
@@ -60,7 +61,7 @@ class RowFile:
     def append(self, row: Row) -> None:
         """Adds a row and hands it to the operating system."""
         with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def sync(self) -> None:
         """Waits until all rows are on disk."""
@@ -81,7 +82,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whole or not at all."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 class Stopwatch:
@@ -191,8 +192,14 @@ class Log:
         self._file.sync()
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes the row of an evaluation."""
+        """Writes the row of an evaluation.
+
+        Raises:
+          NonFiniteError: its loss is NaN or infinite.
+        """
+        _check_loss("the evaluation", step, metrics["loss"])
         self._write({**self._place(step, "eval"), **metrics})
+        self._file.sync()
 
     def _fetch(self, last: int) -> None:
         due = []
@@ -202,8 +209,7 @@ class Log:
         speed: Row = {}
         for (step, _), values in zip(due, fetched, strict=True):
             metrics = {name: float(value) for name, value in values.items()}
-            if not math.isfinite(metrics["loss"]):
-                raise NonFiniteError(f"the loss of step {step} is {metrics['loss']}")
+            _check_loss("the loss", step, metrics["loss"])
             if step % self._log_every_steps == 0 or step == self._total_steps:
                 # Rows that are fetched together share their speed.
                 speed = speed or self._speed(last)
@@ -228,6 +234,11 @@ class Log:
             if name not in ("step", "split"):
                 self._events.add_scalar(f"{row['split']}/{name}", value, row["step"])
         self._display.show(row, self._wall.seconds)
+
+
+def _check_loss(what: str, step: int, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise NonFiniteError(f"{what} of step {step} is {loss}")
 
 
 class Display:

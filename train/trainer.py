@@ -12,7 +12,7 @@ from train import mesh as mesh_lib
 from train import step as step_lib
 from train import workdir as workdir_lib
 from train.checkpoint import Checkpoints, state_sha256
-from train.config import FREE_FIELDS
+from train.config import EVALUATION_FREE_FIELDS
 from train.data import resident
 from train.errors import RunError
 from train.experiment import Experiment
@@ -47,12 +47,13 @@ def evaluate(
       split: on the devices.
 
     Returns:
-      `loss`, `cross_entropy`, `penalty`, and `top1_error` and `top5_error` in percent; the
-      same of the averaged weights, where there are any, with the prefix `ema_`.
+      `num_images`, `loss`, `cross_entropy`, `penalty`, and `top1_error` and `top5_error` in
+      percent; the same of the averaged weights, where there are any, with the prefix `ema_`.
     """
     result = _evaluate(experiment, eval_step, state.variables, split)
     if state.ema is not None:
         averaged = _evaluate(experiment, eval_step, state.ema, split)
+        del averaged["num_images"]
         result |= {f"ema_{name}": value for name, value in averaged.items()}
     return result
 
@@ -66,6 +67,7 @@ def _evaluate(
     penalty = float(sparsity_penalty(variables["params"], experiment.config.optimizer.sparsity))
     cross_entropy = sums["cross_entropy"] / sums["count"]
     return {
+        "num_images": int(sums["count"]),
         "loss": cross_entropy + penalty,
         "cross_entropy": cross_entropy,
         "penalty": penalty,
@@ -111,7 +113,7 @@ def evaluate_checkpoint(
     """Evaluates a checkpoint of a run.
 
     Args:
-      experiment: the run; its config may differ in `data.eval_split` and `batch_size`.
+      experiment: the run; its config may differ in EVALUATION_FREE_FIELDS.
       workdir: of the run.
       which: `last` or `best`.
 
@@ -122,7 +124,7 @@ def evaluate_checkpoint(
       ConfigError: there is no such run.
       RunError: there is no such checkpoint.
     """
-    workdir_lib.check(workdir, experiment.config, (*FREE_FIELDS, "data.eval_split", "batch_size"))
+    workdir_lib.check(workdir, experiment.config, EVALUATION_FREE_FIELDS)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = checkpoints.latest_step() if which == "last" else checkpoints.best_step()
         if step is None:
@@ -164,23 +166,13 @@ def _run_steps(
     state: step_lib.TrainState,
     progress: Progress,
 ) -> tuple[step_lib.TrainState, Progress]:
-    config, start = experiment.config, int(state.step)
-    train_split, eval_split = (
-        resident.put(split, experiment.mesh)
-        for split in (experiment.train_split, experiment.eval_split)
-    )
+    start = int(state.step)
+    train_split = resident.put(experiment.train_split, experiment.mesh)
+    eval_split = resident.put(experiment.eval_split, experiment.mesh)
     train_step, eval_step = _compile(experiment, state, train_split, eval_split)
-    order_key = step_lib.streams(config.seed)["order"]
+    order_key = step_lib.streams(experiment.config.seed)["order"]
     batches = resident.batches(train_split, order_key, start, experiment.steps_per_epoch)
-    with Log(
-        workdir,
-        progress,
-        start_step=start,
-        total_steps=experiment.total_steps,
-        steps_per_epoch=experiment.steps_per_epoch,
-        batch_size=config.batch_size,
-        log_every_steps=config.log_every_steps,
-    ) as log:
+    with _open_log(experiment, workdir, progress, start) as log:
         for step in range(start + 1, experiment.total_steps + 1):
             with log.waiting_for_data():
                 batch = next(batches)
@@ -189,14 +181,26 @@ def _run_steps(
             if experiment.is_saved(step):
                 log.flush(step)
                 with log.training_paused():
-                    if not step_lib.is_finite(state):
-                        raise NonFiniteError(f"the update of step {step} is not finite")
                     evaluation = None
                     if experiment.is_evaluated(step):
                         evaluation = evaluate(experiment, eval_step, state, eval_split)
                         log.evaluation(step, evaluation)
+                    if not step_lib.is_finite(state):
+                        raise NonFiniteError(f"the update of step {step} is not finite")
                     checkpoints.save(step, state, log.progress._asdict(), evaluation)
         return state, log.progress
+
+
+def _open_log(experiment: Experiment, workdir: Path, progress: Progress, start: int) -> Log:
+    return Log(
+        workdir,
+        progress,
+        start_step=start,
+        total_steps=experiment.total_steps,
+        steps_per_epoch=experiment.steps_per_epoch,
+        batch_size=experiment.config.batch_size,
+        log_every_steps=experiment.config.log_every_steps,
+    )
 
 
 def _compile(experiment: Experiment, state: Any, train_split: Any, eval_split: Any) -> Any:
@@ -239,7 +243,7 @@ def summarize(
         **{name: evaluations[-1][name] for name in ("top1_error", "top5_error", "loss")},
         "best_top1_error": best["top1_error"],
         "best_step": best["step"],
-        "num_eval_images": experiment.eval_split.num_examples,
+        "num_eval_images": evaluations[-1]["num_images"],
         "steps": experiment.total_steps,
         "params": parameters(state.params),
         "macs": multiply_adds(experiment.model, experiment.train_split.image_shape),

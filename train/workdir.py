@@ -22,7 +22,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
       ConfigError: the directory holds a run of another config, or cannot be written.
     """
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
         if not (workdir / "config.json").exists():
             write_json(workdir / "config.json", config.to_dict())
     except OSError as error:
@@ -44,7 +44,12 @@ def check(workdir: Path, config: ConfigDict, free: tuple[str, ...] = FREE_FIELDS
     path = workdir / "config.json"
     if not path.exists():
         raise ConfigError(f"--workdir {workdir}: there is no run, {path.name} is missing.")
-    saved = dict(flatten(ConfigDict(json.loads(path.read_text()))))
+    try:
+        saved = dict(flatten(ConfigDict(json.loads(path.read_text()))))
+    except (OSError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"--workdir {workdir}: {path.name} is not the config of a run ({error})."
+        ) from error
     wanted = dict(flatten(ConfigDict(json.loads(json.dumps(config.to_dict())))))
     differing = [
         f"{name} is {saved.get(name)!r} there and {wanted.get(name)!r} here"

@@ -7,7 +7,8 @@ from typing import Any
 from flax import linen as nn
 from flax.typing import Dtype
 
-from nam_jax.models.resnet import BasicBlock, Bottleneck, ResNet
+from nam_jax.attention import attention as find_attention
+from nam_jax.models.resnet import STEMS, BasicBlock, Bottleneck, ResNet
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
@@ -44,7 +45,7 @@ def create(
       A linen module, called as `model.apply(variables, images, train=False)`.
 
     Raises:
-      ValueError: there is no such network.
+      ValueError: there is no such network, attention or stem.
 
     Example:
       >>> import nam_jax
@@ -52,6 +53,9 @@ def create(
     """
     if name not in _MODELS:
         raise ValueError(f"There is no model {name!r}; choose one of {', '.join(NAMES)}.")
+    find_attention(attention)
+    if stem not in STEMS:
+        raise ValueError(f"There is no stem {stem!r}; choose one of {', '.join(STEMS)}.")
     return _MODELS[name](
         num_classes=num_classes, attention=attention, stem=stem, dtype=dtype, **options
     )

@@ -9,7 +9,6 @@ from flax.typing import Dtype, Initializer
 
 from nam_jax.attention import attention
 from nam_jax.batch_norm import AxisNames, BatchNorm
-from nam_jax.nam import ChannelNAM
 
 
 def norm_options(
@@ -72,10 +71,8 @@ def norm_and_attention(
     module = attention(attention_name)
     if module is None:
         return x
-    if tied:
-        scale = bn.variables["params"]["scale"]
-        return ChannelNAM(dtype=options["dtype"], name="attention")(x, scale=scale)
-    return module(**options, name="attention")(x, moments=moments)
+    call = {"scale": bn.variables["params"]["scale"]} if tied else {"moments": moments}
+    return module(**options, name="attention")(x, **call)
 
 
 def head(x: jax.Array, num_classes: int) -> jax.Array:

@@ -148,8 +148,6 @@ class ResNet(nn.Module):
         return layers.head(x, self.num_classes)
 
     def _stem(self, x: jax.Array, options: dict[str, Any]) -> jax.Array:
-        if self.stem not in STEMS:
-            raise ValueError(f"There is no stem {self.stem!r}; choose one of {', '.join(STEMS)}.")
         large = self.stem == "imagenet"
         kernel_size, strides = (7, 2) if large else (3, 1)
         x = layers.conv(self.width, kernel_size, strides, dtype=self.dtype, name="conv1")(x)

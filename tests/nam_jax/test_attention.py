@@ -9,7 +9,7 @@ import pytest
 from flax import serialization
 
 from nam_jax import NAM, ChannelNAM, SpatialNAM
-from nam_jax.attention import NAMES, attention
+from nam_jax.attention import NAMES, TiedNAM, attention
 
 each_name = pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
 X = np.random.default_rng(0).standard_normal((2, 8, 6, 32)).astype(np.float32)
@@ -87,13 +87,18 @@ def test_serialisation_brings_everything_back(name):
         ("nam_channel", ChannelNAM),
         ("nam_spatial", SpatialNAM),
         ("nam", NAM),
-        ("nam_tied", ChannelNAM),
+        ("nam_tied", TiedNAM),
         ("none", None),
     ],
 )
 def test_names(name, module):
     assert name in NAMES
     assert attention(name) is module
+
+
+def test_tied_form_without_a_scale_is_refused():
+    with pytest.raises(ValueError, match="nam_tied needs scale="):
+        attention("nam_tied")().init(jax.random.key(0), X, use_running_average=True)
 
 
 def test_unknown_name_is_refused():

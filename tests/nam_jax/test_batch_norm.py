@@ -18,7 +18,7 @@ from tests.parity import (
     train_step,
 )
 
-each_axis = pytest.mark.parametrize("axis", [-1, (1, 2)])
+each_axis = pytest.mark.parametrize("axis", [-1, (1, 2), (2, 1)])
 each_attention = pytest.mark.parametrize("attention", [ChannelNAM, NAM])
 
 
@@ -173,3 +173,8 @@ def test_moments_save_every_reduction():
     assert reductions(apply, x, moments) > 0  # Σ|γ|: the walk finds what there is
     assert reductions(apply, x, moments, larger_than=6) == 0
     assert reductions(apply, x, None, larger_than=6) > 0
+
+
+def test_axis_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="axis 7 is not one of 4 axes"):
+        nam_jax.BatchNorm(axis=7).init(jax.random.key(0), np.ones((2, 3, 3, 4)), True)

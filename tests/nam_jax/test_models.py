@@ -174,8 +174,5 @@ def test_unknown_model_is_refused():
     ("field", "choices"), [("attention", NAMES), ("stem", ("imagenet", "cifar"))]
 )
 def test_unknown_option_is_refused(field, choices):
-    model = models.create("resnet20", num_classes=10, **{field: "spam"})
     with pytest.raises(ValueError, match=f"{field} 'spam'; choose one of {', '.join(choices)}"):
-        jax.eval_shape(
-            lambda x: model.init(jax.random.key(0), x, train=False), np.ones((1, 8, 8, 3))
-        )
+        models.create("resnet20", num_classes=10, **{field: "spam"})

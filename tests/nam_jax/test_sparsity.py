@@ -244,3 +244,36 @@ def test_zero_scales_stay_zero_in_training(attention, tx):
     for leaf in nam_scales(trained) + nam_scales(gradient(trained)):
         np.testing.assert_array_equal(leaf[..., 1], np.zeros_like(leaf[..., 1]))
         assert (leaf[..., 0] != 0).all()  # while the others train
+
+
+def test_gradient_of_the_penalty_is_the_update_also_at_zero():
+    params = {"nam_bn": {"scale": jnp.array([1.0, -2.0, 0.0, -0.0])}}
+    tx = nam_jax.add_sparsity_penalty(0.5)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    gradient = jax.grad(nam_jax.sparsity_penalty)(params, 0.5)
+    np.testing.assert_array_equal(updates["nam_bn"]["scale"], gradient["nam_bn"]["scale"])
+    np.testing.assert_array_equal(gradient["nam_bn"]["scale"], [0.5, -0.5, 0.0, 0.0])
+
+
+def test_strength_may_be_injected_as_a_hyperparameter():
+    params = {"nam_bn": {"scale": jnp.array([1.0, -2.0])}}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    for make, expected in (
+        (nam_jax.add_sparsity_penalty, 0.25),
+        (nam_jax.proximal_sparsity, -0.025),
+    ):
+        rate = {"learning_rate": 0.1} if make is nam_jax.proximal_sparsity else {}
+        tx = optax.inject_hyperparams(make)(strength=0.5, **rate)
+        state = tx.init(params)
+        state.hyperparams["strength"] = jnp.array(0.25)
+        updates, _ = jax.jit(tx.update)(zeros, state, params)
+        np.testing.assert_allclose(updates["nam_bn"]["scale"], [expected, -expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda: nam_jax.proximal_sparsity(0.1, -1.0), lambda: nam_jax.sparsity_penalty({}, -1.0)],
+)
+def test_negative_numbers_are_refused(call):
+    with pytest.raises(ValueError, match=r"must be at least 0; got -1\.0"):
+        call()

@@ -26,7 +26,18 @@ def call(*arguments: str, command: str = "train.main") -> subprocess.CompletedPr
         ((), "--config is missing"),
         (("--config", "nowhere.py"), "nowhere.py"),
         ((*DIGITS, "--config.model.nam=nam"), "did you mean config.model.name?"),
-        ((*DIGITS, "--config.seed=first"), "config.seed: got 'first'; allowed: 0 to"),
+        (
+            (*DIGITS, "--config.seed=first"),
+            "config.seed: got 'first'; allowed: 0 to",
+        ),
+        (
+            (*DIGITS, "--config.epochs=2.5"),
+            "config.epochs: got '2.5'; allowed: at least 1, a whole number",
+        ),
+        ((*DIGITS, "--config.model=resnet18"), "did you mean config.model.name?"),
+        ((*DIGITS, "--config.l=3"), "config.l: there is no such field"),
+        ((*DIGITS, "--config.data.name=cifar-100"), "config.data.name: got 'cifar-100'"),
+        ((*DIGITS, "--config.data.eval_split=x"), "config.data.eval_split: digits has"),
         ((*DIGITS, "--config.optimizer.momentum=1.5"), "config.optimizer.momentum: got 1.5"),
         ((*DIGITS, "--config.model.name=resnet19"), "one of resnet18, resnet34"),
         ((*DIGITS, "--config.data.train_split=training"), "splits train and test"),
@@ -54,6 +65,7 @@ def test_one_line_and_exit_code_2(
     [
         ("def get_config(:", "invalid syntax"),
         ("CONFIG = 1", "get_config"),
+        ("def get_config(): return None", "returns nothing"),
         ("def get_config(): raise ValueError('out of cheese')", "out of cheese"),
         (
             "from train.config import default_config\n"
@@ -81,6 +93,24 @@ def test_help_fits_a_screen_and_shows_an_example(command: str) -> None:
     assert len(lines) <= 24
     assert all(len(line) <= 80 for line in lines)
     assert any(line.strip().startswith(f"python -m {command} --config") for line in lines)
+
+
+@pytest.mark.parametrize("name", ["config.json", "checkpoints", "metrics.jsonl"])
+def test_odd_directory_of_a_run(name: str, tmp_path: Path) -> None:
+    if name == "config.json":
+        (tmp_path / name).write_text("[1, 2]")
+    else:
+        (tmp_path / name).write_text("") if name == "checkpoints" else (tmp_path / name).mkdir()
+    result = call(*DIGITS, "--config.steps=1", "--workdir", str(tmp_path))
+    assert result.returncode in (1, 2)
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_empty_workdir_is_refused() -> None:
+    result = call(*DIGITS, "--workdir", "")
+    assert result.returncode == 2
+    assert "--workdir is empty" in result.stderr
 
 
 def test_evaluate_without_a_run(tmp_path: Path) -> None:

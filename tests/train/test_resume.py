@@ -109,4 +109,4 @@ def test_evaluate_command_repeats_the_last_evaluation(uninterrupted: Path) -> No
     result = subprocess.run(arguments, cwd=REPOSITORY, check=True, capture_output=True, text=True)
     expected = json.loads((uninterrupted / "summary.json").read_text())
     assert f"top1_error {expected['top1_error']:.6g}" in result.stdout
-    assert f"step {expected['steps']}, 359 images" in result.stdout
+    assert f"step {expected['steps']}\nnum_images 359\n" in result.stdout

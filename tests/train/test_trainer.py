@@ -112,6 +112,13 @@ def test_update_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 
+def test_infinite_evaluation_is_not_a_result(tmp_path: Path) -> None:
+    changes = {"optimizer.learning_rate": 1e30, "steps": 1, "optimizer.schedule": "constant"}
+    with pytest.raises(RunError, match=r"the evaluation of step 1 is (nan|inf); there is no"):
+        train(tmp_path, **changes)
+    assert not (tmp_path / "summary.json").exists()
+
+
 @pytest.mark.parametrize("attention", NAMES)
 def test_every_attention_builds(attention: str) -> None:
     changes = {"model.attention": attention, "optimizer.sparsity": 0.0}

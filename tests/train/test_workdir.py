@@ -35,7 +35,7 @@ def test_claim_makes_the_directory_and_writes_the_config(tmp_path):
 
 def test_claim_of_an_existing_empty_directory(tmp_path):
     workdir_lib.claim(tmp_path, default_config())
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "checkpoints"}
 
 
 def test_same_config_passes_and_changes_nothing(tmp_path):

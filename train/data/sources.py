@@ -49,11 +49,18 @@ def open_split(config: ConfigDict, name: str) -> Split:
     return _open_digits(config, name) if config.name == "digits" else _open_tfds(config, name)
 
 
+def _field_of(config: ConfigDict, split: str) -> str:
+    return "eval_split" if split == config.eval_split else "train_split"
+
+
 def _open_digits(config: ConfigDict, name: str) -> Split:
     from sklearn.datasets import load_digits
 
     if name not in ("train", "test"):
-        raise ConfigError(f"config.data: digits has the splits train and test; got {name!r}.")
+        raise ConfigError(
+            f"config.data.{_field_of(config, name)}: digits has the splits train and test; "
+            f"got {name!r}."
+        )
     digits = load_digits()
     images = np.rint(digits.images[..., None] * (255 / 16)).astype(np.uint8)
     # The digits come grouped by writer; every fifth one is a test image.
@@ -72,7 +79,8 @@ def _open_tfds(config: ConfigDict, name: str) -> Split:
     except ValueError as error:
         names = ", ".join(builder.info.splits)
         raise ConfigError(
-            f"config.data: {config.name} has no split {name!r}; it has {names}."
+            f"config.data.{_field_of(config, name)}: {config.name} has no split {name!r}; "
+            f"it has {names}."
         ) from error
     shape = _loaded_shape(config, features[image_key].shape)
 
@@ -97,8 +105,8 @@ def _find_builder(config: ConfigDict) -> Any:
         builder = builder_from_files(config.name, data_dir=directory)
     except DatasetNotFoundError as error:
         raise ConfigError(
-            f"config.data: no dataset {config.name!r} in {directory}; prepare it with: pip install "
-            f"'.[prepare]' && tfds build {config.name} --file_format=array_record "
+            f"config.data.name: no dataset {config.name!r} in {directory}; prepare it with: "
+            f"pip install '.[prepare]' && tfds build {config.name} --file_format=array_record "
             f"--data_dir={directory}"
         ) from error
     formats = [
@@ -106,8 +114,8 @@ def _find_builder(config: ConfigDict) -> Any:
     ]
     if "array_record" not in formats:
         raise ConfigError(
-            f"config.data: {builder.data_path} is stored as {formats[0]}, which needs TensorFlow "
-            f"to read; convert it with: pip install '.[prepare]' && tfds convert_format "
+            f"config.data.name: {builder.data_path} is stored as {formats[0]}, which needs "
+            f"TensorFlow to read; convert it with: pip install '.[prepare]' && tfds convert_format "
             f"--dataset_dir={builder.data_path.parent} --out_file_format=array_record"
         )
     return builder
