@@ -1,6 +1,9 @@
 """ResNet-20 with NAM on scikit-learn's handwritten digits: a first run, without a download.
 
 python -m train.main --config configs/digits_resnet20.py
+
+Measured on two CPU cores: 30 seconds, of which 4 compile; top-1 error 0.84, 1.39, 0.56 and
+0.28 % for the seeds 0 to 3 (--config.seed). At most 3 % is expected.
 """
 
 from ml_collections import ConfigDict
