@@ -80,7 +80,11 @@ def _check_names(argv: Sequence[str]) -> None:
         if match and match[1] not in FIELDS:
             group = [name for name in FIELDS if name.startswith(f"{match[1]}.")]
             near = group or difflib.get_close_matches(match[1], FIELDS, n=1, cutoff=0.5)
-            hint = f"; did you mean config.{near[0]}?" if near else "; train/config.py lists them."
+            hint = (
+                f"; did you mean config.{near[0]}?"
+                if near
+                else "; python -m train.config lists them."
+            )
             raise ConfigError(f"config.{match[1]}: there is no such field{hint}")
 
 

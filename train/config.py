@@ -1,4 +1,7 @@
-"""The config of a run: every field with its default, what is allowed, and what it means."""
+"""The config of a run: every field with its default, what is allowed, and what it means.
+
+`python -m train.config` prints them.
+"""
 
 import dataclasses
 import re
@@ -184,7 +187,9 @@ def validate(config: ConfigDict) -> None:
     """
     values = dict(flatten(config))
     for name in values.keys() - FIELDS.keys():
-        raise ConfigError(f"config.{name}: there is no such field; see train/config.py.")
+        raise ConfigError(
+            f"config.{name}: there is no such field; python -m train.config lists them."
+        )
     for name, field in FIELDS.items():
         if name not in values:
             raise ConfigError(f"config.{name}: missing; start from default_config().")
@@ -218,3 +223,15 @@ def _is_a(kind: type, value: Any) -> bool:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return is_number and abs(value) <= sys.float_info.max
     return type(value) is kind
+
+
+def reference() -> str:
+    """All fields, a paragraph each: name and default, meaning, what is allowed."""
+    return "\n".join(
+        f"{name} = {field.default!r}\n    {field.doc}; {field.allowed}"
+        for name, field in FIELDS.items()
+    )
+
+
+if __name__ == "__main__":
+    print(reference())

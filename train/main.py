@@ -5,7 +5,7 @@ Usage: python -m train.main --config FILE [--workdir DIR]
 
   --config FILE          the experiment; configs/ holds examples
   --workdir DIR          where the run is written; default: runs/<config name>
-  --config.FIELD=VALUE   overrides a field; train/config.py lists them
+  --config.FIELD=VALUE   overrides a field; python -m train.config lists them
 
 Example:
   python -m train.main --config configs/digits_resnet20.py --config.epochs=10

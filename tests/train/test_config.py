@@ -5,7 +5,7 @@ import re
 import pytest
 
 from nam_jax.attention import NAMES as ATTENTIONS
-from train.config import FIELDS, FREE_FIELDS, default_config, flatten, validate
+from train.config import FIELDS, FREE_FIELDS, default_config, flatten, reference, validate
 from train.errors import ConfigError
 
 # Values just outside a field's range, of its own type; the boundary itself where it is excluded.
@@ -186,3 +186,11 @@ def test_sparsity_with_nam_scales_is_accepted(attention):
 def test_free_fields_are_fields():
     assert set(FREE_FIELDS) <= FIELDS.keys()
     assert len(set(FREE_FIELDS)) == len(FREE_FIELDS)
+
+
+def test_reference_tells_of_every_field():
+    paragraphs = reference().split("\n")
+    for name, field in FIELDS.items():
+        at = paragraphs.index(f"{name} = {field.default!r}")
+        assert field.doc in paragraphs[at + 1]
+        assert field.allowed in paragraphs[at + 1]
