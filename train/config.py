@@ -228,7 +228,7 @@ def _is_a(kind: type, value: Any) -> bool:
 def reference() -> str:
     """All fields, a paragraph each: name and default, meaning, what is allowed."""
     return "\n".join(
-        f"{name} = {field.default!r}\n    {field.doc}; {field.allowed}"
+        f"{name} = {field.default!r}\n    {field.doc}. Allowed: {field.allowed}."
         for name, field in FIELDS.items()
     )
 
