@@ -9,7 +9,7 @@ quickstart: .venv/train # train the small digits network to the end
 	$(BIN)/python -m train.main --config configs/digits_resnet20.py
 
 test: .venv/dev # run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/dev # lint, formatting and types
 	$(BIN)/ruff check .

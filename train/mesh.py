@@ -33,13 +33,13 @@ def create(
         lower, upper = batch_size // count * count, -(-batch_size // count) * count
         nearest = f"{lower} or {upper}" if lower else str(upper)
         raise ConfigError(
-            f"config.batch_size: {batch_size} images do not divide over {count} device(s); "
+            f"config.batch_size: {batch_size} images do not divide over {count} devices; "
             f"the nearest sizes that do: {nearest}."
         )
     group = count if sync_bn_devices == -1 else sync_bn_devices
     if count % group:
         raise ConfigError(
-            f"config.model.sync_bn_devices: {count} device(s) do not divide into groups of "
+            f"config.model.sync_bn_devices: {count} devices do not divide into groups of "
             f"{group}; use a divisor, or -1 for all."
         )
     shape = (count // group, group)

@@ -38,12 +38,7 @@ def call(*arguments: str, command: str = "train.main") -> subprocess.CompletedPr
         ((*DIGITS, "--config.l=3"), "config.l: there is no such field"),
         ((*DIGITS, "--config.data.name=cifar-100"), "config.data.name: got 'cifar-100'"),
         ((*DIGITS, "--config.data.eval_split=x"), "config.data.eval_split: digits has"),
-        ((*DIGITS, "--config.optimizer.momentum=1.5"), "config.optimizer.momentum: got 1.5"),
         ((*DIGITS, "--config.model.name=resnet19"), "one of resnet18, resnet34"),
-        ((*DIGITS, "--config.data.train_split=training"), "splits train and test"),
-        ((*DIGITS, "--config.batch_size=2000"), "the split train has 1438"),
-        ((*DIGITS, "--config.data.mean=(0.1,0.2)"), "config.data.mean: 2 numbers"),
-        ((*DIGITS, "--config.optimizer.warmup_epochs=99"), "config.optimizer.warmup_epochs: 99"),
         ((*DIGITS, "--config.data.name=cifar10", "--config.data.dir=no"), "tfds build cifar10"),
         ((*DIGITS, "surplus"), "unknown argument 'surplus'"),
         ((*DIGITS, "--worckdir=x"), "worckdir"),
@@ -95,14 +90,11 @@ def test_help_fits_a_screen_and_shows_an_example(command: str) -> None:
     assert any(line.strip().startswith(f"python -m {command} --config") for line in lines)
 
 
-@pytest.mark.parametrize("name", ["config.json", "checkpoints", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["config.json", "checkpoints"])
 def test_odd_directory_of_a_run(name: str, tmp_path: Path) -> None:
-    if name == "config.json":
-        (tmp_path / name).write_text("[1, 2]")
-    else:
-        (tmp_path / name).write_text("") if name == "checkpoints" else (tmp_path / name).mkdir()
+    (tmp_path / name).write_text("[1, 2]")
     result = call(*DIGITS, "--config.steps=1", "--workdir", str(tmp_path))
-    assert result.returncode in (1, 2)
+    assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert len(result.stderr.splitlines()) == 1
 
