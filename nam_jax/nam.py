@@ -37,6 +37,12 @@ def batch_norm_affine(
     return multiplier, bias - moments.mean * multiplier
 
 
+def magnitude(scale: jax.Array) -> jax.Array:
+    """|scale|, at least float32, with the gradient 0 at 0, where that of jnp.abs is 1."""
+    scale = scale.astype(jnp.promote_types(scale.dtype, jnp.float32))
+    return scale * jnp.sign(scale)
+
+
 def attention_weights(scale: jax.Array, *, gradient: bool = False) -> jax.Array:
     """The weights of equations 2 and 3: the share of each scale in their sum.
 
@@ -58,11 +64,9 @@ def attention_weights(scale: jax.Array, *, gradient: bool = False) -> jax.Array:
       >>> print(attention_weights(jnp.array([1.0, -3.0])))
       [0.25 0.75]
     """
-    scale = scale.astype(jnp.promote_types(scale.dtype, jnp.float32))
-    # |scale| with the gradient 0 at 0, where JAX gives jnp.abs the gradient 1.
-    magnitude = scale * jnp.sign(scale)
-    total = magnitude.sum()
-    weights = magnitude / jnp.where(total == 0, 1, total)
+    magnitudes = magnitude(scale)
+    total = magnitudes.sum()
+    weights = magnitudes / jnp.where(total == 0, 1, total)
     return weights if gradient else jax.lax.stop_gradient(weights)
 
 

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nam_jax.nam import magnitude
+
 # A schedule takes the number of updates so far.
 ScalarOrSchedule = float | Callable[[jax.Array], jax.Array]
 
@@ -65,9 +67,7 @@ def sparsity_penalty(params: optax.Params, strength: float | jax.Array) -> jax.A
     _check_not_negative("The sparsity strength", strength)
     total = jnp.zeros((), jnp.float32)
     for scale in nam_scales(params):
-        scale = scale.astype(jnp.promote_types(scale.dtype, jnp.float32))
-        # |scale| with the gradient 0 at 0, where JAX gives jnp.abs the gradient 1.
-        total += (scale * jnp.sign(scale)).sum()
+        total += magnitude(scale).sum()
     return strength * total
 
 
