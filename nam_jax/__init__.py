@@ -1,7 +1,7 @@
 """Normalization-based attention (NAM) for Flax."""
 
 from nam_jax import models, torch_import
-from nam_jax.attention import attention
+from nam_jax.attention import BAM, CBAM, SqueezeExcite, TripletAttention, attention
 from nam_jax.batch_norm import BatchNorm, Moments
 from nam_jax.nam import NAM, ChannelNAM, SpatialNAM
 from nam_jax.sparsity import add_sparsity_penalty, proximal_sparsity, sparsity_penalty
@@ -9,11 +9,15 @@ from nam_jax.sparsity import add_sparsity_penalty, proximal_sparsity, sparsity_p
 __version__ = "0.1.0"
 
 __all__ = [
+    "BAM",
+    "CBAM",
     "NAM",
     "BatchNorm",
     "ChannelNAM",
     "Moments",
     "SpatialNAM",
+    "SqueezeExcite",
+    "TripletAttention",
     "add_sparsity_penalty",
     "attention",
     "models",

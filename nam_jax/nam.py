@@ -4,17 +4,14 @@ Y. Liu, Z. Shao, Y. Teng and N. Hoffmann, NAM: Normalization-based Attention Mod
 https://arxiv.org/abs/2111.12419. Equation numbers below are the paper's.
 """
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.dtypes import canonicalize_dtype
-from flax.typing import Dtype
 
-from nam_jax.batch_norm import AxisNames, BatchNorm, Moments
+from nam_jax.batch_norm import BatchNorm, Moments
+from nam_jax.module import AttentionModule, shared_fields
 
 
 def batch_norm_affine(
@@ -116,6 +113,7 @@ def spatial_attention(
       bias: the shift of every pixel, (H, W).
       epsilon: added to the variance.
       weight_gradient: let the gradient flow through W_λ.
+      use_running_average, dtype, param_dtype, axis_name: see `nam_jax.module.AttentionModule`.
 
     Returns:
       The gate M_s, of the shape of x, in (0, 1), at least float32.
@@ -133,37 +131,18 @@ def spatial_attention(
     )
 
 
-class _NormalizationAttention(nn.Module):
+class _NormalizationAttention(AttentionModule, kw_only=True):
     """What the three modules share: the fields of their BatchNorm and how to build it."""
 
-    use_running_average: bool | None = None
     momentum: float = 0.9
     epsilon: float = 1e-5
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-    axis_name: AxisNames | None = None
     weight_gradient: bool = False
 
     def _batch_norm(self, axis: int | Sequence[int]) -> BatchNorm:
-        return BatchNorm(
-            use_running_average=self.use_running_average,
-            axis=axis,
-            momentum=self.momentum,
-            epsilon=self.epsilon,
-            param_dtype=self.param_dtype,
-            axis_name=self.axis_name,
-            name="nam_bn",
-        )
-
-    def _shared_fields(self) -> dict[str, Any]:
-        fields = (field.name for field in dataclasses.fields(_NormalizationAttention))
-        return {name: getattr(self, name) for name in fields if name not in ("parent", "name")}
-
-    def _gated(self, x: jax.Array, gate: jax.Array, scale: jax.Array) -> jax.Array:
-        return (x * gate).astype(canonicalize_dtype(x, scale, dtype=self.dtype))
+        return BatchNorm(**shared_fields(self, BatchNorm), axis=axis, name="nam_bn")
 
 
-class ChannelNAM(_NormalizationAttention):
+class ChannelNAM(_NormalizationAttention, kw_only=True):
     """Channel attention from batch-norm scales: y = M_c x.
 
     M_c = sigmoid(W_γ BN(x)),  W_γ = |γ| / Σ|γ|  (equation 2)
@@ -173,16 +152,11 @@ class ChannelNAM(_NormalizationAttention):
     the module then owns nothing and M_c = sigmoid(W_γ x).
 
     Attributes:
-      use_running_average: normalise with the running statistics instead of the batch's;
-        given either here or at the call.
       momentum: decay of the running statistics, in [0, 1].
       epsilon: added to the variance.
-      dtype: of the result (default: inferred from x and the parameters). The gate is
-        computed in float32 or wider.
-      param_dtype: of the parameters.
-      axis_name: mapped axis (or axes) of devices that share their batch statistics.
       weight_gradient: let the gradient flow through W_γ. The authors' code detaches it;
         γ still learns through BN's own affine.
+      use_running_average, dtype, param_dtype, axis_name: see `nam_jax.module.AttentionModule`.
 
     Example:
       >>> import jax, jax.numpy as jnp, nam_jax
@@ -218,7 +192,7 @@ class ChannelNAM(_NormalizationAttention):
         """
         if scale is not None:
             weights = attention_weights(scale, gradient=self.weight_gradient)
-            return self._gated(x, jax.nn.sigmoid(weights * x), scale)
+            return self._gated(x, jax.nn.sigmoid(weights * x))
         bn = self._batch_norm(axis=-1)
         moments = bn.statistics(x, use_running_average, moments)
         params = bn.variables["params"]
@@ -230,10 +204,10 @@ class ChannelNAM(_NormalizationAttention):
             epsilon=bn.epsilon,
             weight_gradient=self.weight_gradient,
         )
-        return self._gated(x, gate, params["scale"])
+        return self._gated(x, gate)
 
 
-class SpatialNAM(_NormalizationAttention):
+class SpatialNAM(_NormalizationAttention, kw_only=True):
     """Spatial attention from the scales of a pixel normalisation: y = M_s x.
 
     M_s = sigmoid(W_λ BN_s(x)),  W_λ = |λ| / Σ|λ|  (equation 3)
@@ -243,15 +217,10 @@ class SpatialNAM(_NormalizationAttention):
     map that it was initialised with.
 
     Attributes:
-      use_running_average: normalise with the running statistics instead of the batch's;
-        given either here or at the call.
       momentum: decay of the running statistics, in [0, 1].
       epsilon: added to the variance.
-      dtype: of the result (default: inferred from x and the parameters). The gate is
-        computed in float32 or wider.
-      param_dtype: of the parameters.
-      axis_name: mapped axis (or axes) of devices that share their batch statistics.
       weight_gradient: let the gradient flow through W_λ.
+      use_running_average, dtype, param_dtype, axis_name: see `nam_jax.module.AttentionModule`.
 
     Example:
       >>> import jax, jax.numpy as jnp, nam_jax
@@ -299,7 +268,7 @@ class SpatialNAM(_NormalizationAttention):
             epsilon=bn.epsilon,
             weight_gradient=self.weight_gradient,
         )
-        return self._gated(x, gate, params["scale"])
+        return self._gated(x, gate)
 
     def _check_map(self, x: jax.Array) -> None:
         if x.ndim != 4:
@@ -314,7 +283,7 @@ class SpatialNAM(_NormalizationAttention):
             )
 
 
-class NAM(_NormalizationAttention):
+class NAM(_NormalizationAttention, kw_only=True):
     """Normalization-based attention: channel attention, then spatial attention.
 
     y = M_s(z) z,  z = M_c(x) x  (equations 2 and 3)
@@ -322,15 +291,10 @@ class NAM(_NormalizationAttention):
     The children are `channel`, a ChannelNAM, and `spatial`, a SpatialNAM.
 
     Attributes:
-      use_running_average: normalise with the running statistics instead of the batch's;
-        given either here or at the call.
       momentum: decay of the running statistics, in [0, 1].
       epsilon: added to the variance.
-      dtype: of the result (default: inferred from x and the parameters). The gates are
-        computed in float32 or wider.
-      param_dtype: of the parameters.
-      axis_name: mapped axis (or axes) of devices that share their batch statistics.
       weight_gradient: let the gradient flow through W_γ and W_λ.
+      use_running_average, dtype, param_dtype, axis_name: see `nam_jax.module.AttentionModule`.
 
     Example:
       >>> import jax, jax.numpy as jnp, nam_jax
@@ -366,6 +330,6 @@ class NAM(_NormalizationAttention):
         Raises:
           ValueError: as SpatialNAM.
         """
-        fields = self._shared_fields()
+        fields = shared_fields(self, _NormalizationAttention)
         x = ChannelNAM(**fields, name="channel")(x, use_running_average, moments)
         return SpatialNAM(**fields, name="spatial")(x, use_running_average)

@@ -1,53 +1,37 @@
 """Attention modules by name."""
 
-from collections.abc import Callable
-
-import jax
-from flax import linen as nn
-
-from nam_jax.batch_norm import Moments
+from nam_jax.attention.bam import BAM
+from nam_jax.attention.cbam import CBAM
+from nam_jax.attention.nam_tied import TiedNAM
+from nam_jax.attention.se import SqueezeExcite
+from nam_jax.attention.triplet import TripletAttention
+from nam_jax.module import AttentionModule
 from nam_jax.nam import NAM, ChannelNAM, SpatialNAM
 
-
-class TiedNAM(ChannelNAM):
-    """ChannelNAM in its parameter-free form only: called without `scale` it raises."""
-
-    def __call__(
-        self,
-        x: jax.Array,
-        use_running_average: bool | None = None,
-        moments: Moments | None = None,
-        scale: jax.Array | None = None,
-    ) -> jax.Array:
-        """Gates x by the scale of the BatchNorm whose output it is; see ChannelNAM.
-
-        Raises:
-          ValueError: scale is missing.
-        """
-        if scale is None:
-            raise ValueError("nam_tied needs scale=, that of the BatchNorm whose output x is.")
-        return super().__call__(x, use_running_average, moments, scale)
-
-
-_MODULES: dict[str, Callable[..., nn.Module] | None] = {
+_MODULES: dict[str, type[AttentionModule] | None] = {
     "none": None,
     "nam_channel": ChannelNAM,
     "nam_spatial": SpatialNAM,
     "nam": NAM,
     "nam_tied": TiedNAM,
+    "se": SqueezeExcite,
+    "bam": BAM,
+    "cbam": CBAM,
+    "tam": TripletAttention,
 }
 
 NAMES = tuple(_MODULES)
 
 
-def attention(name: str) -> Callable[..., nn.Module] | None:
+def attention(name: str) -> type[AttentionModule] | None:
     """Looks up an attention module by its name.
 
     Args:
-      name: `none`, `nam_channel`, `nam_spatial`, `nam` or `nam_tied`.
+      name: `none`, `nam_channel`, `nam_spatial`, `nam`, `nam_tied`, `se`, `bam`, `cbam` or
+        `tam`.
 
     Returns:
-      The factory of the module, or None for `none`. A module of `nam_tied` has to be called
+      The class of the module, or None for `none`. A module of `nam_tied` has to be called
       with `scale=`, the scale of the BatchNorm that it gates.
 
     Raises:
@@ -55,7 +39,7 @@ def attention(name: str) -> Callable[..., nn.Module] | None:
 
     Example:
       >>> import nam_jax
-      >>> module = nam_jax.attention("nam")(momentum=0.9)
+      >>> module = nam_jax.attention("cbam")(reduction=8)
     """
     if name not in _MODULES:
         raise ValueError(f"There is no attention {name!r}; choose one of {', '.join(NAMES)}.")

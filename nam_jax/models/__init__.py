@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from nam_jax.attention import attention as find_attention
+from nam_jax.models.mobilenet_v2 import MobileNetV2
 from nam_jax.models.resnet import STEMS, BasicBlock, Bottleneck, ResNet
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -17,6 +18,7 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3)),
     # He et al. 2015, section 4.2: three stages from 16 features, shortcuts without parameters.
     "resnet20": partial(ResNet, BasicBlock, (3, 3, 3), width=16, projection=False),
+    "mobilenet_v2": MobileNetV2,
 }
 
 NAMES = tuple(_MODELS)
@@ -34,12 +36,13 @@ def create(
     """Builds a network by its name.
 
     Args:
-      name: `resnet18`, `resnet34`, `resnet50`, `resnet101` or `resnet20`.
+      name: `resnet18`, `resnet34`, `resnet50`, `resnet101`, `resnet20` or `mobilenet_v2`.
       num_classes: number of logits.
       attention: a name of `nam_jax.attention`.
       stem: `imagenet` or `cifar`.
       dtype: of the computation (default: inferred from inputs and parameters).
-      **options: further fields of the network, such as `axis_name`.
+      **options: further fields of the network, such as `axis_name`, or `width_multiplier` of
+        MobileNetV2.
 
     Returns:
       A linen module, called as `model.apply(variables, images, train=False)`.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
-from nam_jax.batch_norm import AxisNames, BatchNorm
+from nam_jax.batch_norm import AxisNames
 from nam_jax.models import layers
 
 STEMS = ("imagenet", "cifar")
@@ -41,7 +41,7 @@ class _Block(nn.Module):
             return x
         if self.projection:
             x = self._conv(features, 1, self.strides, name="downsample_conv")(x)
-            return BatchNorm(**self.options, name="downsample_bn")(x)
+            return layers.batch_norm(self.options, name="downsample_bn")(x)
         x = x[:, :: self.strides, :: self.strides]
         return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
 
@@ -53,7 +53,7 @@ class BasicBlock(_Block):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, C) to (N, H/strides, W/strides, features)."""
         y = self._conv(self.features, 3, self.strides, name="conv1")(x)
-        y = nn.relu(BatchNorm(**self.options, name="bn1")(y))
+        y = nn.relu(layers.batch_norm(self.options, name="bn1")(y))
         y = self._conv(self.features, 3, name="conv2")(y)
         y = self._last_norm(y, "bn2")
         return nn.relu(y + self._shortcut(x, self.features))
@@ -66,20 +66,20 @@ class Bottleneck(_Block):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, C) to (N, H/strides, W/strides, 4 features)."""
         y = self._conv(self.features, 1, name="conv1")(x)
-        y = nn.relu(BatchNorm(**self.options, name="bn1")(y))
+        y = nn.relu(layers.batch_norm(self.options, name="bn1")(y))
         y = self._conv(self.features, 3, self.strides, name="conv2")(y)
-        y = nn.relu(BatchNorm(**self.options, name="bn2")(y))
+        y = nn.relu(layers.batch_norm(self.options, name="bn2")(y))
         y = self._conv(4 * self.features, 1, name="conv3")(y)
         y = self._last_norm(y, "bn3")
         return nn.relu(y + self._shortcut(x, 4 * self.features))
 
 
 class ResNet(nn.Module):
-    """A residual network with attention before every addition.
+    """A residual network with attention before every addition, or BAM between its stages.
 
     Modules are named as PyTorch's torchvision names them: `conv1`, `bn1`, `layer1_0` …
     `layer4_2` with `conv1`, `bn1`, …, `downsample_conv`, `downsample_bn`, and `fc`; the
-    attention of a block is its child `attention`.
+    attention of a block is its child `attention`, the BAM after stage 1 `bam1`, and so on.
 
     Attributes:
       block: BasicBlock or Bottleneck.
@@ -131,7 +131,7 @@ class ResNet(nn.Module):
         Returns:
           Logits (N, num_classes), at least float32.
         """
-        options = layers.norm_options(train=train, dtype=self.dtype, axis_name=self.axis_name)
+        options = layers.shared_options(train=train, dtype=self.dtype, axis_name=self.axis_name)
         x = self._stem(x, options)
         zeros, ones = nn.initializers.zeros, nn.initializers.ones
         for stage, num_blocks in enumerate(self.stage_sizes):
@@ -145,11 +145,13 @@ class ResNet(nn.Module):
                     last_scale_init=zeros if self.zero_init_last_scale else ones,
                     name=f"layer{stage + 1}_{index}",
                 )(x)
+            if stage + 1 < len(self.stage_sizes):
+                x = layers.between_stages(x, self.attention, options, name=f"bam{stage + 1}")
         return layers.head(x, self.num_classes)
 
     def _stem(self, x: jax.Array, options: dict[str, Any]) -> jax.Array:
         large = self.stem == "imagenet"
         kernel_size, strides = (7, 2) if large else (3, 1)
         x = layers.conv(self.width, kernel_size, strides, dtype=self.dtype, name="conv1")(x)
-        x = nn.relu(BatchNorm(**options, name="bn1")(x))
+        x = nn.relu(layers.batch_norm(options, name="bn1")(x))
         return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))) if large else x

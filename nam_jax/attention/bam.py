@@ -1,0 +1,95 @@
+"""The bottleneck attention module."""
+
+import jax
+from flax import linen as nn
+
+from nam_jax import initializers
+from nam_jax.attention.mlp import MLP, hidden_features
+from nam_jax.batch_norm import BatchNorm, Moments
+from nam_jax.module import AttentionModule, shared_fields, widened
+
+
+class BAM(AttentionModule, kw_only=True):
+    """Channel and spatial attention side by side: y = (1 + sigmoid(M_c M_s)) x.
+
+    M_c = fc2(relu(BN(fc1(mean x)))),  mean over the map
+    M_s = conv1(layer(layer(reduce(x)))),  where reduce is a 1×1 convolution to C/reduction
+    channels, layer a dilated 3×3 convolution, each followed by BN and ReLU, and conv1 a
+    1×1 convolution to one channel
+
+    The paper adds the branches; they are multiplied here, as in its authors' code. All
+    layers have biases. Unlike the other modules it stands between the stages of a network.
+
+    Attributes:
+      reduction: how many times fewer features than channels both branches have inside (at
+        least one is left).
+      dilation: of the 3×3 convolutions.
+      momentum: decay of the running statistics, in [0, 1].
+      epsilon: added to the variance.
+      use_running_average, dtype, param_dtype, axis_name: see `nam_jax.module.AttentionModule`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, nam_jax
+      >>> x = jnp.ones((2, 4, 4, 32))
+      >>> module = nam_jax.BAM(use_running_average=True)
+      >>> variables = module.init(jax.random.key(0), x)
+      >>> module.apply(variables, x).shape
+      (2, 4, 4, 32)
+
+    Source: J. Park, S. Woo, J.-Y. Lee and I. S. Kweon, BAM: Bottleneck Attention Module,
+    2018, https://arxiv.org/abs/1807.06514, section 3.
+    """
+
+    reduction: int = 16
+    dilation: int = 4
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        moments: Moments | None = None,
+    ) -> jax.Array:
+        """Gates x.
+
+        Args:
+          x: (N, H, W, C).
+          use_running_average: see the attribute of this name.
+          moments: not used.
+
+        Returns:
+          (1 + sigmoid(M_c M_s)) x, of the shape of x.
+        """
+        del moments
+        channel = self._channel_branch(widened(x), use_running_average)
+        spatial = self._spatial_branch(widened(x), use_running_average)
+        return self._gated(x, 1 + nn.sigmoid(channel * spatial))
+
+    def _channel_branch(self, x: jax.Array, use_running_average: bool | None) -> jax.Array:
+        mlp = MLP(**shared_fields(self, MLP), use_bias=True, name="channel")
+        bn = self._batch_norm("channel_bn")
+        return mlp(x.mean((1, 2)), lambda y: bn(y, use_running_average))[:, None, None]
+
+    def _spatial_branch(self, x: jax.Array, use_running_average: bool | None) -> jax.Array:
+        features = hidden_features(x.shape[-1], self.reduction)
+        for name, kernel_size in (("reduce", 1), ("dilated0", 3), ("dilated1", 3)):
+            x = self._conv(x, features, kernel_size, f"spatial_{name}")
+            x = nn.relu(self._batch_norm(f"spatial_{name}_bn")(x, use_running_average))
+        return self._conv(x, 1, 1, "spatial_final")
+
+    def _conv(self, x: jax.Array, features: int, kernel_size: int, name: str) -> jax.Array:
+        return nn.Conv(
+            features,
+            (kernel_size, kernel_size),
+            kernel_dilation=self.dilation,
+            kernel_init=initializers.conv_kernel,
+            bias_init=initializers.bias(x.shape[-1] * kernel_size**2),
+            param_dtype=self.param_dtype,
+            name=name,
+        )(x)
+
+    def _batch_norm(self, name: str) -> BatchNorm:
+        # Inside a gate nothing is rounded to the dtype of the result.
+        return BatchNorm(**shared_fields(self, BatchNorm) | {"dtype": None}, name=name)

@@ -1,0 +1,74 @@
+"""The convolutional block attention module."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from nam_jax.attention.mlp import MLP
+from nam_jax.attention.pooled_gate import PooledGate
+from nam_jax.batch_norm import Moments
+from nam_jax.module import AttentionModule, shared_fields, widened
+
+
+class CBAM(AttentionModule, kw_only=True):
+    """Channel attention, then spatial attention: y = M_s(z) z,  z = M_c(x) x.
+
+    M_c = sigmoid(MLP(mean x) + MLP(max x)),  mean and maximum over the map
+    M_s = sigmoid(BN(conv([max z, mean z]))),  maximum and mean over the channels
+
+    The children are `channel`, the one MLP (`fc1`, ReLU, `fc2`, with biases), and `spatial`
+    (`conv`, without bias, and `bn`).
+
+    Attributes:
+      reduction: how many times fewer features than channels the MLP has between its layers
+        (at least one is left).
+      kernel_size: of the convolution, odd.
+      momentum: decay of the running statistics, in [0, 1].
+      epsilon: added to the variance.
+      use_running_average, dtype, param_dtype, axis_name: see `nam_jax.module.AttentionModule`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, nam_jax
+      >>> x = jnp.ones((2, 4, 4, 32))
+      >>> module = nam_jax.CBAM(use_running_average=True)
+      >>> variables = module.init(jax.random.key(0), x)
+      >>> module.apply(variables, x).shape, sorted(variables["params"])
+      ((2, 4, 4, 32), ['channel', 'spatial'])
+
+    Source: S. Woo, J. Park, J.-Y. Lee and I. S. Kweon, CBAM: Convolutional Block Attention
+    Module, 2018, https://arxiv.org/abs/1807.06521, section 3; its code has the BatchNorm.
+    """
+
+    reduction: int = 16
+    kernel_size: int = 7
+    momentum: float = 0.99
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        moments: Moments | None = None,
+    ) -> jax.Array:
+        """Gates x.
+
+        Args:
+          x: (N, H, W, C).
+          use_running_average: see the attribute of this name.
+          moments: not used.
+
+        Returns:
+          M_s M_c x, of the shape of x.
+        """
+        del moments
+        channel_gate = self._channel_gate(x)
+        spatial = PooledGate(**shared_fields(self, PooledGate), pooled_axis=3, name="spatial")
+        spatial_gate = spatial(x * channel_gate, use_running_average)
+        return self._gated(x, channel_gate * spatial_gate)
+
+    def _channel_gate(self, x: jax.Array) -> jax.Array:
+        x = widened(x)
+        pooled = jnp.stack([x.mean((1, 2)), x.max((1, 2))])
+        mlp = MLP(**shared_fields(self, MLP), use_bias=True, name="channel")
+        return nn.sigmoid(mlp(pooled).sum(0))[:, None, None]

@@ -1,0 +1,57 @@
+"""Squeeze-and-excitation."""
+
+import jax
+from flax import linen as nn
+
+from nam_jax.attention.mlp import MLP
+from nam_jax.batch_norm import Moments
+from nam_jax.module import AttentionModule, shared_fields, widened
+
+
+class SqueezeExcite(AttentionModule, kw_only=True):
+    """Channel attention from the mean of every channel: y = s x.
+
+    s = sigmoid(W₂ relu(W₁ z)),  z_c = mean of channel c over the map
+
+    W₁, (C, C/reduction), and W₂, (C/reduction, C), have no bias here: `mlp/fc1`, `mlp/fc2`.
+
+    Attributes:
+      reduction: how many times fewer features than channels there are between the two
+        layers (at least one is left).
+      use_running_average, dtype, param_dtype, axis_name: see `nam_jax.module.AttentionModule`;
+        nothing is normalised here.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, nam_jax
+      >>> x = jnp.ones((2, 4, 4, 32))
+      >>> module = nam_jax.SqueezeExcite()
+      >>> variables = module.init(jax.random.key(0), x)
+      >>> module.apply(variables, x).shape, variables["params"]["mlp"]["fc1"]["kernel"].shape
+      ((2, 4, 4, 32), (32, 2))
+
+    Source: J. Hu, L. Shen and G. Sun, Squeeze-and-Excitation Networks, 2017,
+    https://arxiv.org/abs/1709.01507, section 3.
+    """
+
+    reduction: int = 16
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        moments: Moments | None = None,
+    ) -> jax.Array:
+        """Gates x.
+
+        Args:
+          x: (N, H, W, C).
+          use_running_average: not needed.
+          moments: not used.
+
+        Returns:
+          s x, of the shape of x.
+        """
+        del use_running_average, moments
+        mlp = MLP(**shared_fields(self, MLP), use_bias=False, name="mlp")
+        return self._gated(x, nn.sigmoid(mlp(widened(x).mean((1, 2), keepdims=True))))

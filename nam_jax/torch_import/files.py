@@ -1,0 +1,92 @@
+"""State dicts from files. Nothing in a file is executed."""
+
+import math
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from nam_jax.torch_import import pickled
+
+StateDict = dict[str, np.ndarray]
+
+
+def read(path: str | os.PathLike[str]) -> StateDict:
+    """Reads a state dict from a file.
+
+    `.pth` and `.pt` files of torch.save are read without PyTorch and without running any
+    code of theirs: everything but tensors in dicts, lists and plain values is refused. Where
+    the state dict is an entry of a checkpoint (`state_dict`, `model_state_dict`, `model` or
+    `net`), it is taken from there.
+
+    Args:
+      path: a `.npz`, `.safetensors`, `.pth` or `.pt` file.
+
+    Returns:
+      Name to array.
+
+    Raises:
+      ValueError: another suffix, or the file is damaged, or holds other things than arrays.
+      OSError: the file cannot be opened.
+      ImportError: for a `.safetensors` file, the package of that name is missing.
+
+    Example:
+      >>> import nam_jax, numpy as np, pathlib, tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp(), "weights.npz")
+      >>> np.savez(path, **{"fc.bias": np.zeros(3)})
+      >>> nam_jax.torch_import.read(path)
+      {'fc.bias': array([0., 0., 0.])}
+    """
+    path = Path(path)
+    if path.suffix not in _READERS:
+        raise ValueError(f"{path}: the suffix has to be one of {', '.join(_READERS)}.")
+    with path.open("rb"):
+        pass  # A missing file is reported as such, whatever the reader makes of it.
+    try:
+        return _READERS[path.suffix](path)
+    except ImportError as error:
+        raise ImportError(
+            f"{path}: reading it needs safetensors: pip install safetensors"
+        ) from error
+    # What a damaged file makes a reader raise is not limited to a few kinds.
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as weights: {error}") from error
+
+
+def _read_npz(path: Path) -> StateDict:
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            _check_size(archive, member)
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def _check_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Refuses an array whose header promises more than the file holds, before it is made."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        headers = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        if version not in headers:
+            raise ValueError(f"{member.filename} has the unknown format {version}")
+        shape, _, dtype = headers[version](file)
+        if math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
+            raise ValueError(f"{member.filename} does not hold an array of the shape {shape}")
+
+
+def _read_safetensors(path: Path) -> StateDict:
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+_READERS: dict[str, Callable[[Path], StateDict]] = {
+    ".npz": _read_npz,
+    ".safetensors": _read_safetensors,
+    ".pth": pickled.read,
+    ".pt": pickled.read,
+}
