@@ -4,6 +4,7 @@ from nam_jax import models, torch_import
 from nam_jax.attention import BAM, CBAM, SqueezeExcite, TripletAttention, attention
 from nam_jax.batch_norm import BatchNorm, Moments
 from nam_jax.nam import NAM, ChannelNAM, SpatialNAM
+from nam_jax.resize import resize_spatial
 from nam_jax.sparsity import add_sparsity_penalty, proximal_sparsity, sparsity_penalty
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __all__ = [
     "attention",
     "models",
     "proximal_sparsity",
+    "resize_spatial",
     "sparsity_penalty",
     "torch_import",
 ]

@@ -24,7 +24,9 @@ class ScheduleState(NamedTuple):
 
 def is_nam_scale(path: tuple[Any, ...]) -> bool:
     """Whether a key path of `jax.tree_util` leads to a NAM scale."""
-    names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path[-2:]]
+    # In a state of Flax NNX, the array is the attribute `value` of a variable.
+    keys = [key for key in path if key != jax.tree_util.GetAttrKey("value")]
+    names = [str(getattr(key, "key", getattr(key, "name", key))) for key in keys[-2:]]
     return names == ["nam_bn", "scale"]
 
 

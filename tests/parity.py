@@ -17,8 +17,17 @@ import nam_jax
 
 GOLDEN = Path(__file__).parent / "golden"
 
-# PyTorch's momentum is 0.1 where Flax's is 0.9.
-DECAY = 0.9
+# How many elements stand behind each running statistic, by the module that has it.
+ELEMENTS = {
+    "channel_bn": "n",
+    "spatial_reduce_bn": "nhw",
+    "spatial_dilated0_bn": "nhw",
+    "spatial_dilated1_bn": "nhw",
+    "spatial": "nhw",
+    "gate_h": "nwc",
+    "gate_w": "nhc",
+    "gate_c": "nhw",
+}
 
 
 class Network(NamedTuple):
@@ -88,7 +97,7 @@ def draw_state_dict(names: Any, shapes: Any, seed: int) -> dict[str, np.ndarray]
 
 
 def vectors(name: str, module: Any) -> Vectors:
-    """The vectors of one module, `nam`, `nam_channel` or `nam_spatial`."""
+    """The vectors of one attention module, by its name."""
     with np.load(GOLDEN / f"{name}.npz") as file:
         stored = dict(file)
     x = nhwc(stored["x"])
@@ -106,14 +115,23 @@ def vectors(name: str, module: Any) -> Vectors:
     after = load("train:grad:", "train:buffer:")
 
     def biased(path: Any, new: np.ndarray, old: np.ndarray) -> np.ndarray:
-        n = x.size // new.size  # elements behind every statistic
-        return DECAY * old + (new - DECAY * old) * (n - 1) / n if path[-1].key == "var" else new
+        if path[-1].key != "var":
+            return new
+        n, kept = _elements(path, x, new), module.momentum * old
+        return kept + (new - kept) * (n - 1) / n
 
     statistics = jax.tree_util.tree_map_with_path(
-        biased, after["batch_stats"], before["batch_stats"]
+        biased, after.get("batch_stats", {}), before.get("batch_stats", {})
     )
     step = Step(nhwc(stored["train:y"]), statistics, after["params"], nhwc(stored["train:dx"]))
     return Vectors(before, x, nhwc(stored["cotangent"]), nhwc(stored["eval:y"]), step)
+
+
+def _elements(path: Any, x: np.ndarray, statistic: np.ndarray) -> int:
+    owner = path[0].key
+    if path[-2].key == "nam_bn":
+        return x.size // statistic.size
+    return int(np.prod([x.shape["nhwc".index(axis)] for axis in ELEMENTS[owner]]))
 
 
 def nhwc(x: np.ndarray) -> np.ndarray:

@@ -88,6 +88,9 @@ FIELDS: dict[str, Field] = {
         "-1 or at least 1",
         lambda v: v == -1 or v >= 1,
     ),
+    "model.pretrained": Field(
+        "", "PyTorch weights to start from; empty: none", "a file's name, or an empty text"
+    ),
     "model.zero_init_last_scale": _switch(False, "start every residual branch at zero"),
     "data.name": Field(
         "cifar100",
@@ -155,6 +158,7 @@ EVALUATION_FREE_FIELDS = (
     *FREE_FIELDS,
     "batch_size",
     "data.eval_split",
+    "model.pretrained",
     "model.sync_bn_devices",
 )
 

@@ -42,23 +42,15 @@ class TrainState(struct.PyTreeNode):
 
 
 def init_state(
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    key: jax.Array,
-    image_shape: tuple[int, int, int],
-    *,
-    with_ema: bool = False,
+    variables: Mapping[str, Any], tx: optax.GradientTransformation, *, with_ema: bool = False
 ) -> TrainState:
-    """A fresh state.
+    """The state before the first update.
 
     Args:
-      model: takes images (N, H, W, C) and `train`.
+      variables: parameters and running statistics of the model.
       tx: the optax chain.
-      key: random key of the initialisation.
-      image_shape: (H, W, C).
       with_ema: keep an average of the weights.
     """
-    variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nam_jax import sparsity_penalty
 from train import mesh as mesh_lib
+from train import pretrained
 from train import step as step_lib
 from train import workdir as workdir_lib
 from train.checkpoint import Checkpoints, state_sha256
@@ -20,16 +22,26 @@ from train.metrics import Log, NonFiniteError, Progress, Row, RowFile, write_jso
 from train.summary import multiply_adds, parameters
 
 
-def initial_state(experiment: Experiment) -> step_lib.TrainState:
-    """The state before the first update, on all devices."""
+def initial_state(experiment: Experiment, variables: Any = None) -> step_lib.TrainState:
+    """The state before the first update, on all devices.
+
+    Args:
+      experiment: the run.
+      variables: to start with; default: drawn from the run's seed.
+    """
     key = step_lib.streams(experiment.config.seed)["init"]
 
-    def init() -> step_lib.TrainState:
-        shape = experiment.train_split.image_shape
+    def init(variables: Any) -> step_lib.TrainState:
+        if variables is None:
+            images = jnp.zeros((1, *experiment.train_split.image_shape))
+            variables = experiment.model.init(key, images, train=False)
+        else:
+            # The state is donated at every step; what was read from a file is not the state's.
+            variables = jax.tree.map(jnp.copy, variables)
         with_ema = experiment.config.ema_decay > 0
-        return step_lib.init_state(experiment.model, experiment.tx, key, shape, with_ema=with_ema)
+        return step_lib.init_state(variables, experiment.tx, with_ema=with_ema)
 
-    return jax.jit(init, out_shardings=mesh_lib.replicated(experiment.mesh))()
+    return jax.jit(init, out_shardings=mesh_lib.replicated(experiment.mesh))(variables)
 
 
 def evaluate(
@@ -90,13 +102,14 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, Any]:
       ConfigError: the directory belongs to a run of another config.
       RunError: a loss or an update is not finite.
     """
+    imported = None if workdir_lib.has_checkpoint(workdir) else _pretrained(experiment)
     workdir_lib.claim(workdir, experiment.config)
     finished = workdir_lib.summary(workdir)
     if finished is not None:
         print(f"the run in {workdir} is finished", flush=True)
         return finished
     with Checkpoints(workdir / "checkpoints", experiment.config.checkpoint.keep) as checkpoints:
-        state, progress = _restore_or_init(experiment, checkpoints)
+        state, progress = _restore_or_init(experiment, checkpoints, imported)
         if state.step < experiment.total_steps:
             try:
                 state, progress = _run_steps(experiment, workdir, checkpoints, state, progress)
@@ -135,10 +148,23 @@ def evaluate_checkpoint(
     return step, evaluate(experiment, eval_step, state, split)
 
 
+def _pretrained(experiment: Experiment) -> Any:
+    """The variables that the run starts with where they come from a file, else None."""
+    if not experiment.config.model.pretrained:
+        return None
+    return pretrained.load(
+        experiment.config.model.pretrained,
+        experiment.model,
+        experiment.train_split.num_classes,
+        experiment.train_split.image_shape,
+        step_lib.streams(experiment.config.seed)["init"],
+    )
+
+
 def _restore_or_init(
-    experiment: Experiment, checkpoints: Checkpoints
+    experiment: Experiment, checkpoints: Checkpoints, imported: Any
 ) -> tuple[step_lib.TrainState, Progress]:
-    state = initial_state(experiment)
+    state = initial_state(experiment, imported)
     latest = checkpoints.latest_step()
     if latest is None:
         return state, Progress()

@@ -63,6 +63,11 @@ def check(workdir: Path, config: ConfigDict, free: tuple[str, ...] = FREE_FIELDS
         )
 
 
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether the run in a directory has saved anything to go on from."""
+    return any((workdir / "checkpoints").glob("[0-9]*"))
+
+
 def summary(workdir: Path) -> dict[str, Any] | None:
     """The summary of a finished run, None before it is finished."""
     path = workdir / "summary.json"

@@ -14,7 +14,14 @@ from train.config import default_config
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    "tag", ["cifar_resnet18_nam_channel", "cifar_resnet18_nam", "cifar_resnet50_nam_channel"]
+    "tag",
+    [
+        "cifar_resnet18_nam_channel",
+        "cifar_resnet18_nam",
+        "cifar_resnet18_cbam",
+        "cifar_resnet18_bam",
+        "cifar_resnet50_nam_channel",
+    ],
 )
 def test_losses_of_the_reference(tag: str) -> None:
     expected = network(tag)
@@ -25,7 +32,7 @@ def test_losses_of_the_reference(tag: str) -> None:
             "optimizer.learning_rate": 0.01,
             "optimizer.momentum": 0.9,
             "optimizer.weight_decay": 5e-4,
-            "optimizer.sparsity": 1e-3,
+            "optimizer.sparsity": 1e-3 if "nam" in tag else 0.0,
         }
     )
     tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 10, 0))

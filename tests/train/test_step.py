@@ -50,7 +50,8 @@ def initial_state(
     """A fresh state, in float64 where that is switched on."""
 
     def init() -> step.TrainState:
-        state = step.init_state(model, tx, jax.random.key(1), (6, 6, 1), with_ema=with_ema)
+        variables = model.init(jax.random.key(1), jnp.zeros((1, 6, 6, 1)), train=False)
+        state = step.init_state(variables, tx, with_ema=with_ema)
         widest = jnp.zeros(()).dtype
         return jax.tree.map(
             lambda leaf: leaf.astype(widest) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,

@@ -1,0 +1,78 @@
+"""Spatial NAM at another resolution."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+
+from nam_jax import shapes
+
+
+def resize_spatial(
+    variables: Any, module: nn.Module, input_shape: tuple[int, int, int, int]
+) -> dict[str, Any]:
+    """Fits the scales of every spatial NAM to inputs of another size.
+
+    A new pixel takes the mean of the old ones that it covers, each weighted by the area that
+    is covered: λ, shift and statistics alike. λ and shift are then multiplied by
+    H′W′ / (H W), for the weights |λ| / Σ|λ| shrink as the number of pixels grows, and every
+    gate would flatten. At the same size nothing changes, and an input in which every pixel
+    is repeated k × k times has the gate repeated k × k times.
+
+    Args:
+      variables: of the module, as trained.
+      module: a network that is called with images and `train`, or an attention module.
+      input_shape: the new shape of its input, NHWC.
+
+    Returns:
+      Variables for inputs of that shape; what is not of a spatial NAM is as it was.
+
+    Raises:
+      ValueError: the module's other variables do not have the shapes of these.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, nam_jax
+      >>> module = nam_jax.SpatialNAM(use_running_average=True)
+      >>> variables = module.init(jax.random.key(0), jnp.ones((1, 7, 7, 8)))
+      >>> variables = nam_jax.resize_spatial(variables, module, (1, 9, 9, 8))
+      >>> module.apply(variables, jnp.ones((1, 9, 9, 8))).shape
+      (1, 9, 9, 8)
+    """
+    wanted = traverse_util.flatten_dict(shapes.abstract_variables(module, input_shape))
+    resized = {
+        path: _resized(path, leaf, wanted[path].shape) if _is_spatial(path, wanted) else leaf
+        for path, leaf in traverse_util.flatten_dict(variables).items()
+    }
+    differing = sorted(
+        "/".join(path)
+        for path in resized.keys() | wanted.keys()
+        if path not in resized or path not in wanted or resized[path].shape != wanted[path].shape
+    )
+    if differing:
+        raise ValueError(
+            f"The variables are not of this module; these differ: {', '.join(differing)}."
+        )
+    return traverse_util.unflatten_dict(resized)
+
+
+def _is_spatial(path: tuple[str, ...], wanted: Mapping[tuple[str, ...], Any]) -> bool:
+    return path[-2] == "nam_bn" and path in wanted and wanted[path].ndim == 2
+
+
+def _resized(path: tuple[str, ...], leaf: Any, shape: tuple[int, int]) -> np.ndarray:
+    old = np.asarray(leaf, np.float64)
+    rows, columns = (_overlaps(o, n) for o, n in zip(old.shape, shape, strict=True))
+    new = rows @ old @ columns.T
+    if path[0] == "params":
+        new *= new.size / old.size
+    return new.astype(leaf.dtype)
+
+
+def _overlaps(old: int, new: int) -> np.ndarray:
+    """The share (new, old) of every new pixel that lies on each old one, along one axis."""
+    # In units of which an old pixel has `new` and a new one `old`: whole numbers, no rounding.
+    starts_new, starts_old = np.arange(new)[:, None] * old, np.arange(old)[None] * new
+    ends = np.minimum(starts_new + old, starts_old + new)
+    return np.maximum(0, ends - np.maximum(starts_new, starts_old)) / old

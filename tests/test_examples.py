@@ -1,0 +1,53 @@
+"""The examples run as they stand, and learn."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import nam_jax
+from examples import linen_model, nnx_model
+from nam_jax.attention import NAMES
+
+
+@pytest.mark.parametrize("attention", [name for name in NAMES if name != "nam_tied"])
+def test_linen_model_learns(attention: str) -> None:
+    losses = linen_model.train(attention, steps=5)
+    assert losses[-1] < losses[0]
+
+
+def test_nnx_model_learns() -> None:
+    losses = nnx_model.train(steps=5)
+    assert losses[-1] < losses[0]
+
+
+def test_nnx_model_is_nam() -> None:
+    block = nnx_model.Block(8, 6, nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (2, 6, 6, 8))
+    y = block.norm(block.conv(x), use_running_average=True)
+    module = nam_jax.NAM(use_running_average=True)
+    expected = nnx.relu(x + module.apply(module.init(jax.random.key(0), y), y))
+    np.testing.assert_allclose(block(x, train=False), expected, atol=1e-6)
+
+
+def test_nnx_statistics_run_in_training_only() -> None:
+    block = nnx_model.Block(8, 6, nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (2, 6, 6, 8))
+
+    def statistics() -> list[np.ndarray]:
+        state = nnx.state(block.attention, nnx.BatchStat)
+        return [np.array(leaf) for leaf in jax.tree.leaves(state)]
+
+    before = statistics()
+    block(x, train=False)
+    assert all(np.array_equal(a, b) for a, b in zip(statistics(), before, strict=True))
+    block(x, train=True)
+    assert not any(np.array_equal(a, b) for a, b in zip(statistics(), before, strict=True))
+
+
+def test_penalty_finds_the_scales_of_an_nnx_model() -> None:
+    block = nnx_model.Block(8, 6, nnx.Rngs(0))
+    params = nnx.state(block, nnx.Param)
+    # |γ| = |λ| = 1 at the start: 8 channels and 36 pixels.
+    assert nam_jax.sparsity_penalty(params, 0.5) == jnp.float32(0.5 * (8 + 36))

@@ -1,0 +1,53 @@
+"""Starting a run from PyTorch weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from nam_jax import torch_import
+from train.errors import ConfigError
+
+# What torchvision's networks call their classifier.
+_HEADS = ("fc.bias", "classifier.1.bias")
+
+
+def load(
+    path: str, model: nn.Module, num_classes: int, image_shape: tuple[int, int, int], key: jax.Array
+) -> Any:
+    """Reads the variables of a model from a file, and prints what is fresh instead.
+
+    The classifier is fresh if the file has none for this number of classes, the attention if
+    the file has none at all.
+
+    Args:
+      path: a file that `nam_jax.torch_import.read` takes.
+      model: takes images and `train`.
+      num_classes: of the model.
+      image_shape: (H, W, C).
+      key: random key of what is fresh.
+
+    Returns:
+      {"params": …, "batch_stats": …}, float32.
+
+    Raises:
+      ConfigError: the file cannot be read, or does not fit the model.
+    """
+    try:
+        state_dict = torch_import.read(Path(path).expanduser())
+        arguments = model, state_dict, (1, *image_shape)
+        new_head = not _has_head(state_dict, num_classes)
+        fresh = torch_import.fresh(*arguments, new_head=new_head)
+        variables = torch_import.variables(*arguments, new_head=new_head, key=key)
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        raise ConfigError(f"config.model.pretrained: {error}") from error
+    print(f"weights from {path}; fresh: {', '.join(fresh) or 'nothing'}", flush=True)
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables)
+
+
+def _has_head(state_dict: Mapping[str, np.ndarray], num_classes: int) -> bool:
+    sizes = [len(v) for name, v in state_dict.items() if name.removeprefix("module.") in _HEADS]
+    return sizes == [num_classes]
