@@ -75,13 +75,20 @@ def build(config: ConfigDict) -> Experiment:
         eval_split=eval_split,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        model=_create_model(config, mesh, train_split.num_classes),
+        model=create_model(config, train_split.num_classes, mesh_lib.norm_axis(mesh)),
         learning_rate=learning_rate,
         tx=optimizer.create(config.optimizer, learning_rate),
     )
 
 
-def _create_model(config: ConfigDict, mesh: Mesh, num_classes: int) -> nn.Module:
+def create_model(config: ConfigDict, num_classes: int, axis_name: str | None = None) -> nn.Module:
+    """Builds the network of a config.
+
+    Args:
+      config: of the run.
+      num_classes: number of logits.
+      axis_name: mapped axis of devices that share their batch statistics.
+    """
     return models.create(
         config.model.name,
         num_classes=num_classes,
@@ -89,7 +96,7 @@ def _create_model(config: ConfigDict, mesh: Mesh, num_classes: int) -> nn.Module
         stem=config.model.stem,
         dtype=config.model.dtype,
         zero_init_last_scale=config.model.zero_init_last_scale,
-        axis_name=mesh_lib.norm_axis(mesh),
+        axis_name=axis_name,
     )
 
 

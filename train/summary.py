@@ -1,48 +1,117 @@
-"""The size of a network: parameters and multiply-adds."""
+r"""The size of a network: layer by layer, or with several attentions side by side.
 
-import math
-from typing import Any
+Usage: python -m train.summary --config FILE [--attention NAME,...]
+                               [--config.FIELD=VALUE ...]
 
-import jax
-import jax.numpy as jnp
-from flax import linen as nn
+  --config FILE          the experiment; configs/ holds examples
+  --attention NAME,...   in place of the config's; several are compared
+  --config.FIELD=VALUE   overrides a field; python -m train.config lists them
+
+Parameters, and multiply-adds of convolutions and linear layers for one image.
+Nothing is computed, and the dataset need not be on disk.
+
+Example:
+  python -m train.summary --config configs/cifar100_resnet50.py \
+      --attention none,se,bam,cbam,tam,nam_channel,nam_spatial,nam
+
+Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from absl import flags
+
+from nam_jax.attention import NAMES as ATTENTIONS
+from train import command_line
+from train import experiment as experiment_lib
+from train.data import sources
+from train.errors import ConfigError
+from train.size import Layer, Size, layers, total
+
+ATTENTION = flags.DEFINE_list("attention", None, "The attentions to compare.")
 
 
-def parameters(params: Any) -> int:
-    """Number of trained parameters."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+def layer_table(network: Sequence[Layer]) -> str:
+    """A line for every layer, then the sums."""
+    rows = [("layer", "output", "parameters", "multiply-adds")]
+    for path, shape, size in network:
+        name = "/".join(path) or "outside of layers"
+        rows.append((name, _format_shape(shape), *_format_size(size)))
+    rows.append(("total", "", *_format_size(total(network))))
+    rows.append(("attention alone", "", *_format_size(total(network, attention_only=True))))
+    header, *lines = _aligned(rows)
+    rule = "-" * len(header)
+    return "\n".join([header, rule, *lines[:-2], rule, *lines[-2:]])
 
 
-def multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """Multiply-adds of all convolutions and linear layers for one image.
+def comparison_table(networks: Mapping[str, Sequence[Layer]]) -> str:
+    """A line for every attention.
 
     Args:
-      model: takes images (N, H, W, C) and `train`.
-      image_shape: (H, W, C).
+      networks: by the name of their attention; differences are to `none`, or to the first.
     """
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
-    closed = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, images)
-    return _count(closed.jaxpr)
+    base = "none" if "none" in networks else next(iter(networks))
+    columns = ("of attention", f"vs {base}")
+    rows: list[tuple[str, ...]]
+    rows = [("attention", "parameters", *columns, "multiply-adds", *columns)]
+    for name, network in networks.items():
+        sizes = total(network), total(network, attention_only=True), total(networks[base])
+        cells = [name]
+        for whole, own, other in zip(*sizes, strict=True):
+            cells += f"{whole:,}", f"{own:,}", f"{whole - other:+,}" if whole != other else "0"
+        rows.append(tuple(cells))
+    header, *lines = _aligned(rows)
+    return "\n".join([header, "-" * len(header), *lines])
 
 
-def _count(jaxpr: Any) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        total += _count_equation(equation)
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            total += _count(inner) if hasattr(inner, "eqns") else 0
-    return total
+def _format_shape(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, shape))
 
 
-def _count_equation(equation: Any) -> int:
-    outputs = equation.outvars[0].aval.size
-    if equation.primitive.name == "conv_general_dilated":
-        kernel = equation.invars[1].aval
-        out_features = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
-        return outputs * kernel.size // out_features
-    if equation.primitive.name == "dot_general":
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        return outputs * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-    return 0
+def _format_size(size: Size) -> tuple[str, str]:
+    return f"{size.parameters:,}", f"{size.multiply_adds:,}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of columns, the first one flush left and all others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])])
+        for first, *rest in rows
+    ]
+
+
+def check_attentions(names: Sequence[str]) -> None:
+    """Checks what --attention lists.
+
+    Raises:
+      ConfigError: it is nothing, a name that does not exist, or a name twice.
+    """
+    if not names or not set(names) <= set(ATTENTIONS) or len(set(names)) < len(names):
+        raise ConfigError(
+            f"--attention: got {','.join(names)!r}; allowed: one or several of "
+            f"{', '.join(ATTENTIONS)}, each once, with commas between."
+        )
+
+
+def main() -> None:
+    """Prints the layers of one network, or compares several."""
+    config = command_line.CONFIG.value
+    names = ATTENTION.value
+    names = [config.model.attention] if names is None else names
+    check_attentions(names)
+    num_classes, image_shape = sources.describe(config.data)
+    networks = {}
+    for name in names:
+        config.model.attention = name
+        networks[name] = layers(experiment_lib.create_model(config, num_classes), image_shape)
+    attention = f"attention {names[0]}, " if len(names) == 1 else ""
+    print(
+        f"{config.model.name}, {attention}stem {config.model.stem}, "
+        f"images {_format_shape(image_shape)}, {num_classes} classes\n"
+    )
+    print(layer_table(networks[names[0]]) if len(names) == 1 else comparison_table(networks))
+
+
+if __name__ == "__main__":
+    command_line.run(main, __doc__)

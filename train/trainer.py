@@ -19,7 +19,7 @@ from train.data import resident
 from train.errors import RunError
 from train.experiment import Experiment
 from train.metrics import Log, NonFiniteError, Progress, Row, RowFile, write_json
-from train.summary import multiply_adds, parameters
+from train.size import multiply_adds, parameters
 
 
 def initial_state(experiment: Experiment, variables: Any = None) -> step_lib.TrainState:

@@ -80,7 +80,7 @@ def test_broken_config_file(source: str, expected: str, tmp_path: Path) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", ["train.main", "train.evaluate"])
+@pytest.mark.parametrize("command", ["train.main", "train.evaluate", "train.summary"])
 def test_help_fits_a_screen_and_shows_an_example(command: str) -> None:
     result = call("--help", command=command)
     assert result.returncode == 0

@@ -201,6 +201,54 @@ def test_images_of_more_than_eight_bits_are_refused(tmp_path):
         sources.open_split(data_config("deep", tmp_path), "train").load()
 
 
+@pytest.mark.parametrize(("image_size", "size"), [(0, 8), (5, 5)])
+def test_digits_are_described_as_they_are_opened(image_size, size):
+    config = data_config("digits", image_size=image_size)
+    opened = sources.open_split(config, "train")
+    assert sources.describe(config) == (10, (size, size, 1))
+    assert sources.describe(config) == (opened.num_classes, opened.image_shape)
+
+
+@pytest.mark.parametrize("name", ["tiny", "cifar100"])
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_description_is_that_of_the_files_where_there_are_any(tmp_path, name, file_format):
+    images = random_images([(6, 5)] * 3)
+    target = tfds_writer.write(tmp_path, name, images, [0, 1, 2], 7)
+    tfds_writer.edit_info(target, fileFormat=file_format)
+    assert sources.describe(data_config(name, tmp_path)) == (7, (6, 5, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "expected"),
+    [
+        ("cifar100", 0, (100, (32, 32, 3))),
+        ("mnist", 20, (10, (20, 20, 1))),
+        ("imagenet2012", 224, (1000, (224, 224, 3))),
+        ("imagenet_resized/16x16", 0, (1000, (16, 16, 3))),
+    ],
+)
+def test_datasets_that_are_not_on_disk_are_described(tmp_path, name, image_size, expected):
+    assert sources.describe(data_config(name, tmp_path, image_size)) == expected
+    assert list(tmp_path.iterdir()) == []
+    assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["tiny", "coco", "cifar100:9.9.9", "cifar10_corrupted/none"])
+def test_what_cannot_be_described_is_refused_in_one_line(tmp_path, name, capsys):
+    with pytest.raises(ConfigError, match=r"^config\.data\.name: no dataset") as error:
+        sources.describe(data_config(name, tmp_path))
+    assert f"{name!r} in {tmp_path}" in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_description_needs_images_of_one_size_each_with_a_class(tmp_path):
+    with pytest.raises(ConfigError, match=r"config\.data\.image_size: .* no common size"):
+        sources.describe(data_config("imagenet2012", tmp_path))
+    with pytest.raises(ConfigError, match="imdb_reviews is no image classification dataset"):
+        sources.describe(data_config("imdb_reviews", tmp_path))
+
+
 @pytest.mark.parametrize(("split", "of_each_class"), [("train", 500), ("test", 100)])
 def test_real_cifar100(split, of_each_class):
     directory = os.environ.get("NAM_JAX_TEST_DATA")

@@ -1,62 +1,105 @@
-"""The size of a network: parameters and multiply-adds."""
+"""The command that prints the size of a network, by layer and by attention."""
 
-import functools
+import subprocess
+import sys
+from pathlib import Path
 
-import flax.linen as nn
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from nam_jax import models
 from train import summary
+from train.errors import ConfigError
+from train.size import Layer, Size, layers
+
+REPOSITORY = Path(__file__).parents[2]
+
+NETWORK = [
+    Layer(("conv",), (32, 32, 16), Size(432, 442368)),
+    Layer(("block", "attention"), (32, 32, 16), Size(1000, 2000)),
+    Layer(("fc",), (10,), Size(170, 160)),
+    Layer((), (10,), Size(0, 7)),
+]
 
 
-@functools.cache
-def resnet50(attention, stem):
-    size, num_classes = (32, 100) if stem == "cifar" else (224, 1000)
-    model = models.create("resnet50", num_classes=num_classes, attention=attention, stem=stem)
-    return summary.multiply_adds(model, (size, size, 3))
+def test_table_of_layers():
+    assert summary.layer_table(NETWORK).splitlines() == [
+        "layer                    output  parameters  multiply-adds",
+        "----------------------------------------------------------",
+        "conv               32 × 32 × 16         432        442,368",
+        "block/attention    32 × 32 × 16       1,000          2,000",
+        "fc                           10         170            160",
+        "outside of layers            10           0              7",
+        "----------------------------------------------------------",
+        "total                                 1,602        444,535",
+        "attention alone                       1,000          2,000",
+    ]
 
 
-@pytest.mark.parametrize(("stem", "expected"), [("cifar", "1.298"), ("imagenet", "4.089")])
-@pytest.mark.parametrize("attention", ["none", "nam_channel"])
-def test_multiply_adds_are_those_of_the_reference(attention, stem, expected):
-    assert f"{resnet50(attention, stem) / 1e9:.3f}" == expected
-    assert resnet50(attention, stem) == resnet50("none", stem)
+def test_comparison_is_with_none_wherever_it_stands():
+    networks = {"se": NETWORK, "none": NETWORK[:1], "bam": [Layer(("bam2",), (), Size(7, 8))]}
+    assert summary.comparison_table(networks).splitlines() == [
+        "attention  parameters  of attention  vs none  multiply-adds  of attention   vs none",
+        "-----------------------------------------------------------------------------------",
+        "se              1,602         1,000   +1,170        444,535         2,000    +2,167",
+        "none              432             0        0        442,368             0         0",
+        "bam                 7             7     -425              8             8  -442,360",
+    ]
 
 
-class Layers(nn.Module):
-    """Every kind of layer that counts, and some that do not."""
-
-    @nn.compact
-    def __call__(self, x, train):
-        x = nn.Conv(6, (3, 3), strides=2)(x)
-        x = nn.BatchNorm(use_running_average=not train)(x)
-        x = nn.relu(nn.Conv(6, (3, 5), feature_group_count=3, padding="VALID")(x))
-        return nn.Dense(7)(x.reshape(len(x), -1))
+def test_comparison_without_none_is_with_the_first():
+    lines = summary.comparison_table({"se": NETWORK, "nam": NETWORK[1:]}).splitlines()
+    assert lines[0].count("vs se") == 2
+    assert lines[2].split() == ["se", "1,602", "1,000", "0", "444,535", "2,000", "0"]
+    assert lines[3].split() == ["nam", "1,170", "1,000", "-432", "2,167", "2,000", "-442,368"]
 
 
-def test_multiply_adds_count_strides_groups_and_borders():
-    # The image is 12 × 16; a border counts as if it were there.
-    strided = 6 * 8 * 6 * (3 * 3 * 4)
-    grouped = 4 * 4 * 6 * (3 * 5 * 2)
-    linear = 4 * 4 * 6 * 7
-    assert summary.multiply_adds(Layers(), (12, 16, 4)) == strided + grouped + linear
+def test_tables_fit_in_100_columns():
+    networks = {
+        name: layers(models.create("resnet50", num_classes=1000, attention=name), (224, 224, 3))
+        for name in ("nam_channel", "cbam")
+    }
+    tables = summary.layer_table(networks["cbam"]), summary.comparison_table(networks)
+    assert all(len(line) <= 100 for table in tables for line in table.splitlines())
 
 
-class Wrapped(nn.Module):
-    """A layer inside a compiled and a rematerialised function."""
-
-    @nn.compact
-    def __call__(self, x, train):
-        return nn.remat(nn.jit(nn.Dense))(7)(x)
-
-
-def test_multiply_adds_count_what_is_inside_other_functions():
-    assert summary.multiply_adds(Wrapped(), (2, 3, 4)) == 2 * 3 * 4 * 7
+@pytest.mark.parametrize("names", [[], [""], ["se", "sé"], ["none", "se", "none"]])
+def test_wrong_list_of_attentions_is_refused_in_one_line(names):
+    with pytest.raises(ConfigError, match=r"^--attention: got .* allowed: .* none, .*tam") as error:
+        summary.check_attentions(names)
+    assert repr(",".join(names)) in str(error.value)
 
 
-def test_parameters_are_counted_over_the_whole_tree():
-    params = {"a": {"kernel": np.zeros((3, 4)), "bias": jnp.zeros(4)}, "b": np.zeros(())}
-    assert summary.parameters(params) == 12 + 4 + 1
-    assert summary.parameters({}) == 0
+def call(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "train.summary", "--config", *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_command_lists_the_layers_of_a_network_whose_dataset_is_not_there(tmp_path):
+    result = call("configs/cifar100_resnet20.py", f"--config.data.dir={tmp_path}")
+    assert (result.returncode, result.stderr) == (0, "")
+    title, table = result.stdout.rstrip().split("\n\n")
+    assert title == ("resnet20, attention nam_channel, stem cifar, images 32 × 32 × 3, 100 classes")
+    model = models.create("resnet20", num_classes=100, attention="nam_channel", stem="cifar")
+    assert table == summary.layer_table(layers(model, (32, 32, 3)))
+
+
+def test_command_compares_attentions():
+    result = call(
+        "configs/digits_resnet20.py", "--attention", "none,se", "--config.data.image_size=16"
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    title, table = result.stdout.rstrip().split("\n\n")
+    assert title == "resnet20, stem cifar, images 16 × 16 × 1, 10 classes"
+    assert [line.split()[0] for line in table.splitlines()[2:]] == ["none", "se"]
+
+
+def test_command_refuses_unknown_attention():
+    result = call("configs/digits_resnet20.py", "--attention=none,sae")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: --attention: got 'none,sae'; allowed: ")
+    assert len(result.stderr.splitlines()) == 1

@@ -3,6 +3,7 @@
 TFDS reads ArrayRecord files without TensorFlow.
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
@@ -47,6 +48,47 @@ def open_split(config: ConfigDict, name: str) -> Split:
       ConfigError: the dataset or the split is not there or cannot be used.
     """
     return _open_digits(config, name) if config.name == "digits" else _open_tfds(config, name)
+
+
+def describe(config: ConfigDict) -> tuple[int, tuple[int, int, int]]:
+    """What a network has to know of the dataset `config.name`, which need not be on disk.
+
+    Args:
+      config: the `data` part of a run's config.
+
+    Returns:
+      The number of classes, and (H, W, channels) of the images as they are loaded.
+
+    Raises:
+      ConfigError: the dataset is neither on disk nor known to TFDS, or cannot be used.
+    """
+    if config.name == "digits":
+        return 10, _loaded_shape(config, (8, 8, 1))
+    builder = _find_metadata(config)
+    image_key, label_key = _feature_keys(builder, config.name)
+    features = builder.info.features
+    return features[label_key].num_classes, _loaded_shape(config, features[image_key].shape)
+
+
+def _find_metadata(config: ConfigDict) -> Any:
+    """A builder of the files on disk or, without any, of TFDS's own description."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.read_only_builder import builder_from_files
+    from tensorflow_datasets.core.registered import DatasetNotFoundError
+
+    directory = os.path.expanduser(config.dir)
+    with contextlib.suppress(DatasetNotFoundError):
+        return builder_from_files(config.name, data_dir=directory)
+    try:
+        # Where a description needs TensorFlow, TFDS prints how to install it.
+        with contextlib.redirect_stdout(None):
+            return tfds.builder(config.name, data_dir=directory, try_gcs=False)
+    # A description is code: anything may come out of it.
+    except Exception as error:
+        raise ConfigError(
+            f"config.data.name: no dataset {config.name!r} in {directory}, and TFDS "
+            f"describes none of this name without TensorFlow ({type(error).__name__})."
+        ) from error
 
 
 def _field_of(config: ConfigDict, split: str) -> str:
