@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from nam_jax import models
 from nam_jax.attention import NAMES as ATTENTIONS
 from nam_jax.models.resnet import STEMS
+from nam_jax.torch_import import SUFFIXES
 from train.errors import ConfigError
 
 
@@ -89,7 +90,10 @@ FIELDS: dict[str, Field] = {
         lambda v: v == -1 or v >= 1,
     ),
     "model.pretrained": Field(
-        "", "PyTorch weights to start from; empty: none", "a file's name, or an empty text"
+        "",
+        "PyTorch weights to start from; empty: none",
+        f"a file's name that ends in {', '.join(SUFFIXES)}, or an empty text",
+        lambda v: v == "" or v.endswith(SUFFIXES),
     ),
     "model.zero_init_last_scale": _switch(False, "start every residual branch at zero"),
     "data.name": Field(

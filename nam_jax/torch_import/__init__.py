@@ -1,6 +1,6 @@
 """PyTorch weights into Flax variables."""
 
 from nam_jax.torch_import.convert import fresh, variables
-from nam_jax.torch_import.files import read
+from nam_jax.torch_import.files import SUFFIXES, read
 
-__all__ = ["fresh", "read", "variables"]
+__all__ = ["SUFFIXES", "fresh", "read", "variables"]

@@ -40,8 +40,8 @@ def read(path: str | os.PathLike[str]) -> StateDict:
       {'fc.bias': array([0., 0., 0.])}
     """
     path = Path(path)
-    if path.suffix not in _READERS:
-        raise ValueError(f"{path}: the suffix has to be one of {', '.join(_READERS)}.")
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: the suffix has to be one of {', '.join(SUFFIXES)}.")
     with path.open("rb"):
         pass  # A missing file is reported as such, whatever the reader makes of it.
     try:
@@ -90,3 +90,6 @@ _READERS: dict[str, Callable[[Path], StateDict]] = {
     ".pth": pickled.read,
     ".pt": pickled.read,
 }
+
+# Of the files that are read.
+SUFFIXES = tuple(_READERS)

@@ -10,6 +10,7 @@ from train.errors import ConfigError
 
 # Values just outside a field's range, of its own type; the boundary itself where it is excluded.
 OUT_OF_RANGE = {
+    "model.pretrained": ["weights", "weights.bin"],
     "seed": [-1, 2**32],
     "batch_size": [0],
     "epochs": [0],
