@@ -5,7 +5,7 @@ python examples/linen_model.py [ATTENTION]
 A small residual network on random images, trained for a few steps with the sparsity penalty.
 """
 
-import sys
+import argparse
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import optax
 from flax import linen as nn
 
 import nam_jax
+from nam_jax.attention import NAMES
 
 
 class Block(nn.Module):
@@ -83,5 +84,9 @@ def train(attention: str, steps: int = 10) -> list[float]:
 
 
 if __name__ == "__main__":
-    losses = train(sys.argv[1] if len(sys.argv) > 1 else "nam")
+    parser = argparse.ArgumentParser(description=__doc__)
+    # nam_tied is called with the scale of the BatchNorm before it; the README shows how.
+    choices = [name for name in NAMES if name != "nam_tied"]
+    parser.add_argument("attention", nargs="?", default="nam", choices=choices)
+    losses = train(parser.parse_args().attention)
     print(f"loss {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last")

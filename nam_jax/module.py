@@ -1,6 +1,7 @@
 """What all attention modules share."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,14 +10,15 @@ from flax import linen as nn
 from flax.linen.dtypes import canonicalize_dtype
 from flax.typing import Dtype
 
-from nam_jax.batch_norm import AxisNames
+from nam_jax.batch_norm import AxisNames, BatchNorm
 
 
 class AttentionModule(nn.Module, kw_only=True):
     """A module that gates its input; all are built and called alike.
 
-    `module(x, use_running_average=…, moments=…)` returns an array of the shape of x; a
-    module without a BatchNorm takes the same fields and arguments, and needs none of them.
+    The fields here are those of every module, whether it has a BatchNorm or not; each adds
+    its own hyper-parameters, by keyword. `module(x, use_running_average=…, moments=…)` returns
+    an array of the shape of x.
 
     Attributes:
       use_running_average: normalise with the running statistics instead of the batch's;
@@ -32,6 +34,17 @@ class AttentionModule(nn.Module, kw_only=True):
     param_dtype: Dtype = jnp.float32
     axis_name: AxisNames | None = None
 
+    def _batch_norm(self, name: str, axis: int | Sequence[int] = -1) -> BatchNorm:
+        """A child with the fields that this module has in common with it."""
+        # Nothing inside a gate is rounded to the dtype of the result.
+        fields = shared_fields(self, BatchNorm) | {"dtype": None}
+        return BatchNorm(**fields, axis=axis, name=name)
+
+    def _check_rank(self, x: jax.Array) -> None:
+        if x.ndim != 4:
+            name = type(self).__name__
+            raise ValueError(f"{name} takes (N, H, W, C) arrays; got the shape {x.shape}.")
+
     def _gated(self, x: jax.Array, gate: jax.Array) -> jax.Array:
         params = jax.tree.leaves(self.variables.get("params", {}))
         return (x * gate).astype(canonicalize_dtype(x, *params, dtype=self.dtype))
@@ -42,6 +55,14 @@ def shared_fields(module: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:
     own = {field.name for field in dataclasses.fields(module)} - {"parent", "name"}
     names = own & {field.name for field in dataclasses.fields(kind)}
     return {name: getattr(module, name) for name in names}
+
+
+def check_at_least_1(module: nn.Module, *names: str) -> None:
+    """Refuses hyper-parameters that are no whole number of at least 1."""
+    for name in names:
+        value = getattr(module, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} has to be a whole number of at least 1; got {value!r}.")
 
 
 def widened(x: jax.Array) -> jax.Array:

@@ -4,13 +4,11 @@ Y. Liu, Z. Shao, Y. Teng and N. Hoffmann, NAM: Normalization-based Attention Mod
 https://arxiv.org/abs/2111.12419. Equation numbers below are the paper's.
 """
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from nam_jax.batch_norm import BatchNorm, Moments
+from nam_jax.batch_norm import Moments
 from nam_jax.module import AttentionModule, shared_fields
 
 
@@ -113,7 +111,6 @@ def spatial_attention(
       bias: the shift of every pixel, (H, W).
       epsilon: added to the variance.
       weight_gradient: let the gradient flow through W_λ.
-      use_running_average, dtype, param_dtype, axis_name: see `nam_jax.module.AttentionModule`.
 
     Returns:
       The gate M_s, of the shape of x, in (0, 1), at least float32.
@@ -132,14 +129,11 @@ def spatial_attention(
 
 
 class _NormalizationAttention(AttentionModule, kw_only=True):
-    """What the three modules share: the fields of their BatchNorm and how to build it."""
+    """What the three modules share: the fields of their BatchNorm, and of its weights."""
 
     momentum: float = 0.9
     epsilon: float = 1e-5
     weight_gradient: bool = False
-
-    def _batch_norm(self, axis: int | Sequence[int]) -> BatchNorm:
-        return BatchNorm(**shared_fields(self, BatchNorm), axis=axis, name="nam_bn")
 
 
 class ChannelNAM(_NormalizationAttention, kw_only=True):
@@ -193,7 +187,7 @@ class ChannelNAM(_NormalizationAttention, kw_only=True):
         if scale is not None:
             weights = attention_weights(scale, gradient=self.weight_gradient)
             return self._gated(x, jax.nn.sigmoid(weights * x))
-        bn = self._batch_norm(axis=-1)
+        bn = self._batch_norm("nam_bn")
         moments = bn.statistics(x, use_running_average, moments)
         params = bn.variables["params"]
         gate = channel_attention(
@@ -257,7 +251,7 @@ class SpatialNAM(_NormalizationAttention, kw_only=True):
         """
         del moments
         self._check_map(x)
-        bn = self._batch_norm(axis=(1, 2))
+        bn = self._batch_norm("nam_bn", axis=(1, 2))
         moments = bn.statistics(x, use_running_average)
         params = bn.variables["params"]
         gate = spatial_attention(
@@ -271,8 +265,7 @@ class SpatialNAM(_NormalizationAttention, kw_only=True):
         return self._gated(x, gate)
 
     def _check_map(self, x: jax.Array) -> None:
-        if x.ndim != 4:
-            raise ValueError(f"SpatialNAM takes (N, H, W, C) arrays; got the shape {x.shape}.")
+        self._check_rank(x)
         own = self.variables.get("params", {}).get("nam_bn")
         if own is not None and own["scale"].shape != x.shape[1:3]:
             expected, actual = ("×".join(map(str, s)) for s in (own["scale"].shape, x.shape[1:3]))

@@ -7,7 +7,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from nam_jax import shapes
+from nam_jax import initialization
 
 
 def resize_spatial(
@@ -22,7 +22,7 @@ def resize_spatial(
     is repeated k × k times has the gate repeated k × k times.
 
     Args:
-      variables: of the module, as trained.
+      variables: of the module, as trained; arrays, not traced.
       module: a network that is called with images and `train`, or an attention module.
       input_shape: the new shape of its input, NHWC.
 
@@ -30,7 +30,8 @@ def resize_spatial(
       Variables for inputs of that shape; what is not of a spatial NAM is as it was.
 
     Raises:
-      ValueError: the module's other variables do not have the shapes of these.
+      ValueError: the module's other variables do not have the shapes of these, or input_shape
+        is none.
 
     Example:
       >>> import jax, jax.numpy as jnp, nam_jax
@@ -40,21 +41,27 @@ def resize_spatial(
       >>> module.apply(variables, jnp.ones((1, 9, 9, 8))).shape
       (1, 9, 9, 8)
     """
-    wanted = traverse_util.flatten_dict(shapes.abstract_variables(module, input_shape))
+    if len(input_shape) != 4 or not all(type(n) is int and n > 0 for n in input_shape):
+        raise ValueError(f"input_shape has to be (N, H, W, C), each at least 1; got {input_shape}.")
+    wanted = traverse_util.flatten_dict(initialization.abstract_variables(module, input_shape))
     resized = {
         path: _resized(path, leaf, wanted[path].shape) if _is_spatial(path, wanted) else leaf
         for path, leaf in traverse_util.flatten_dict(variables).items()
     }
     differing = sorted(
-        "/".join(path)
+        f"{'/'.join(path)} {_shape(resized, path)} instead of {_shape(wanted, path)}"
         for path in resized.keys() | wanted.keys()
-        if path not in resized or path not in wanted or resized[path].shape != wanted[path].shape
+        if _shape(resized, path) != _shape(wanted, path)
     )
     if differing:
         raise ValueError(
             f"The variables are not of this module; these differ: {', '.join(differing)}."
         )
     return traverse_util.unflatten_dict(resized)
+
+
+def _shape(variables: Mapping[tuple[str, ...], Any], path: tuple[str, ...]) -> Any:
+    return variables[path].shape if path in variables else "none"
 
 
 def _is_spatial(path: tuple[str, ...], wanted: Mapping[tuple[str, ...], Any]) -> bool:

@@ -93,7 +93,7 @@ FIELDS: dict[str, Field] = {
         "",
         "PyTorch weights to start from; empty: none",
         f"a file's name that ends in {', '.join(SUFFIXES)}, or an empty text",
-        lambda v: v == "" or v.endswith(SUFFIXES),
+        lambda v: v == "" or v.lower().endswith(SUFFIXES),
     ),
     "model.zero_init_last_scale": _switch(False, "start every residual branch at zero"),
     "data.name": Field(

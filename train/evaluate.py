@@ -6,7 +6,7 @@ Usage: python -m train.evaluate --config FILE [--workdir DIR]
   --config FILE          the config that the run was started with
   --workdir DIR          the directory of the run; default: runs/<config name>
   --which last|best      the latest checkpoint, or that of the lowest error
-  --config.FIELD=VALUE   as the run had it; free: data.eval_split, batch_size
+  --config.FIELD=VALUE   as the run had it; free: data.eval_split, batch_size …
 
 Example:
   python -m train.evaluate --config configs/digits_resnet20.py --which best

@@ -9,10 +9,8 @@ import numpy as np
 from flax import linen as nn
 
 from nam_jax import torch_import
+from nam_jax.torch_import import names
 from train.errors import ConfigError
-
-# What torchvision's networks call their classifier.
-_HEADS = ("fc.bias", "classifier.1.bias")
 
 
 def load(
@@ -39,15 +37,18 @@ def load(
     try:
         state_dict = torch_import.read(Path(path).expanduser())
         arguments = model, state_dict, (1, *image_shape)
-        new_head = not _has_head(state_dict, num_classes)
+        new_head = not _has_head(state_dict, model, num_classes)
         fresh = torch_import.fresh(*arguments, new_head=new_head)
         variables = torch_import.variables(*arguments, new_head=new_head, key=key)
     except (ImportError, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"config.model.pretrained: {error}") from error
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
+        raise ConfigError(f"config.model.pretrained: {path} holds numbers that are not finite.")
     print(f"weights from {path}; fresh: {', '.join(fresh) or 'nothing'}", flush=True)
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables)
 
 
-def _has_head(state_dict: Mapping[str, np.ndarray], num_classes: int) -> bool:
-    sizes = [len(v) for name, v in state_dict.items() if name.removeprefix("module.") in _HEADS]
-    return sizes == [num_classes]
+def _has_head(state_dict: Mapping[str, np.ndarray], model: nn.Module, num_classes: int) -> bool:
+    bias = names.torch_name(("params", "fc", "bias"), names.rules_of(model))
+    shapes = [value.shape for name, value in state_dict.items() if name.endswith(bias)]
+    return shapes == [(num_classes,)]

@@ -65,7 +65,8 @@ def check(workdir: Path, config: ConfigDict, free: tuple[str, ...] = FREE_FIELDS
 
 def has_checkpoint(workdir: Path) -> bool:
     """Whether the run in a directory has saved anything to go on from."""
-    return any((workdir / "checkpoints").glob("[0-9]*"))
+    # An unfinished one has a longer name.
+    return any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*"))
 
 
 def summary(workdir: Path) -> dict[str, Any] | None:

@@ -5,8 +5,8 @@ from flax import linen as nn
 
 from nam_jax import initializers
 from nam_jax.attention.mlp import MLP, hidden_features
-from nam_jax.batch_norm import BatchNorm, Moments
-from nam_jax.module import AttentionModule, shared_fields, widened
+from nam_jax.batch_norm import Moments
+from nam_jax.module import AttentionModule, check_at_least_1, shared_fields, widened
 
 
 class BAM(AttentionModule, kw_only=True):
@@ -61,8 +61,13 @@ class BAM(AttentionModule, kw_only=True):
 
         Returns:
           (1 + sigmoid(M_c M_s)) x, of the shape of x.
+
+        Raises:
+          ValueError: x is no (N, H, W, C) array, or a hyper-parameter is out of its range.
         """
         del moments
+        self._check_rank(x)
+        check_at_least_1(self, "dilation")
         channel = self._channel_branch(widened(x), use_running_average)
         spatial = self._spatial_branch(widened(x), use_running_average)
         return self._gated(x, 1 + nn.sigmoid(channel * spatial))
@@ -89,7 +94,3 @@ class BAM(AttentionModule, kw_only=True):
             param_dtype=self.param_dtype,
             name=name,
         )(x)
-
-    def _batch_norm(self, name: str) -> BatchNorm:
-        # Inside a gate nothing is rounded to the dtype of the result.
-        return BatchNorm(**shared_fields(self, BatchNorm) | {"dtype": None}, name=name)

@@ -60,8 +60,12 @@ class CBAM(AttentionModule, kw_only=True):
 
         Returns:
           M_s M_c x, of the shape of x.
+
+        Raises:
+          ValueError: x is no (N, H, W, C) array, or a hyper-parameter is out of its range.
         """
         del moments
+        self._check_rank(x)
         channel_gate = self._channel_gate(x)
         spatial = PooledGate(**shared_fields(self, PooledGate), pooled_axis=3, name="spatial")
         spatial_gate = spatial(x * channel_gate, use_running_average)

@@ -7,6 +7,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from nam_jax import initializers
+from nam_jax.module import check_at_least_1
 
 
 def hidden_features(channels: int, reduction: int) -> int:
@@ -32,6 +33,7 @@ class MLP(nn.Module, kw_only=True):
         self, x: jax.Array, norm: Callable[[jax.Array], jax.Array] = lambda x: x
     ) -> jax.Array:
         """Maps (..., C) to (..., C)."""
+        check_at_least_1(self, "reduction")
         channels = x.shape[-1]
         x = norm(self._linear(x, hidden_features(channels, self.reduction), "fc1"))
         return self._linear(nn.relu(x), channels, "fc2")

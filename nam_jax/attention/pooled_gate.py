@@ -7,7 +7,7 @@ from flax.typing import Dtype
 
 from nam_jax import initializers
 from nam_jax.batch_norm import AxisNames, BatchNorm
-from nam_jax.module import shared_fields, widened
+from nam_jax.module import check_at_least_1, shared_fields, widened
 
 
 class PooledGate(nn.Module, kw_only=True):
@@ -38,6 +38,7 @@ class PooledGate(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None) -> jax.Array:
         """Maps (N, H, W, C) to the gate, in (0, 1), of size 1 along the pooled axis."""
+        check_at_least_1(self, "kernel_size")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size has to be odd; got {self.kernel_size}.")
         x = widened(x)

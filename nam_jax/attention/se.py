@@ -51,7 +51,11 @@ class SqueezeExcite(AttentionModule, kw_only=True):
 
         Returns:
           s x, of the shape of x.
+
+        Raises:
+          ValueError: x is no (N, H, W, C) array, or a hyper-parameter is out of its range.
         """
         del use_running_average, moments
+        self._check_rank(x)
         mlp = MLP(**shared_fields(self, MLP), use_bias=False, name="mlp")
         return self._gated(x, nn.sigmoid(mlp(widened(x).mean((1, 2), keepdims=True))))

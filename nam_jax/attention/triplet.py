@@ -55,8 +55,12 @@ class TripletAttention(AttentionModule, kw_only=True):
 
         Returns:
           (g_h + g_w + g_c) x / 3, of the shape of x.
+
+        Raises:
+          ValueError: x is no (N, H, W, C) array, or a hyper-parameter is out of its range.
         """
         del moments
+        self._check_rank(x)
         fields = shared_fields(self, PooledGate)
         gate_h, gate_w, gate_c = (
             PooledGate(**fields, pooled_axis=axis, name=f"gate_{letter}")(x, use_running_average)

@@ -37,7 +37,12 @@ def scaled(features: int, width_multiplier: float) -> int:
     Args:
       features: of the network of width 1.
       width_multiplier: above 0.
+
+    Raises:
+      ValueError: width_multiplier is not above 0.
     """
+    if width_multiplier <= 0:
+        raise ValueError(f"width_multiplier has to be above 0; got {width_multiplier}.")
     wanted = features * width_multiplier
     nearest = max(8, int(wanted + 4) // 8 * 8)
     return nearest if nearest >= 0.9 * wanted else nearest + 8

@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from nam_jax import shapes
+from nam_jax import initialization
 from nam_jax.torch_import import names
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,8 @@ def variables(
     Names are those of torchvision's ResNet and MobileNetV2, and of the reference code of
     each attention. If a state dict has no entry of the network's attention at all, the
     attention keeps its fresh initialisation; `fresh` lists it, and so does a warning of the
-    logger `nam_jax.torch_import`.
+    logger `nam_jax.torch_import`. Such a network has to be trained before it is of use: its
+    fresh gates are near 0.5, where the weights were trained without any.
 
     Args:
       module: a network of `nam_jax.models`, or an attention module with parameters.
@@ -53,7 +54,8 @@ def variables(
       float32 arrays where it is fresh.
 
     Raises:
-      ValueError: entries are missing, left over, or of another shape; all are listed.
+      ValueError: entries are missing, left over, of another shape, or no real numbers; all
+        are listed.
       TypeError: there is no naming for this kind of module.
 
     Example:
@@ -106,7 +108,7 @@ class _Plan(NamedTuple):
       fresh: the paths of all others.
     """
 
-    imported: dict[Path, tuple[Any, tuple[int, ...]]]
+    imported: dict[Path, tuple[np.ndarray, tuple[int, ...]]]
     fresh: list[Path]
 
 
@@ -114,7 +116,7 @@ def _plan(
     module: nn.Module, state_dict: Mapping[str, Any], input_shape: tuple[int, ...], new_head: bool
 ) -> _Plan:
     rules = names.rules_of(module)
-    wanted = traverse_util.flatten_dict(shapes.abstract_variables(module, input_shape))
+    wanted = traverse_util.flatten_dict(initialization.abstract_variables(module, input_shape))
     torch_names = {path: names.torch_name(path, rules) for path in wanted}
     state = _entries(state_dict)
     fresh = [path for path in wanted if new_head and path[1] == "fc"]
@@ -128,11 +130,11 @@ def _plan(
     return _Plan({p: (state[torch_names[p]], wanted[p].shape) for p in imported}, fresh)
 
 
-def _entries(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+def _entries(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     prefix = "module."
     is_parallel = bool(state_dict) and all(name.startswith(prefix) for name in state_dict)
     return {
-        name.removeprefix(prefix) if is_parallel else name: value
+        name.removeprefix(prefix) if is_parallel else name: np.asarray(value)
         for name, value in state_dict.items()
         if not name.endswith("num_batches_tracked")
     }
@@ -155,7 +157,7 @@ def _initial(
     module: nn.Module, input_shape: tuple[int, ...], key: jax.Array | None, paths: list[Path]
 ) -> dict[Path, jax.Array]:
     def init(key: jax.Array) -> list[jax.Array]:
-        every = traverse_util.flatten_dict(shapes.init(module, key, jnp.zeros(input_shape)))
+        every = traverse_util.flatten_dict(initialization.init(module, key, jnp.zeros(input_shape)))
         return [every[path] for path in paths]
 
     # Compiled, so that the forward pass and the other variables cost nothing.
@@ -170,8 +172,7 @@ def _torch_shape(path: Path, leaf: Any) -> tuple[int, ...]:
     return (outputs, inputs, *spatial)
 
 
-def _from_torch(path: Path, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    value = np.asarray(value)
+def _from_torch(path: Path, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if path[-1] == "kernel":
         value = value.transpose(*range(2, value.ndim), 1, 0)
     if "gate_h" in path and path[-1] == "kernel":
@@ -180,8 +181,12 @@ def _from_torch(path: Path, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     return np.array(value, order="C").reshape(shape)
 
 
-def _check(state: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    actual = {name: tuple(np.shape(value)) for name, value in state.items()}
+def _is_real(dtype: np.dtype) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+
+
+def _check(state: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    actual = {name: value.shape for name, value in state.items()}
     missing = [f"{name} {wanted[name]}" for name in wanted.keys() - actual.keys()]
     left_over = [f"{name} {actual[name]}" for name in actual.keys() - wanted.keys()]
     misshapen = [
@@ -189,7 +194,15 @@ def _check(state: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]) -> N
         for name in wanted.keys() & actual.keys()
         if actual[name] != wanted[name]
     ]
-    found = {"missing": missing, "left over": left_over, "misshapen": misshapen}
+    not_real = [
+        f"{name} {value.dtype}" for name, value in state.items() if not _is_real(value.dtype)
+    ]
+    found = {
+        "missing": missing,
+        "left over": left_over,
+        "misshapen": misshapen,
+        "not real numbers": not_real,
+    }
     problems = [f"{kind}: {', '.join(sorted(them))}" for kind, them in found.items() if them]
     if problems:
         raise ValueError(

@@ -22,7 +22,7 @@ def read(path: str | os.PathLike[str]) -> StateDict:
     `net`), it is taken from there.
 
     Args:
-      path: a `.npz`, `.safetensors`, `.pth` or `.pt` file.
+      path: a `.npz`, `.safetensors`, `.pth`, `.pth.tar` or `.pt` file.
 
     Returns:
       Name to array.
@@ -40,12 +40,13 @@ def read(path: str | os.PathLike[str]) -> StateDict:
       {'fc.bias': array([0., 0., 0.])}
     """
     path = Path(path)
-    if path.suffix not in SUFFIXES:
+    suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), None)
+    if suffix is None:
         raise ValueError(f"{path}: the suffix has to be one of {', '.join(SUFFIXES)}.")
     with path.open("rb"):
         pass  # A missing file is reported as such, whatever the reader makes of it.
     try:
-        return _READERS[path.suffix](path)
+        return _READERS[suffix](path)
     except ImportError as error:
         raise ImportError(
             f"{path}: reading it needs safetensors: pip install safetensors"
@@ -65,6 +66,9 @@ def _read_npz(path: Path) -> StateDict:
 
 def _check_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
     """Refuses an array whose header promises more than the file holds, before it is made."""
+    # Others unfold without a limit, whatever size they declare.
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{member.filename} is compressed in an unknown way")
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         headers = {
@@ -74,7 +78,8 @@ def _check_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
         if version not in headers:
             raise ValueError(f"{member.filename} has the unknown format {version}")
         shape, _, dtype = headers[version](file)
-        if math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
+        size = math.prod(shape) * dtype.itemsize
+        if dtype.itemsize == 0 or size != member.file_size - file.tell():
             raise ValueError(f"{member.filename} does not hold an array of the shape {shape}")
 
 
@@ -88,6 +93,7 @@ _READERS: dict[str, Callable[[Path], StateDict]] = {
     ".npz": _read_npz,
     ".safetensors": _read_safetensors,
     ".pth": pickled.read,
+    ".pth.tar": pickled.read,
     ".pt": pickled.read,
 }
 

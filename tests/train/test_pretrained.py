@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 
 from configs import digits_resnet20
 from nam_jax import models
-from nam_jax.shapes import abstract_variables
+from nam_jax.initialization import abstract_variables
 from nam_jax.torch_import import names
 from train import experiment as experiment_lib
-from train import pretrained, trainer
+from train import pretrained, trainer, workdir
 from train.errors import ConfigError
 
 IMAGE = (8, 8, 1)
@@ -116,6 +116,28 @@ def test_a_run_that_has_saved_goes_on_without_the_file(tmp_path: Path) -> None:
     (tmp_path / "run" / "summary.json").unlink()
     summary = trainer.train(experiment_lib.build(digits(**changes)), tmp_path / "run")
     assert summary["steps"] == 1
+
+
+def test_an_unfinished_checkpoint_is_nothing_to_go_on_from(tmp_path: Path) -> None:
+    save(tmp_path / "w.npz", 10, "nam_channel")
+    config = digits(**{"model.pretrained": str(tmp_path / "w.npz")})
+    (tmp_path / "run" / "checkpoints" / "22.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert not workdir.has_checkpoint(tmp_path / "run")
+    workdir.claim(tmp_path / "run", config)
+    (tmp_path / "w.npz").unlink()
+    with pytest.raises(ConfigError, match="No such file"):
+        trainer.train(experiment_lib.build(config), tmp_path / "run")
+
+
+@pytest.mark.parametrize("value", [np.nan, "text"])
+def test_weights_that_are_no_finite_numbers_are_refused(tmp_path: Path, value: Any) -> None:
+    save(tmp_path / "w.npz", 10, "nam_channel")
+    state_dict = dict(np.load(tmp_path / "w.npz"))
+    state_dict["bn1.bias"] = np.full(16, value)
+    np.savez(tmp_path / "w.npz", **state_dict)
+    match = "not finite" if value is np.nan else "not real numbers: bn1.bias <U4"
+    with pytest.raises(ConfigError, match=match):
+        load(tmp_path / "w.npz")
 
 
 @pytest.mark.parametrize("case", ["missing", "damaged", "misfit"])

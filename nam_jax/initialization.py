@@ -1,4 +1,4 @@
-"""The variables of a module without computing them."""
+"""The variables that a module starts with, whatever it has to be called with."""
 
 from typing import Any
 
