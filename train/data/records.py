@@ -4,6 +4,8 @@ A record is a serialised `tf.train.Example`. TFDS's own reader takes longer to p
 OpenCV takes to crop its image, so it is parsed here (benchmarks/README.md has the figures).
 """
 
+import contextlib
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -40,7 +42,8 @@ class BadRecordError(ValueError):
         self.file_name = file_name
 
 
-class BadRecord(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class BadRecord:
     """What is told of a bad record."""
 
     split: str
@@ -110,11 +113,11 @@ def decode(record: Record, channels: int) -> np.ndarray:
       BadRecordError: it is no image, or the end of it is missing.
     """
     color = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
-    try:
+    image = None
+    # OpenCV refuses an empty buffer, and sizes that it thinks too large, with an error.
+    with contextlib.suppress(cv2.error):
         buffer = np.frombuffer(record.encoded, np.uint8)
         image = cv2.imdecode(buffer, color | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error as error:
-        raise BadRecordError(f"OpenCV cannot decode it: {error.err}", record.file_name) from error
     if image is None:
         reason = f"no whole JPEG or PNG image in its {len(record.encoded)} bytes"
         raise BadRecordError(reason, record.file_name)
