@@ -57,7 +57,9 @@ def directory(tmp_path_factory):
     names = [f"ILSVRC2012_val_{i + 1:08}.JPEG" for i in range(VALIDATION)]
     files = dict(zip(names, validation, strict=True))
     (tars / "ILSVRC2012_img_val.tar").write_bytes(tar(files))
-    command = "import sys; from tensorflow_datasets.scripts.cli.main import launch_cli; launch_cli()"
+    command = (
+        "import sys; from tensorflow_datasets.scripts.cli.main import launch_cli; launch_cli()"
+    )
     arguments = ["build", "imagenet2012", "--file_format=array_record", f"--data_dir={directory}"]
     built = subprocess.run(
         [sys.executable, "-c", command, *arguments], cwd=directory, capture_output=True, text=True

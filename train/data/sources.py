@@ -82,8 +82,8 @@ def _open_digits(config: ConfigDict, name: str) -> Split:
 
 
 def _open_tfds(config: ConfigDict, name: str) -> Split:
-    builder = _find_builder(config)
-    image_key, label_key = _feature_keys(builder, config.name)
+    builder = find_builder(config)
+    image_key, label_key = feature_keys(builder, config.name)
     features = builder.info.features
     try:
         num_examples = builder.info.splits[name].num_examples
@@ -119,7 +119,15 @@ def _load_all(records: Records, name: str, shape: tuple[int, int, int]) -> Array
     return images, labels
 
 
-def _find_builder(config: ConfigDict) -> Any:
+def find_builder(config: ConfigDict) -> Any:
+    """Opens a TFDS dataset that has ArrayRecord files.
+
+    Args:
+      config: the `data` part of a run's config.
+
+    Raises:
+      ConfigError: there is none; says how to prepare or convert it.
+    """
     from tensorflow_datasets.core.read_only_builder import builder_from_files
     from tensorflow_datasets.core.registered import DatasetNotFoundError
 
@@ -144,7 +152,16 @@ def _find_builder(config: ConfigDict) -> Any:
     return builder
 
 
-def _feature_keys(builder: Any, name: str) -> tuple[str, str]:
+def feature_keys(builder: Any, name: str) -> tuple[str, str]:
+    """The names of the features with the image and the label.
+
+    Args:
+      builder: of a TFDS dataset.
+      name: of the dataset, for the error.
+
+    Raises:
+      ConfigError: the dataset is for something else than image classification.
+    """
     keys = builder.info.supervised_keys
     features = builder.info.features
     if keys is None or len(keys) != 2 or not _are_image_and_label(features, keys):
