@@ -50,16 +50,15 @@ def picture(generator: np.random.Generator) -> np.ndarray:
     return image
 
 
-def record(index: int) -> bytes:
-    """The example of an image, as imagenet2012 has it."""
-    image = picture(np.random.default_rng(index))
+def example(image: np.ndarray, index: int) -> bytes:
+    """The serialised example of an image, as imagenet2012 has it."""
     _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    example = tf_example_pb2.Example()
-    features = example.features.feature
+    record = tf_example_pb2.Example()
+    features = record.features.feature
     features["image"].bytes_list.value.append(encoded.tobytes())
     features["file_name"].bytes_list.value.append(f"synthetic_{index}.JPEG".encode())
     features["label"].int64_list.value.append(index % 1000)
-    return example.SerializeToString()
+    return record.SerializeToString()
 
 
 def write_metadata(directory: Path, lengths: Sequence[int]) -> None:
@@ -123,7 +122,8 @@ def main() -> None:
     bounds = [options.count * i // SHARDS for i in range(SHARDS + 1)]
     for i in range(SHARDS):
         name = f"imagenet2012-train.array_record-{i:05}-of-{SHARDS:05}"
-        write_shard(directory / name, [record(n) for n in range(bounds[i], bounds[i + 1])])
+        pictures = (picture(np.random.default_rng(n)) for n in range(bounds[i], bounds[i + 1]))
+        write_shard(directory / name, [example(p, n) for n, p in enumerate(pictures, bounds[i])])
         validation = directory / name.replace("train", "validation")
         validation.unlink(missing_ok=True)
         validation.symlink_to(name)

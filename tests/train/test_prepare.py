@@ -17,9 +17,9 @@ def test_check_of_a_sound_dataset(tmp_path, capsys):
     imagenet.write(tmp_path, imagenet.jpegs(5), "validation")
     prepare.check(imagenet.config(tmp_path).data)
     assert capsys.readouterr().out.splitlines() == [
-        "train: 150 records, 0 bad; 150 labels from 0 to 149 of 1,000; height 20 to 56, "
+        "train: 150 records, 0 bad; 150 labels from 0 to 149 of 1,000; height 20 to 56; "
         "width 24 to 80",
-        "validation: 5 records, 0 bad; 5 labels from 0 to 4 of 1,000; height 20 to 56, "
+        "validation: 5 records, 0 bad; 5 labels from 0 to 4 of 1,000; height 20 to 56; "
         "width 24 to 80",
     ]
 
