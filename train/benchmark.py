@@ -38,6 +38,7 @@ from train import mesh as mesh_lib
 from train import step as step_lib
 from train.data import streaming
 from train.data.records import BadRecordError, decode
+from train.data.transform import train_transform
 from train.errors import ConfigError
 from train.experiment import Experiment
 from train.metrics import write_json
@@ -127,7 +128,7 @@ def _stages(experiment: Experiment, workers: int, seconds: float) -> dict[str, f
     config, split, mesh = experiment.config, experiment.train_split, experiment.mesh
     records, rows = split.open_records(), mesh_lib.process_rows(mesh, config.batch_size)
     order = streaming.host_order(step_lib.streams(config.seed)["order"], split.num_examples)(0)
-    transform = streaming.train_transform(config, split.image_shape, 0)
+    transform = train_transform(config, split.image_shape, 0)
 
     def make_rows(images: np.ndarray, examples: np.ndarray, places: np.ndarray) -> np.ndarray:
         spent = np.zeros(len(STAGES) - 1)

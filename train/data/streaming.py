@@ -20,10 +20,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from train import mesh as mesh_lib
-from train.data import crop, random_augment
 from train.data.feed import Batch, Fed, Feed, epoch_order
 from train.data.records import BadRecord, BadRecordError, BadRecords, decode
 from train.data.sources import Split
+from train.data.transform import Transform, eval_transform, train_transform
 from train.errors import RunError
 
 # Rows that a thread makes at a time: few enough to share a batch evenly, enough to call seldom.
@@ -33,8 +33,6 @@ HOST_BATCHES = 2
 DEVICE_BATCHES = 2
 LONGEST_SEARCH = 1000
 
-# (decoded image, row of the global batch) -> image of the row.
-Transform = Callable[[np.ndarray, int], np.ndarray]
 # (index, bad records that it appends to) -> image and label, None if there are none to use.
 Read = Callable[[int, list[BadRecord]], tuple[np.ndarray, int] | None]
 
@@ -136,49 +134,6 @@ class Loader:
             f"{LONGEST_SEARCH} records in a row are bad; the last: {bad[-1]}. "
             "python -m train.prepare check lists all of them."
         )
-
-
-def train_transform(config: ConfigDict, shape: tuple[int, int, int], step: int) -> Transform:
-    """The crop and the augmentation of every row of a training step.
-
-    Args:
-      config: of the run.
-      shape: (H, W, C) of the rows.
-      step: updates done before it.
-    """
-    data, count = config.data, config.batch_size
-    # A generator for each image would cost as much as a tenth of its crop.
-    generator = np.random.Generator(np.random.Philox(key=[config.seed, step]))
-    cut: Transform = lambda image, row: crop.center(image, shape)  # noqa: E731
-    if data.crop == "resized":
-        cut = _random_crop(crop.draw(generator, count), shape, data.interpolation)
-    if data.augmentation == "none":
-        return cut
-    draws = random_augment.draw(generator, count, data)
-    ranges = random_augment.ranges(data.augmentation, shape[0])
-    return lambda image, row: random_augment.apply(cut(image, row), draws, row, ranges)
-
-
-def _random_crop(draws: crop.Draws, shape: tuple[int, int, int], interpolation: str) -> Transform:
-    def cut(image: np.ndarray, row: int) -> np.ndarray:
-        top, left, height, width = crop.random_box(image.shape[0], image.shape[1], draws, row)
-        box = image[top : top + height, left : left + width]
-        return crop.resize(box, shape[:2], crop.INTERPOLATIONS[interpolation])
-
-    return cut
-
-
-def eval_transform(data: ConfigDict, shape: tuple[int, int, int]) -> Transform:
-    """The crop of an evaluation.
-
-    Args:
-      data: the `data` part of a run's config.
-      shape: (H, W, C) of the rows.
-    """
-    if data.crop == "pad":
-        return lambda image, row: crop.center(image, shape)
-    interpolation = crop.INTERPOLATIONS[data.interpolation]
-    return lambda image, row: crop.center(image, shape, data.eval_crop_ratio, interpolation)
 
 
 def host_order(key: jax.Array, size: int) -> Callable[[int], np.ndarray]:
