@@ -136,9 +136,7 @@ def pipelines(directory: Path, seconds: float) -> None:
         datasets = {
             "Grain over batches, rows shared by threads": ours.to_iter_dataset(options),
             "Grain over batches, a thread each": batches.map(whole).to_iter_dataset(options),
-            "Grain over rows, then batches": numbers.map(row)
-            .to_iter_dataset(by_row)
-            .batch(BATCH_SIZE),
+            "Grain over rows, then batches": rows.batch(BATCH_SIZE),
         }
         for _ in range(2):
             for name, dataset in datasets.items():
