@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 
 from configs import imagenet_resnet50
 from train import step as step_lib
-from train.data import crop, records, sources, streaming
+from train.data import crop, jpeg, records, sources, streaming
 from train.data.transform import train_transform
 
 COUNT, BATCH_SIZE = 200, 256
@@ -49,28 +49,6 @@ def speed(name: str, batches: Iterator[object], seconds: float) -> None:
     print(f"{name:45} {count / wall:6.0f} /s  {count / cpu:6.0f} per CPU second", flush=True)
 
 
-def without_the_rows_below(encoded: np.ndarray, bottom: int) -> np.ndarray:
-    """A baseline JPEG whose header says that it ends below a row, so that decoding stops there."""
-    place = 2
-    while encoded[place + 1] not in (0xC0, 0xC1):
-        place += 2 + 256 * int(encoded[place + 2]) + int(encoded[place + 3])
-    height = 256 * int(encoded[place + 5]) + int(encoded[place + 6])
-    # A row of blocks more, which the last wanted one is smoothed with.
-    shorter = encoded.copy()
-    shorter[place + 5 : place + 7] = divmod(min(height, -(-bottom // 16) * 16 + 16), 256)
-    return shorter
-
-
-@contextlib.contextmanager
-def silent() -> Iterator[None]:
-    """Hides what libraries write to the error output."""
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    yield
-    os.dup2(kept, 2)
-
-
 def costs(directory: Path) -> None:
     """Prints what the steps and their alternatives cost."""
     cv2.setNumThreads(0)
@@ -91,9 +69,9 @@ def costs(directory: Path) -> None:
     images = [records.decode(record, 3) for record in found]
     draws = crop.draw(np.random.default_rng(0), COUNT)
     boxes = [crop.random_box(*images[i].shape[:2], draws, i) for i in range(COUNT)]
-    cut = [without_the_rows_below(buffers[i], boxes[i].top + boxes[i].height) for i in range(COUNT)]
-    with silent():
-        cost("decode, ended below the crop", lambda i: cv2.imdecode(cut[i], cv2.IMREAD_COLOR_RGB))
+    cost("header of the JPEG file", lambda i: jpeg.header(found[i].encoded))
+    transform = train_transform(config, split.image_shape, 0)
+    cost("decode, ended below the crop", lambda i: transform.decode(found[i], i))
     cost("place of the crop", lambda i: crop.random_box(*images[i].shape[:2], draws, i))
     for name, number in crop.INTERPOLATIONS.items():
         parts = [
@@ -117,8 +95,9 @@ def pipelines(directory: Path, seconds: float) -> None:
 
     def row(number: int) -> np.ndarray:
         transform = transforms[number // BATCH_SIZE % steps]
-        image = records.decode(opened[int(order[number % (steps * BATCH_SIZE)])], 3)
-        return transform(image, number % BATCH_SIZE)
+        return transform.apply(
+            opened[int(order[number % (steps * BATCH_SIZE)])], number % BATCH_SIZE
+        )
 
     def whole(step: int) -> np.ndarray:
         images = np.zeros((BATCH_SIZE, 224, 224, 3), np.uint8)

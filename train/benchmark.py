@@ -37,7 +37,7 @@ from train import experiment as experiment_lib
 from train import mesh as mesh_lib
 from train import step as step_lib
 from train.data import streaming
-from train.data.records import BadRecordError, decode
+from train.data.records import BadRecordError
 from train.data.transform import train_transform
 from train.errors import ConfigError
 from train.experiment import Experiment
@@ -137,11 +137,11 @@ def _stages(experiment: Experiment, workers: int, seconds: float) -> dict[str, f
             with contextlib.suppress(BadRecordError):
                 record = records[int(examples[place])]
                 times.append(time.perf_counter())
-                image = decode(record, split.image_shape[-1])
+                part = transform.decode(record, int(rows[place]))
                 times.append(time.perf_counter())
-                cut = transform(image, int(rows[place]))
+                image = transform.finish(part, int(rows[place]))
                 times.append(time.perf_counter())
-                images[place] = cut
+                images[place] = image
                 times.append(time.perf_counter())
                 spent += np.diff(times)
         return spent

@@ -77,6 +77,11 @@ def random_box(height: int, width: int, draws: Draws, row: int) -> Box:
     return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
 
+def take(image: np.ndarray, box: Box) -> np.ndarray:
+    """The part of an image (H, W, C) that lies in a box."""
+    return image[box.top : box.top + box.height, box.left : box.left + box.width]
+
+
 def resize(image: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:
     """Scales an image.
 

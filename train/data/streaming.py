@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from train import mesh as mesh_lib
 from train.data.feed import Batch, Fed, Feed, epoch_order
-from train.data.records import BadRecord, BadRecordError, BadRecords, decode
+from train.data.records import BadRecord, BadRecordError, BadRecords, Record
 from train.data.sources import Split
 from train.data.transform import Transform, eval_transform, train_transform
 from train.errors import RunError
@@ -33,8 +33,10 @@ HOST_BATCHES = 2
 DEVICE_BATCHES = 2
 LONGEST_SEARCH = 1000
 
-# (index, bad records that it appends to) -> image and label, None if there are none to use.
-Read = Callable[[int, list[BadRecord]], tuple[np.ndarray, int] | None]
+# (index, image from a record, bad records to append to) -> image and label, None if it is bad.
+Read = Callable[
+    [int, Callable[[Record], np.ndarray], list[BadRecord]], tuple[np.ndarray, int] | None
+]
 
 
 class HostBatch(NamedTuple):
@@ -106,10 +108,10 @@ class Loader:
         def make_rows(places: np.ndarray) -> list[BadRecord]:
             bad: list[BadRecord] = []
             for place in places.tolist():
-                found = read(int(examples[place]), bad)
+                image_of = functools.partial(transform.apply, row=int(self._rows[place]))
+                found = read(int(examples[place]), image_of, bad)
                 if found is not None:
-                    image, labels[place] = found
-                    images[place] = transform(image, int(self._rows[place]))
+                    images[place], labels[place] = found
                     mask[place] = True
             return bad
 
@@ -117,17 +119,21 @@ class Loader:
         bad = [record for found in self._pool.map(make_rows, tasks) for record in found]
         return HostBatch(images, labels, mask, int(mask.sum()) + len(bad), bad)
 
-    def _read(self, index: int, bad: list[BadRecord]) -> tuple[np.ndarray, int] | None:
+    def _read(
+        self, index: int, image_of: Callable[[Record], np.ndarray], bad: list[BadRecord]
+    ) -> tuple[np.ndarray, int] | None:
         try:
             record = self._records[index]
-            return decode(record, self._split.image_shape[-1]), record.label
+            return image_of(record), record.label
         except BadRecordError as error:
             bad.append(BadRecord(self._split.name, index, error.file_name, str(error)))
             return None
 
-    def _read_or_next(self, index: int, bad: list[BadRecord]) -> tuple[np.ndarray, int]:
+    def _read_or_next(
+        self, index: int, image_of: Callable[[Record], np.ndarray], bad: list[BadRecord]
+    ) -> tuple[np.ndarray, int]:
         for distance in range(LONGEST_SEARCH):
-            found = self._read((index + distance) % self._split.num_examples, bad)
+            found = self._read((index + distance) % self._split.num_examples, image_of, bad)
             if found is not None:
                 return found
         raise RunError(

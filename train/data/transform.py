@@ -1,15 +1,31 @@
-"""What the host does to the decoded images of a batch."""
+"""What the host makes of the records of a batch."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from train.data import crop, random_augment
+from train.data import crop, jpeg, random_augment
+from train.data.records import BadRecordError, Record, decode
 
 Shape = tuple[int, int, int]
-# (decoded image, row of the global batch) -> image of the row.
-Transform = Callable[[np.ndarray, int], np.ndarray]
+
+
+class Transform(NamedTuple):
+    """Makes the image of a row of the global batch from a record.
+
+    Attributes:
+      decode: (record, row) -> the part of the image that the row needs; raises BadRecordError.
+      finish: (part, row) -> the image of the row.
+    """
+
+    decode: Callable[[Record, int], np.ndarray]
+    finish: Callable[[np.ndarray, int], np.ndarray]
+
+    def apply(self, record: Record, row: int) -> np.ndarray:
+        """The image of a row."""
+        return self.finish(self.decode(record, row), row)
 
 
 def train_transform(config: ConfigDict, shape: Shape, step: int) -> Transform:
@@ -30,7 +46,10 @@ def train_transform(config: ConfigDict, shape: Shape, step: int) -> Transform:
         return cut
     draws = random_augment.draw(generator, count, data)
     ranges = random_augment.ranges(data.augmentation, shape[0])
-    return lambda image, row: random_augment.apply(cut(image, row), draws, row, ranges)
+    return Transform(
+        cut.decode,
+        lambda part, row: random_augment.apply(cut.finish(part, row), draws, row, ranges),
+    )
 
 
 def eval_transform(data: ConfigDict, shape: Shape) -> Transform:
@@ -46,13 +65,24 @@ def eval_transform(data: ConfigDict, shape: Shape) -> Transform:
 
 
 def _center(shape: Shape, ratio: float = 1.0, interpolation: int | None = None) -> Transform:
-    return lambda image, row: crop.center(image, shape, ratio, interpolation)
+    return Transform(
+        lambda record, row: decode(record, shape[-1]),
+        lambda image, row: crop.center(image, shape, ratio, interpolation),
+    )
 
 
 def _random(shape: Shape, draws: crop.Draws, interpolation: int) -> Transform:
-    def cut(image: np.ndarray, row: int) -> np.ndarray:
-        top, left, height, width = crop.random_box(image.shape[0], image.shape[1], draws, row)
-        box = image[top : top + height, left : left + width]
-        return crop.resize(box, shape[:2], interpolation)
+    def decode_part(record: Record, row: int) -> np.ndarray:
+        header = jpeg.header(record.encoded)
+        if header is not None:
+            box = crop.random_box(header.height, header.width, draws, row)
+            ended = jpeg.end_below(record.encoded, header, box.top + box.height)
+            try:
+                return crop.take(decode(record._replace(encoded=ended), shape[-1]), box)
+            # What is odd about the file may be in the way of ending it.
+            except BadRecordError:
+                pass
+        image = decode(record, shape[-1])
+        return crop.take(image, crop.random_box(image.shape[0], image.shape[1], draws, row))
 
-    return cut
+    return Transform(decode_part, lambda part, row: crop.resize(part, shape[:2], interpolation))
