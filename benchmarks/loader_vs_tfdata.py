@@ -1,29 +1,35 @@
 """Compares the streaming loader with tf.data on the same images, in turns.
 
-python -m benchmarks.loader_vs_tfdata --dir DIR [--rounds 4] [--seconds 8]
+python -m benchmarks.loader_vs_tfdata --dir DIR [--rounds 10] [--seconds 2]
 
 DIR is what `python -m benchmarks.jpegs --dir DIR` wrote, in an environment with
-pip install '.[train,benchmark]'. Each turn is a process of its own, which warms up first. Both
-make batches of 256 random resized crops of 224 × 224 with bilinear resizing and put them on the
-device; tf.data decodes only the crop (`decode_and_crop_jpeg`) and chooses its number of threads.
+pip install '.[train,benchmark]'. Two processes take turns; the one that rests is stopped, and makes
+nothing in advance. Both make batches of 256 random resized crops of 224 × 224 with bilinear resizing and put
+them on the device; tf.data decodes only the crop (`decode_and_crop_jpeg`) and chooses its number
+of threads, the loader has one for each core.
 """
 
 import argparse
-import json
-import os
+import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-BATCH_SIZE, SIZE = 256, 224
+import jax
+
+from configs import imagenet_resnet50
+from train import experiment as experiment_lib
+from train import trainer
+
+BATCH_SIZE, SIZE, READY = 256, 224, 6
 
 
-def tfdata_figures(directory: Path, seconds: float) -> tuple[float, float]:
-    """Measures tf.data: images per second, and per second of CPU time."""
-    import jax
+def tfdata_batches(directory: Path) -> Iterator[Any]:
+    """Batches of tf.data, on the device."""
     import tensorflow as tf
 
     def example(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -42,66 +48,78 @@ def tfdata_figures(directory: Path, seconds: float) -> tuple[float, float]:
         window = tf.concat([begin[:2], size[:2]], 0)
         image = tf.image.decode_and_crop_jpeg(parsed["image"], window, channels=3)
         image = tf.image.resize(image, (SIZE, SIZE), "bilinear")
-        return tf.cast(tf.round(image), tf.uint8), parsed["label"]
+        return tf.cast(tf.round(image), tf.uint8), tf.cast(parsed["label"], tf.int32)
 
     files = sorted(str(path) for path in directory.rglob("*-train.tfrecord*"))
     records = tf.data.Dataset.from_tensor_slices(files).interleave(
         tf.data.TFRecordDataset, cycle_length=len(files)
     )
     images = records.repeat().map(example, num_parallel_calls=tf.data.AUTOTUNE)
-    batches = images.batch(BATCH_SIZE, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
-    iterator = (jax.device_put(batch) for batch in batches.as_numpy_iterator())
-    for _ in range(5):
-        next(iterator)
+    batches = images.batch(BATCH_SIZE, drop_remainder=True).prefetch(READY - 2)
+    return (jax.device_put(batch) for batch in batches.as_numpy_iterator())
+
+
+def loader_batches(directory: Path) -> Iterator[Any]:
+    """Batches of the streaming loader, on the device."""
+    config = imagenet_resnet50.get_config()
+    config.batch_size, config.data.dir, config.steps = BATCH_SIZE, str(directory), 10**9
+    return (fed.arguments for fed in trainer.train_feed(experiment_lib.build(config)).batches(0))
+
+
+def measure(batches: Iterator[Any], seconds: float) -> tuple[float, float]:
+    """Images per second, and per second of CPU time."""
+    # What was ready when the turn before ended is not counted.
+    for _ in range(READY):
+        jax.block_until_ready(next(batches))
     start, cpu_start, count = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - start < seconds:
-        jax.block_until_ready(next(iterator))
+        jax.block_until_ready(next(batches))
         count += BATCH_SIZE
     return count / (time.perf_counter() - start), count / (time.process_time() - cpu_start)
 
 
-def loader_figures(directory: Path, seconds: float) -> tuple[float, float]:
-    """Measures the streaming loader with a thread a core, as tf.data is."""
-    with tempfile.NamedTemporaryFile() as file:
-        command = [
-            *(sys.executable, "-m", "train.benchmark", "--loader-only"),
-            f"--workers={len(os.sched_getaffinity(0))}",
-            *("--config", "configs/imagenet_resnet50.py", f"--config.data.dir={directory}"),
-            *(f"--config.batch_size={BATCH_SIZE}", f"--seconds={seconds}", f"--json={file.name}"),
-        ]
-        subprocess.run(command, check=True, capture_output=True)
-        result = json.loads(Path(file.name).read_text())["loader"][0]
-        return result["images_per_second"], result["images_per_cpu_second"]
-
-
-def tfdata_in_a_process(directory: Path, seconds: float) -> tuple[float, float]:
-    """Measures tf.data in a process of its own."""
-    call = f"tfdata_figures(Path({str(directory)!r}), {seconds})"
-    module = "from benchmarks.loader_vs_tfdata import *"
-    command = [sys.executable, "-c", f"{module}; print(*{call})"]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    wall, cpu = output.split()[-2:]
-    return float(wall), float(cpu)
+def serve(name: str, directory: Path, seconds: float) -> None:
+    """Measures once for every line of the standard input."""
+    batches = {"loader": loader_batches, "tf.data": tfdata_batches}[name](directory)
+    for _ in sys.stdin:
+        print(*measure(batches, seconds), flush=True)
 
 
 def main() -> None:
-    """Prints a line a round, and the ratio of the medians."""
+    """Prints a line a round, and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dir", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--serve", choices=("loader", "tf.data"))
     options = parser.parse_args()
-    ours, theirs = [], []
+    if options.serve:
+        serve(options.serve, options.dir, options.seconds)
+        return
+    command = [sys.executable, "-m", "benchmarks.loader_vs_tfdata", *sys.argv[1:], "--serve"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    names = ("loader", "tf.data")
+    servers = {name: subprocess.Popen([*command, name], **pipes) for name in names}
+    figures: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     print("images per second, and per second of CPU time")
-    for _ in range(options.rounds):
-        ours.append(loader_figures(options.dir, options.seconds))
-        theirs.append(tfdata_in_a_process(options.dir, options.seconds))
-        print("loader {:6.0f} {:6.0f}   tf.data {:6.0f} {:6.0f}".format(*ours[-1], *theirs[-1]))
-    for place, name in enumerate(("second", "CPU second")):
-        mine, other = ([figures[place] for figures in turns] for turns in (ours, theirs))
-        ratio = statistics.median(mine) / statistics.median(other)
-        best = max(mine) / max(other)
-        print(f"images per {name}, loader / tf.data: medians {ratio:.2f}, best {best:.2f}")
+    # The first round warms up.
+    for number in range(options.rounds + 1):
+        for name, server in servers.items():
+            server.send_signal(signal.SIGCONT)
+            server.stdin.write("\n")
+            server.stdin.flush()
+            wall, cpu = map(float, server.stdout.readline().split())
+            server.send_signal(signal.SIGSTOP)
+            if number:
+                figures[name].append((wall, cpu))
+                print(f"{name} {wall:.0f} {cpu:.0f}", end="\n" if name == names[1] else "   ")
+    for server in servers.values():
+        server.kill()
+    for place, what in enumerate(("second", "CPU second")):
+        ours, theirs = ([turn[place] for turn in figures[name]] for name in names)
+        ratio = statistics.median(ours) / statistics.median(theirs)
+        best = max(ours) / max(theirs)
+        print(f"images per {what}, loader / tf.data: medians {ratio:.2f}, best {best:.2f}")
 
 
 if __name__ == "__main__":
