@@ -1,6 +1,7 @@
 """What all attention modules share."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,3 +69,23 @@ def check_at_least_1(module: nn.Module, *names: str) -> None:
 def widened(x: jax.Array) -> jax.Array:
     """Converts x to float32 unless it is wider: what a gate is computed from."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def maximum(x: jax.Array, axis: int) -> jax.Array:
+    """The maximum along an axis, with the whole gradient at the first place that has it.
+
+    That of jnp.max compares x with its maximum. Where the compiler computes x anew and rounds
+    it otherwise, no place compares equal, and the gradient is 0 / 0.
+    """
+    return x.max(axis)
+
+
+@maximum.defjvp
+def _maximum_jvp(
+    axis: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (x,), (tangent,) = primals, tangents
+    first = jnp.argmax(x, axis, keepdims=True)
+    is_first = jax.lax.broadcasted_iota(first.dtype, x.shape, axis) == first
+    return maximum(x, axis), jnp.where(is_first, tangent, 0).sum(axis)

@@ -18,17 +18,19 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's confi
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is written.")
 
 
-def run(main: Callable[[], None], usage: str) -> None:
+def run(main: Callable[..., None], usage: str, actions: Sequence[str] = ()) -> None:
     """Parses the command line, runs main, and exits.
 
     Args:
       main: the command; raises ConfigError or RunError for what a user can mend.
       usage: what --help prints.
+      actions: what the command can do, if that is more than one thing; main is called with the
+        one that was asked for.
     """
 
-    def guarded(_: Sequence[str]) -> None:
+    def guarded(argv: Sequence[str]) -> None:
         try:
-            main()
+            main(*argv[1:])
         except ConfigError as error:
             _exit(WRONG_USAGE, error)
         except (RunError, OSError) as error:
@@ -36,7 +38,7 @@ def run(main: Callable[[], None], usage: str) -> None:
         except KeyboardInterrupt:
             _exit(FAILED, "interrupted; the same command goes on from the last checkpoint.")
 
-    app.run(guarded, flags_parser=lambda argv: _parse(argv, usage))
+    app.run(guarded, flags_parser=lambda argv: _parse(argv, usage, actions))
 
 
 def workdir() -> Path:
@@ -47,7 +49,7 @@ def workdir() -> Path:
     return Path("runs") / Path(config_file).stem
 
 
-def _parse(argv: Sequence[str], usage: str) -> list[str]:
+def _parse(argv: Sequence[str], usage: str, actions: Sequence[str]) -> list[str]:
     if any(re.match(r"--?h(elp|$)", argument) for argument in argv[1:]):
         print(usage.strip())
         sys.exit(DONE)
@@ -58,8 +60,12 @@ def _parse(argv: Sequence[str], usage: str) -> list[str]:
         rest = flags.FLAGS(argv)
         if WORKDIR.value == "":
             raise ConfigError("--workdir is empty; name a directory, or leave it out.")
-        if len(rest) > 1:
-            raise ConfigError(f"unknown argument {rest[1]!r}; --help lists the options.")
+        given = rest[1:]
+        if actions and (not given or given[0] not in actions):
+            got = f"; got {given[0]!r}" if given else ""
+            raise ConfigError(f"name what to do: {' or '.join(actions)}{got}.")
+        for surplus in given[1 if actions else 0 :]:
+            raise ConfigError(f"unknown argument {surplus!r}; --help lists the options.")
         if not flags.FLAGS["config"].present:
             raise ConfigError("--config is missing; configs/ holds examples.")
         if CONFIG.value is None:

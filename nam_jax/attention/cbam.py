@@ -7,7 +7,7 @@ from flax import linen as nn
 from nam_jax.attention.mlp import MLP
 from nam_jax.attention.pooled_gate import PooledGate
 from nam_jax.batch_norm import Moments
-from nam_jax.module import AttentionModule, shared_fields, widened
+from nam_jax.module import AttentionModule, maximum, shared_fields, widened
 
 
 class CBAM(AttentionModule, kw_only=True):
@@ -72,7 +72,7 @@ class CBAM(AttentionModule, kw_only=True):
         return self._gated(x, channel_gate * spatial_gate)
 
     def _channel_gate(self, x: jax.Array) -> jax.Array:
-        x = widened(x)
-        pooled = jnp.stack([x.mean((1, 2)), x.max((1, 2))])
+        pixels = widened(x).reshape(len(x), -1, x.shape[-1])
+        pooled = jnp.stack([pixels.mean(1), maximum(pixels, 1)])
         mlp = MLP(**shared_fields(self, MLP), use_bias=True, name="channel")
         return nn.sigmoid(mlp(pooled).sum(0))[:, None, None]

@@ -19,6 +19,8 @@ TAGS = (
     "cifar_resnet18_nam",
     "cifar_resnet50_nam_channel",
     "imagenet_resnet50_nam",
+    "cifar_resnet18_cbam",
+    "cifar_resnet18_bam",
 )
 NAM_NAMES = ("nam_channel", "nam_spatial", "nam", "nam_tied")
 
@@ -47,11 +49,26 @@ def count(tree):
         ("resnet50", "nam_channel", "cifar", 100, 23_735_460),
         ("resnet50", "nam_spatial", "cifar", 100, 23_705_252 + 9_056),
         ("resnet50", "nam_tied", "cifar", 100, 23_705_252),
+        ("resnet50", "bam", "cifar", 100, 24_063_319),
+        ("resnet50", "cbam", "cifar", 100, 26_237_844),
+        ("resnet50", "se", "cifar", 100, 26_220_196),
+        # A gate of TAM has 2·49 weights, a scale and a shift.
+        ("resnet50", "tam", "cifar", 100, 23_705_252 + 16 * 3 * 100),
         ("resnet20", "none", "cifar", 10, 269_722),
         ("resnet50", "none", "imagenet", 1000, 25_557_032),
         ("resnet50", "nam_channel", "imagenet", 1000, 25_587_240),
         ("resnet50", "nam", "imagenet", 1000, 25_614_974),
+        ("resnet50", "bam", "imagenet", 1000, 25_915_099),
+        ("resnet50", "cbam", "imagenet", 1000, 28_089_624),
+        ("resnet50", "se", "imagenet", 1000, 28_071_976),
+        ("resnet50", "tam", "imagenet", 1000, 25_557_032 + 16 * 3 * 100),
+        ("mobilenet_v2", "nam_channel", "imagenet", 1000, 3_504_872 + 3_008),
+        ("mobilenet_v2", "nam_spatial", "imagenet", 1000, 3_504_872 + 45_472),
+        ("mobilenet_v2", "nam", "imagenet", 1000, 3_504_872 + 3_008 + 45_472),
+        ("mobilenet_v2", "nam_tied", "imagenet", 1000, 3_504_872),
+        ("mobilenet_v2", "tam", "imagenet", 1000, 3_504_872 + 17 * 3 * 100),
         # Those of torchvision.
+        ("mobilenet_v2", "none", "imagenet", 1000, 3_504_872),
         ("resnet18", "none", "imagenet", 1000, 11_689_512),
         ("resnet34", "none", "imagenet", 1000, 21_797_672),
         ("resnet101", "none", "imagenet", 1000, 44_549_160),
@@ -86,13 +103,28 @@ def test_sparsity_finds_every_scale(name, blocks, attention, per_block):
     assert len(scales) == blocks * per_block
 
 
-@pytest.mark.parametrize("attention", ["nam_channel", "nam_spatial", "nam"])
+IN_BLOCKS = [name for name in NAMES if name not in ("none", "nam_tied", "bam")]
+
+
+@pytest.mark.parametrize("attention", IN_BLOCKS)
 @pytest.mark.parametrize(("name", "stages"), [("resnet20", (3, 3, 3)), ("resnet50", (3, 4, 6, 3))])
 def test_every_block_has_attention(name, stages, attention):
     params = shapes(name, attention, "cifar", 10)["params"]
     expected = {f"layer{s}_{b}" for s, blocks in enumerate(stages, 1) for b in range(blocks)}
     assert {block for block, tree in params.items() if "attention" in tree} == expected
     assert expected | {"conv1", "bn1", "fc"} == set(params)
+
+
+@pytest.mark.parametrize(("name", "count"), [("resnet20", 2), ("resnet18", 3), ("resnet50", 3)])
+def test_bam_stands_after_all_stages_but_the_last(name, count):
+    plain, bam = (shapes(name, attention, "cifar", 10)["params"] for attention in ("none", "bam"))
+    names = {f"bam{stage}" for stage in range(1, count + 1)}
+    assert set(bam) == set(plain) | names
+    assert {block: tree for block, tree in bam.items() if block not in names} == plain
+    # BAM 1 gates what stage 1 puts out, and so on.
+    for stage in range(1, count + 1):
+        features = bam[f"bam{stage}"]["channel"]["fc2"]["bias"].shape
+        assert bam[f"layer{stage + 1}_0"]["conv1"]["kernel"].shape[2:3] == features
 
 
 @pytest.mark.parametrize(("name", "last"), [("resnet20", "bn2"), ("resnet50", "bn3")])

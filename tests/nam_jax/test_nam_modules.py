@@ -1,4 +1,4 @@
-"""NAM as linen modules: fields, dtypes, transformations and devices."""
+"""NAM's BatchNorm: its fields, its statistics and dtypes."""
 
 import functools
 
@@ -12,8 +12,6 @@ from tests.parity import (
     assert_close,
     formula,
     random_variables,
-    sharded_train_step,
-    train_step,
 )
 
 each_module = pytest.mark.parametrize("module", [ChannelNAM, SpatialNAM, NAM])
@@ -33,35 +31,6 @@ def train(module, variables, x):
     return jax.jit(
         lambda variables, x: module.apply(variables, x, False, mutable="batch_stats"),
     )(variables, x)
-
-
-@each_module
-@pytest.mark.parametrize("running", [False, True])
-def test_running_average_at_construction_or_at_call(module, running):
-    x = image().astype(np.float32)
-    variables = random_variables(module(), x, np.float32)
-    built = module(use_running_average=running).apply(variables, x, mutable="batch_stats")
-    called = module().apply(variables, x, use_running_average=running, mutable="batch_stats")
-    other = module().apply(variables, x, use_running_average=not running, mutable="batch_stats")
-    jax.tree.map(np.testing.assert_array_equal, built, called)
-    assert not np.array_equal(built[0], other[0])
-
-
-@each_module
-def test_running_average_has_to_be_given_once(module):
-    x = jnp.ones((2, 3, 3, 4))
-    with pytest.raises(ValueError, match="use_running_average"):
-        module().init(jax.random.key(0), x)
-    with pytest.raises(ValueError, match="use_running_average"):
-        module(use_running_average=True).init(jax.random.key(0), x, use_running_average=True)
-
-
-@each_module
-def test_running_average_leaves_the_statistics_alone(module):
-    x = image().astype(np.float32)
-    variables = random_variables(module(), x, np.float32)
-    _, update = module().apply(variables, x, True, mutable="batch_stats")
-    jax.tree.map(np.testing.assert_array_equal, update["batch_stats"], variables["batch_stats"])
 
 
 @each_module
@@ -113,15 +82,6 @@ def test_epsilon_is_added_to_the_variance(x64, module, epsilon):
 
 
 @each_module
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_param_dtype_is_that_of_all_parameters(module, dtype):
-    module = module(param_dtype=dtype)
-    variables = module.init(jax.random.key(0), jnp.ones((2, 3, 3, 4)), use_running_average=True)
-    assert dtypes(variables["params"]) == {dtype}
-    assert dtypes(variables["batch_stats"]) == {"float32"}
-
-
-@each_module
 @pytest.mark.parametrize("dtype", [None, jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("x_dtype", [jnp.float32, jnp.bfloat16])
 def test_dtype_of_the_result(module, dtype, x_dtype):
@@ -131,19 +91,6 @@ def test_dtype_of_the_result(module, dtype, x_dtype):
     # By default that of the parameters, which are float32, as flax.linen.BatchNorm has it.
     assert y.dtype == (dtype or jnp.float32)
     assert dtypes(update) == {"float32"}
-
-
-@each_single
-def test_bfloat16_costs_one_rounding_of_the_result(module):
-    x = jnp.asarray(image((8, 3, 5, 16)), jnp.bfloat16)
-    variables = random_variables(module(), x, np.float32)
-    exact, exact_update = train(module(), variables, x.astype(jnp.float32))
-    rounded, update = train(module(dtype=jnp.bfloat16), variables, x)
-    assert rounded.dtype == jnp.bfloat16
-    # Eight significant bits: rounding moves a value by at most 2⁻⁸ of it. A gate or
-    # statistics in bfloat16 would add roundings of their own.
-    assert (np.abs(rounded.astype(jnp.float32) - exact) <= 2.0**-8 * np.abs(exact)).all()
-    assert_close(update, exact_update, 1e-6)
 
 
 @each_module
@@ -163,32 +110,6 @@ def test_float64_stays_float64(x64, module):
     y, update = jax.eval_shape(functools.partial(train, module()), variables, x)
     assert y.dtype == np.float64
     assert dtypes(update) == {"float64"}
-
-
-@each_module
-@pytest.mark.parametrize("running", [False, True])
-def test_jit_changes_nothing(x64, module, running):
-    x = image()
-    variables = random_variables(module(), x)
-
-    def apply(variables, x):
-        return module().apply(variables, x, running, mutable="batch_stats")
-
-    assert_close(jax.jit(apply)(variables, x), apply(variables, x))
-
-
-@each_module
-def test_four_devices_are_one_batch(x64, module):
-    x, cotangent = image((8, 3, 5, 6)), image((8, 3, 5, 6), seed=1)
-    variables = random_variables(module(), x)
-    expected = train_step(module(), variables, x, cotangent)
-    # Initialisation knows of no axis; nothing else than the name has to change.
-    jax.tree.map(
-        np.testing.assert_array_equal, random_variables(module(axis_name="data"), x), variables
-    )
-    actual = sharded_train_step(module(axis_name="data"), variables, x, cotangent)
-    on_all = jax.tree.map(lambda value: np.stack([value] * 4), expected.statistics)
-    assert_close(actual, expected._replace(statistics=on_all))
 
 
 @each_module

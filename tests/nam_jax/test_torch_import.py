@@ -1,192 +1,163 @@
 """PyTorch state dicts: every entry at its place, in its layout, or an error that names it."""
 
+import functools
+import re
+
 import jax
 import numpy as np
 import pytest
 from flax import linen as nn
-from flax import traverse_util
 
-from nam_jax import NAM, ChannelNAM, SpatialNAM, models, torch_import
+from nam_jax import ChannelNAM, SpatialNAM, initialization, torch_import
+from nam_jax.attention import NAMES, attention
+from tests.nam_jax import torch_layers
+from tests.nam_jax.torch_layers import INPUT, assert_imported, entries, network, state_dict_of
 
-# Every module of a block of the authors' ResNet-18, and where it stands in ours.
-BLOCK = {
-    "conv1": "conv1",
-    "bn1": "bn1",
-    "conv2": "conv2",
-    "bn2": "bn2",
-    "downsample.0": "downsample_conv",
-    "downsample.1": "downsample_bn",
-}
-ATTENTION = {
-    "none": {},
-    "nam_tied": {"bn2": "nam_bn"},
-    "nam_channel": {"nam.Channel_Att.bn2": "attention/nam_bn"},
-    "nam_spatial": {"nam.Spatial_Att.bn": "attention/nam_bn"},
-    "nam": {
-        "nam.Channel_Att.bn2": "attention/channel/nam_bn",
-        "nam.Spatial_Att.bn": "attention/spatial/nam_bn",
-    },
-}
-LEAVES = {
-    "weight": ("params", "scale"),
-    "bias": ("params", "bias"),
-    "running_mean": ("batch_stats", "mean"),
-    "running_var": ("batch_stats", "var"),
-}
-INPUT = (1, 16, 8, 3)
-MAPS = ((16, 8), (8, 4), (4, 2), (2, 1))
+ATTENTION = [name for name in NAMES if name not in ("none", "nam_tied")]
+each_attention = pytest.mark.parametrize("name", ATTENTION)
 
 
-def norm_shapes(module, size):
-    leaves = ("weight", "bias", "running_mean", "running_var")
-    return {f"{module}.{leaf}": (size,) for leaf in leaves} | {f"{module}.num_batches_tracked": ()}
+@each_attention
+@pytest.mark.parametrize("running", [None, False, True])
+def test_every_entry_of_a_module_has_its_place(name, running):
+    listed = entries(torch_layers.attention(name, 32, 3, 5))
+    module, state_dict = attention(name)(use_running_average=running), state_dict_of(listed)
+    variables = torch_import.variables(module, state_dict, (2, 3, 5, 32))
+    assert_imported(variables, state_dict, listed)
+    assert torch_import.fresh(module, state_dict, (2, 3, 5, 32)) == []
 
 
-def block_shapes(prefix, inputs, features, pixels, attention):
-    """Names and shapes of one block, as PyTorch lists them."""
-    shapes = {f"{prefix}.conv1.weight": (features, inputs, 3, 3)}
-    shapes |= norm_shapes(f"{prefix}.bn1", features)
-    shapes |= {f"{prefix}.conv2.weight": (features, features, 3, 3)}
-    shapes |= norm_shapes(f"{prefix}.bn2", features)
-    if inputs != features:
-        shapes |= {f"{prefix}.downsample.0.weight": (features, inputs, 1, 1)}
-        shapes |= norm_shapes(f"{prefix}.downsample.1", features)
-    for module in ATTENTION[attention]:
-        if module.startswith("nam."):
-            size = pixels if "Spatial" in module else features
-            shapes |= norm_shapes(f"{prefix}.{module}", size)
-    return shapes
+NETWORKS = [
+    *[("resnet18", name) for name in NAMES],
+    *[("mobilenet_v2", name) for name in NAMES],
+    *[("resnet50", name) for name in ("none", "nam_tied", "bam", "cbam")],
+]
 
 
-def draw(shapes, dtype=np.float32):
-    """A state dict of these shapes, with no two values alike."""
-    rng = np.random.default_rng(0)
-    return {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+@pytest.mark.parametrize(("family", "name"), NETWORKS)
+def test_every_entry_of_a_network_has_its_place(family, name, caplog):
+    module, listed = network(family, name)
+    state_dict = state_dict_of(listed)
+    variables = torch_import.variables(module, state_dict, INPUT)
+    assert_imported(variables, state_dict, listed)
+    expected = initialization.abstract_variables(module, INPUT)
+    assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, expected)
+    assert not caplog.records
 
 
-def resnet18(attention):
-    """A ResNet-18 of width 4 and a state dict for it."""
-    shapes = {"conv1.weight": (4, 3, 3, 3)} | norm_shapes("bn1", 4)
-    for stage, (height, width) in enumerate(MAPS):
-        inputs, features = 4 * 2 ** max(stage - 1, 0), 4 * 2**stage
-        for block, size in enumerate((inputs, features)):
-            prefix = f"layer{stage + 1}.{block}"
-            shapes |= block_shapes(prefix, size, features, height * width, attention)
-    shapes |= {"fc.weight": (7, 32), "fc.bias": (7,)}
-    model = models.create("resnet18", num_classes=7, attention=attention, stem="cifar", width=4)
-    return model, draw(shapes)
-
-
-def location(name, attention):
-    """Path of an entry of a ResNet-18 in our variables."""
-    module, leaf = name.rsplit(".", 1)
-    if not module.startswith("layer"):
-        kernel = module in ("conv1", "fc") and leaf == "weight"
-        return (
-            ("params", module, "kernel") if kernel else (LEAVES[leaf][0], module, LEAVES[leaf][1])
-        )
-    stage, block, rest = module.split(".", 2)
-    collection, ours = LEAVES[leaf]
-    kernel = "conv" in rest or rest == "downsample.0"
-    place = (BLOCK | ATTENTION[attention])[rest].split("/")
-    return (collection, f"{stage}_{block}", *place, "kernel" if kernel else ours)
-
-
-def in_our_layout(value, shape):
-    if value.ndim == 4:
-        return np.einsum("oihw->hwio", value)
-    return np.einsum("oi->io", value) if value.ndim == 2 else value.reshape(shape)
-
-
-@pytest.mark.parametrize("attention", ATTENTION)
-def test_every_entry_of_a_resnet_has_its_place(attention):
-    model, state_dict = resnet18(attention)
-    actual = traverse_util.flatten_dict(torch_import.variables(model, state_dict, INPUT))
-    for name, value in state_dict.items():
-        if not name.endswith("num_batches_tracked"):
-            found = actual.pop(location(name, attention))
-            np.testing.assert_array_equal(found, in_our_layout(value, found.shape), err_msg=name)
-    assert not actual
-
-
-@pytest.mark.parametrize("attention", ATTENTION)
-def test_imported_variables_are_those_of_the_model(attention):
-    model, state_dict = resnet18(attention)
-    actual = torch_import.variables(model, state_dict, INPUT)
-    x = np.zeros(INPUT, np.float32)
-    expected = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
-    assert jax.tree.map(np.shape, actual) == jax.tree.map(np.shape, expected)
+def test_names_are_those_of_torchvision():
+    # A few by heart: the lists of the tests above are no better than the function behind them.
+    for family, names in {
+        "resnet50": ("layer3.5.conv3.weight", "layer2.0.downsample.1.running_var", "fc.bias"),
+        "mobilenet_v2": (
+            "features.0.0.weight",
+            "features.1.conv.0.0.weight",
+            "features.1.conv.0.1.running_mean",
+            "features.1.conv.1.weight",
+            "features.1.conv.2.bias",
+            "features.2.conv.0.0.weight",
+            "features.2.conv.1.1.weight",
+            "features.2.conv.2.weight",
+            "features.17.conv.3.num_batches_tracked",
+            "features.18.0.weight",
+            "features.18.1.bias",
+            "classifier.1.weight",
+        ),
+    }.items():
+        _, listed = network(family)
+        assert set(names) <= set(listed)
 
 
 def test_layout_by_hand():
-    model, state_dict = resnet18("none")
+    module, listed = network("resnet18")
+    state_dict = state_dict_of(listed)
     state_dict["conv1.weight"] = np.arange(4 * 3 * 3 * 3.0).reshape(4, 3, 3, 3)
     state_dict["fc.weight"] = np.arange(7 * 32.0).reshape(7, 32)
-    params = torch_import.variables(model, state_dict, INPUT)["params"]
+    params = torch_import.variables(module, state_dict, INPUT)["params"]
     # Output 3, input 1, row 0, column 2 is element 3·27 + 1·9 + 0·3 + 2 of the PyTorch array.
     assert params["conv1"]["kernel"][0, 2, 1, 3] == 92
     assert params["fc"]["kernel"][5, 6] == 6 * 32 + 5
 
 
 def test_pixels_are_read_row_by_row():
-    state_dict = draw(norm_shapes("bn", 6))
+    state_dict = state_dict_of(entries(torch_layers.attention("nam_spatial", 4, 2, 3)))
     state_dict["bn.weight"] = np.arange(6.0)
     variables = torch_import.variables(SpatialNAM(), state_dict, (1, 2, 3, 4))
     np.testing.assert_array_equal(variables["params"]["nam_bn"]["scale"], [[0, 1, 2], [3, 4, 5]])
 
 
-MODULES = [
-    (ChannelNAM, norm_shapes("bn2", 4)),
-    (SpatialNAM, norm_shapes("bn", 6)),
-    (NAM, norm_shapes("Channel_Att.bn2", 4) | norm_shapes("Spatial_Att.bn", 6)),
-]
+@functools.cache
+def norm():
+    return state_dict_of(entries(torch_layers.attention("nam_channel", 4, 2, 3)))
 
 
-@pytest.mark.parametrize(("module", "shapes"), MODULES)
-@pytest.mark.parametrize("running", [None, False, True])
-def test_modules_of_nam_are_taken(module, shapes, running):
-    state_dict = draw(shapes)
-    module = module(use_running_average=running)
-    variables = torch_import.variables(module, state_dict, (1, 2, 3, 4))
-    leaves = {leaf.tobytes() for leaf in jax.tree.leaves(variables)}
-    expected = {v.tobytes() for k, v in state_dict.items() if "num_batches" not in k}
-    assert leaves == expected
+def imported(state_dict, module=None, **options):
+    return torch_import.variables(module or ChannelNAM(), state_dict, (1, 2, 3, 4), **options)
+
+
+def assert_same(actual, expected):
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def test_num_batches_tracked_may_be_absent():
-    state_dict = draw(norm_shapes("bn2", 4))
-    expected = torch_import.variables(ChannelNAM(), state_dict, (1, 2, 3, 4))
-    del state_dict["bn2.num_batches_tracked"]
-    actual = torch_import.variables(ChannelNAM(), state_dict, (1, 2, 3, 4))
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    without = {name: v for name, v in norm().items() if "num_batches" not in name}
+    assert len(without) == len(norm()) - 1
+    assert_same(imported(without), imported(norm()))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_dtype_is_kept(dtype):
     # NumPy arrays: float64 survives although JAX would not have it.
-    state_dict = draw(norm_shapes("bn2", 4), dtype)
-    variables = torch_import.variables(ChannelNAM(), state_dict, (1, 2, 3, 4))
+    variables = imported({name: value.astype(dtype) for name, value in norm().items()})
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(dtype)}
 
 
+def test_arrays_are_copies():
+    state_dict = {name: value.copy() for name, value in norm().items()}
+    variables = imported(state_dict)
+    for value in state_dict.values():
+        value += 1
+    assert_same(variables, imported(norm()))
+
+
+def test_prefix_of_data_parallel_is_ignored():
+    parallel = {f"module.{name}": value for name, value in norm().items()}
+    assert_same(imported(parallel), imported(norm()))
+
+
+def test_prefix_of_some_names_is_no_prefix():
+    mixed = dict(norm())
+    mixed["module.bn2.weight"] = mixed.pop("bn2.weight")
+    listed = re.escape("missing: bn2.weight (4,); left over: module.bn2.weight (4,).")
+    with pytest.raises(ValueError, match=listed):
+        imported(mixed)
+
+
 def test_all_that_does_not_fit_is_listed():
-    model, state_dict = resnet18("nam")
+    module, listed = network("resnet18", "nam")
+    state_dict = state_dict_of(listed)
     del state_dict["layer2.0.nam.Spatial_Att.bn.weight"]
     del state_dict["fc.bias"]
     state_dict["layer1.0.se.weight"] = np.ones((2, 5))
     state_dict["fc.weight"] = np.ones((10, 32))
     state_dict["layer1.0.conv1.weight"] = np.ones((3, 3, 4, 4))
-    with pytest.raises(ValueError, match="does not fit") as error:
-        torch_import.variables(model, state_dict, INPUT)
-    assert (
+    problems = (
         "missing: fc.bias (7,), layer2.0.nam.Spatial_Att.bn.weight (32,); "
         "left over: layer1.0.se.weight (2, 5); "
         "misshapen: fc.weight (10, 32) instead of (7, 32), "
         "layer1.0.conv1.weight (3, 3, 4, 4) instead of (4, 4, 3, 3)."
-    ) in str(error.value)
+    )
+    for function in (torch_import.variables, torch_import.fresh):
+        with pytest.raises(ValueError, match=re.escape(problems)):
+            function(module, state_dict, INPUT)
 
 
-@pytest.mark.parametrize("module", [nn.Dense(3), nn.BatchNorm()])
+def test_empty_state_dict_does_not_fit():
+    with pytest.raises(ValueError, match="missing: bn2"):
+        imported({})
+
+
+@pytest.mark.parametrize("module", [nn.Dense(3), nn.BatchNorm(), attention("nam_tied")()])
 def test_other_modules_are_refused(module):
     with pytest.raises(TypeError, match=f"got {type(module).__name__}"):
         torch_import.variables(module, {}, (1, 4))

@@ -1,5 +1,6 @@
 """Wrong command lines and configs: exit code 2 and one line; help that fits a screen."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,14 +81,35 @@ def test_broken_config_file(source: str, expected: str, tmp_path: Path) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", ["train.main", "train.evaluate", "train.summary"])
+@pytest.mark.parametrize(
+    "command",
+    ["train.main", "train.evaluate", "train.summary", "train.benchmark", "train.prepare"],
+)
 def test_help_fits_a_screen_and_shows_an_example(command: str) -> None:
     result = call("--help", command=command)
     assert result.returncode == 0
     lines = result.stdout.splitlines()
     assert len(lines) <= 24
     assert all(len(line) <= 80 for line in lines)
-    assert any(line.strip().startswith(f"python -m {command} --config") for line in lines)
+    example = rf"python -m {command} ([\w-]+ )?--config configs/\w+.py"
+    assert any(re.match(example, line.strip()) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (DIGITS, "name what to do: check or shrink."),
+        (("chek", *DIGITS), "name what to do: check or shrink; got 'chek'."),
+        (("check", "now", *DIGITS), "unknown argument 'now'"),
+        (("shrink", *DIGITS), "--out is missing"),
+        (("check", *DIGITS), "config.data.loader: only TFDS datasets"),
+    ],
+)
+def test_wrong_call_of_prepare(arguments: tuple[str, ...], expected: str) -> None:
+    result = call(*arguments, command="train.prepare")
+    assert result.returncode == 2
+    assert expected in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["config.json", "checkpoints"])

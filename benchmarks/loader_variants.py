@@ -1,0 +1,137 @@
+"""What each step of the streaming loader costs, and what else was tried.
+
+python -m benchmarks.loader_variants --dir DIR [--seconds 4]
+
+DIR is what `python -m benchmarks.jpegs --dir DIR` wrote. The costs are CPU time of one thread, the
+best of five rounds over the same 200 records; the pipelines use a thread for each core.
+"""
+
+import argparse
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+
+from configs import imagenet_resnet50
+from train import step as step_lib
+from train.data import crop, jpeg, records, sources, streaming
+from train.data.transform import train_transform
+
+COUNT, BATCH_SIZE = 200, 256
+
+
+def cost(name: str, function: Callable[[int], object]) -> None:
+    """Prints the microseconds of CPU time that a call takes."""
+    best = float("inf")
+    for _ in range(5):
+        start = time.thread_time()
+        for index in range(COUNT):
+            function(index)
+        best = min(best, (time.thread_time() - start) / COUNT)
+    print(f"{name:45} {1e6 * best:7.0f} µs", flush=True)
+
+
+def speed(name: str, batches: Iterator[object], seconds: float) -> None:
+    """Prints the images per second, and per second of CPU time, of a pipeline."""
+    for _ in range(3):
+        next(batches)
+    start, cpu_start, count = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - start < seconds:
+        next(batches)
+        count += BATCH_SIZE
+    wall, cpu = time.perf_counter() - start, time.process_time() - cpu_start
+    print(f"{name:45} {count / wall:6.0f} /s  {count / cpu:6.0f} per CPU second", flush=True)
+
+
+def costs(directory: Path) -> None:
+    """Prints what the steps and their alternatives cost."""
+    cv2.setNumThreads(0)
+    config = imagenet_resnet50.get_config()
+    config.data.dir = str(directory)
+    split = sources.open_split(config.data, "train")
+    opened = split.open_records()
+    builder = sources.find_builder(config.data)
+    skip = {"image": tfds.decode.SkipDecoding()}
+    parsed_by_tfds = builder.as_data_source("train", decoders=skip)
+    cost("read and parse", lambda i: opened[i])
+    cost("read and parse by tfds.data_source", lambda i: parsed_by_tfds[i])
+    found = [opened[i] for i in range(COUNT)]
+    buffers = [np.frombuffer(record.encoded, np.uint8) for record in found]
+    cost("decode", lambda i: records.decode(found[i], 3))
+    cost("decode at half size", lambda i: cv2.imdecode(buffers[i], cv2.IMREAD_REDUCED_COLOR_2))
+    cost("decode at quarter size", lambda i: cv2.imdecode(buffers[i], cv2.IMREAD_REDUCED_COLOR_4))
+    images = [records.decode(record, 3) for record in found]
+    draws = crop.draw(np.random.default_rng(0), COUNT)
+    boxes = [crop.random_box(*images[i].shape[:2], draws, i) for i in range(COUNT)]
+    cost("header of the JPEG file", lambda i: jpeg.header(found[i].encoded))
+    transform = train_transform(config, split.image_shape, 0)
+    cost("decode, ended below the crop", lambda i: transform.decode(found[i], i))
+    cost("place of the crop", lambda i: crop.random_box(*images[i].shape[:2], draws, i))
+    for name, number in crop.INTERPOLATIONS.items():
+        parts = [
+            im[b.top :, b.left :][: b.height, : b.width]
+            for im, b in zip(images, boxes, strict=True)
+        ]
+        cost(f"resize, {name}", lambda i: crop.resize(parts[i], (224, 224), number))  # noqa: B023
+    cost("a generator", lambda i: np.random.Generator(np.random.Philox(key=[0, i])))
+    batch = np.zeros((COUNT, 224, 224, 3), np.uint8)
+    cost("copy into the batch", lambda i: np.copyto(batch[i], batch[i - 1]))
+
+
+def pipelines(directory: Path, seconds: float) -> None:
+    """Prints how fast ways to run the steps are, up to NumPy batches on the host."""
+    config = imagenet_resnet50.get_config()
+    config.data.dir = str(directory)
+    workers = len(os.sched_getaffinity(0))
+    split = sources.open_split(config.data, "train")
+    order = streaming.host_order(step_lib.streams(0)["order"], split.num_examples)(0)
+    opened, steps = split.open_records(), split.num_examples // BATCH_SIZE
+
+    def row(number: int) -> np.ndarray:
+        transform = transforms[number // BATCH_SIZE % steps]
+        return transform.apply(
+            opened[int(order[number % (steps * BATCH_SIZE)])], number % BATCH_SIZE
+        )
+
+    def whole(step: int) -> np.ndarray:
+        images = np.zeros((BATCH_SIZE, 224, 224, 3), np.uint8)
+        for place in range(BATCH_SIZE):
+            images[place] = row(step * BATCH_SIZE + place)
+        return images
+
+    transforms = [train_transform(config, split.image_shape, step) for step in range(steps)]
+    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=workers)
+    by_row = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=BATCH_SIZE)
+    numbers, batches = grain.MapDataset.range(10**8), grain.MapDataset.range(10**6)
+    with streaming.Loader(split, config, np.arange(BATCH_SIZE)) as loader:
+        ours = batches.map(lambda step: loader.train_batch(step, order))
+        rows = numbers.map(row).to_iter_dataset(by_row)
+        datasets = {
+            "Grain over batches, rows shared by threads": ours.to_iter_dataset(options),
+            "Grain over batches, a thread each": batches.map(whole).to_iter_dataset(options),
+            "Grain over rows, then batches": rows.batch(BATCH_SIZE),
+        }
+        for _ in range(2):
+            for name, dataset in datasets.items():
+                with contextlib.closing(iter(dataset)) as iterator:
+                    speed(name, iterator, seconds)
+
+
+def main() -> None:
+    """Prints all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    options = parser.parse_args()
+    costs(options.dir)
+    pipelines(options.dir, options.seconds)
+
+
+if __name__ == "__main__":
+    main()

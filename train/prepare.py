@@ -1,0 +1,136 @@
+"""Checks a dataset record by record, or writes a smaller copy of it.
+
+Usage: python -m train.prepare check|shrink --config FILE [--out DIR]
+                               [--config.FIELD=VALUE ...]
+
+  check                  opens every record of the configured splits and lists
+                         those that cannot be used
+  shrink                 copies all splits as JPEG images of quality 90 with
+                         short sides of at most 400 pixels; after an
+                         interruption the same command goes on
+  --config FILE          an experiment with the dataset; configs/ has examples
+  --out DIR              where the copy goes: the data.dir of later runs
+  --config.FIELD=VALUE   overrides a field; python -m train.config lists them
+
+Example:
+  python -m train.prepare check --config configs/imagenet_resnet50.py
+
+Exit codes: 0 done, 1 failed or records cannot be used, 2 the command line or
+the config is wrong.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+from absl import flags
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from train import command_line
+from train.data import shrink, sources
+from train.data.records import BadRecord, BadRecordError, Records, decode
+from train.errors import ConfigError, RunError
+
+OUT = flags.DEFINE_string("out", None, "Where the smaller copy goes.")
+RECORDS_OF_A_TASK = 64
+
+
+class Found(NamedTuple):
+    """What was found in some records of a split.
+
+    Attributes:
+      bad: records that cannot be used.
+      labels: all that occur.
+      heights: all that occur, in pixels.
+      widths: all that occur, in pixels.
+    """
+
+    bad: list[BadRecord]
+    labels: set[int]
+    heights: set[int]
+    widths: set[int]
+
+
+def main(action: str) -> None:
+    """Checks or shrinks."""
+    cv2.setNumThreads(0)
+    config = command_line.CONFIG.value.data
+    if action == "check":
+        check(config)
+    elif OUT.value is None:
+        raise ConfigError("--out is missing; name a directory for the copy.")
+    else:
+        shrink.shrink(config, Path(OUT.value).expanduser(), _workers(config))
+
+
+def check(config: ConfigDict) -> None:
+    """Opens every record of the configured splits, and prints what they hold.
+
+    Args:
+      config: the `data` part of a run's config.
+
+    Raises:
+      RunError: records cannot be used.
+    """
+    names = dict.fromkeys((config.train_split, config.eval_split))
+    num_bad = sum(_check_split(config, name) for name in names)
+    if num_bad:
+        raise RunError(f"{num_bad} records of {config.name} cannot be used.")
+
+
+def _workers(config: ConfigDict) -> int:
+    return config.workers or len(os.sched_getaffinity(0))
+
+
+def _check_split(config: ConfigDict, name: str) -> int:
+    split = sources.open_split(config, name)
+    records = split.open_records()
+    starts = range(0, split.num_examples, RECORDS_OF_A_TASK)
+    progress = tqdm(total=split.num_examples, desc=name, unit="record")
+    found = Found([], set(), set(), set())
+    with progress, ThreadPoolExecutor(_workers(config)) as pool:
+        for start, part in zip(
+            starts, pool.map(lambda start: _look_at(split, records, start), starts), strict=True
+        ):
+            progress.update(min(RECORDS_OF_A_TASK, split.num_examples - start))
+            found.bad.extend(part.bad)
+            for seen, new in zip(found[1:], part[1:], strict=True):
+                seen.update(new)
+    print(_describe(split, found), flush=True)
+    return len(found.bad)
+
+
+def _look_at(split: sources.Split, records: Records, start: int) -> Found:
+    found = Found([], set(), set(), set())
+    for index in range(start, min(start + RECORDS_OF_A_TASK, split.num_examples)):
+        try:
+            record = records[index]
+            found.labels.add(record.label)
+            if not 0 <= record.label < split.num_classes:
+                reason = f"label {record.label} of {split.num_classes} classes"
+                raise BadRecordError(reason, record.file_name)
+            image = decode(record, split.image_shape[-1])
+            found.heights.add(image.shape[0])
+            found.widths.add(image.shape[1])
+        except BadRecordError as error:
+            found.bad.append(BadRecord(split.name, index, error.file_name, str(error)))
+    return found
+
+
+def _describe(split: sources.Split, found: Found) -> str:
+    lines = [f"bad record: {record}" for record in found.bad]
+    summary = f"{split.name}: {split.num_examples:,} records, {len(found.bad):,} bad"
+    if found.labels:
+        low, high = min(found.labels), max(found.labels)
+        summary += f"; {len(found.labels):,} labels from {low} to {high} of {split.num_classes:,}"
+    for name, sizes in (("height", found.heights), ("width", found.widths)):
+        if sizes:
+            summary += f"; {name} {min(sizes)} to {max(sizes)}"
+    return "\n".join([*lines, summary])
+
+
+if __name__ == "__main__":
+    command_line.run(main, __doc__, actions=("check", "shrink"))
