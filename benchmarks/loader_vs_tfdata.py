@@ -3,10 +3,10 @@
 python -m benchmarks.loader_vs_tfdata --dir DIR [--rounds 10] [--seconds 2]
 
 DIR is what `python -m benchmarks.jpegs --dir DIR` wrote, in an environment with
-pip install '.[train,benchmark]'. Two processes take turns; the one that rests is stopped, and makes
-nothing in advance. Both make batches of 256 random resized crops of 224 × 224, bilinear, and put
-them on the device; tf.data decodes only the crop (`decode_and_crop_jpeg`) and chooses its number
-of threads, the loader has one for each core.
+pip install '.[train,benchmark]'. Two processes take turns; the one that rests is stopped, and
+makes nothing in advance. Both make batches of 256 random resized crops of 224 × 224 with bilinear
+resizing and put them on the device; tf.data decodes only the crop (`decode_and_crop_jpeg`) and
+chooses its number of threads, the loader has one for each core.
 """
 
 import argparse

@@ -7,6 +7,7 @@ any time, and a run starts at any step without a replay.
 
 import contextlib
 import functools
+import math
 import os
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -101,7 +102,7 @@ class Loader:
         return self._make(index * self._config.batch_size + self._rows, transform, self._read)
 
     def _make(self, examples: np.ndarray, transform: Transform, read: Read) -> HostBatch:
-        images = np.zeros((len(examples), *self._split.image_shape), np.uint8)
+        images = _aligned_zeros((len(examples), *self._split.image_shape))
         labels, mask = np.zeros(len(examples), np.int32), np.zeros(len(examples), bool)
         used = np.flatnonzero(examples < self._split.num_examples)
 
@@ -140,6 +141,14 @@ class Loader:
             f"{LONGEST_SEARCH} records in a row are bad; the last: {bad[-1]}. "
             "python -m train.prepare check lists all of them."
         )
+
+
+def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """Bytes that XLA takes over as they are where the device is the CPU; others it would copy."""
+    size, alignment = math.prod(shape), 64
+    memory = np.zeros(size + alignment, np.uint8)
+    start = -memory.ctypes.data % alignment
+    return memory[start : start + size].reshape(shape)
 
 
 def host_order(key: jax.Array, size: int) -> Callable[[int], np.ndarray]:
