@@ -3,16 +3,19 @@
 import difflib
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from train import distributed
 from train.config import FIELDS, refusal, validate
-from train.errors import ConfigError, RunError
+from train.errors import ConfigError, PreemptedError, RunError
 
-DONE, FAILED, WRONG_USAGE = 0, 1, 2
+DONE, FAILED, WRONG_USAGE, PREEMPTED = 0, 1, 2, 75
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is written.")
@@ -35,8 +38,14 @@ def run(main: Callable[..., None], usage: str, actions: Sequence[str] = ()) -> N
             _exit(WRONG_USAGE, error)
         except (RunError, OSError) as error:
             _exit(FAILED, error)
+        except PreemptedError as error:
+            distributed.say(f"{error}; the same command goes on from there")
+            sys.exit(PREEMPTED)
         except KeyboardInterrupt:
             _exit(FAILED, "interrupted; the same command goes on from the last checkpoint.")
+        except Exception:
+            traceback.print_exc()
+            distributed.fail(FAILED)
 
     app.run(guarded, flags_parser=lambda argv: _parse(argv, usage, actions))
 
@@ -105,6 +114,6 @@ def _explain(error: Exception) -> str:
     return line if len(line) <= 250 else line[:250] + "…"
 
 
-def _exit(code: int, error: object) -> None:
+def _exit(code: int, error: object) -> NoReturn:
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(code)
+    distributed.fail(code)

@@ -74,6 +74,9 @@ FIELDS: dict[str, Field] = {
         lambda v: 0 <= v < 2**32,
     ),
     "batch_size": _at_least(128, 1, "images of a step, over all devices"),
+    "accumulate_steps": _at_least(
+        1, 1, "parts of a batch that are taken one after another; each normalises by itself"
+    ),
     "epochs": _at_least(200, 1, "passes over the training split"),
     "steps": _at_least(0, 0, "updates; 0: as many as the epochs have"),
     "eval_every_epochs": _at_least(1, 1, "epochs between evaluations"),

@@ -7,3 +7,7 @@ class ConfigError(ValueError):
 
 class RunError(RuntimeError):
     """The run cannot go on (exit code 1)."""
+
+
+class PreemptedError(Exception):
+    """The run was told to stop, and has saved a checkpoint (exit code 75)."""

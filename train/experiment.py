@@ -59,7 +59,11 @@ def build(config: ConfigDict) -> Experiment:
       ConfigError: the config does not fit the dataset or the devices.
     """
     config_lib.validate(config)
-    mesh = mesh_lib.create(config.batch_size, config.model.sync_bn_devices)
+    mesh = mesh_lib.create(
+        config.batch_size,
+        config.model.sync_bn_devices,
+        accumulate_steps=config.accumulate_steps,
+    )
     train_split = _open_split(config.data, "train_split")
     eval_split = _open_split(config.data, "eval_split")
     _check_channels(config.data, train_split)

@@ -7,21 +7,28 @@ Usage: python -m train.main --config FILE [--workdir DIR]
   --workdir DIR          where the run is written; default: runs/<config name>
   --config.FIELD=VALUE   overrides a field; python -m train.config lists them
 
+Several processes find one another on TPU pods, Slurm and Kubernetes; elsewhere:
+
+  --coordinator HOST:PORT --num_processes N --process_id I
+  --heartbeat_seconds S  after how long a lost process ends the others
+
 Example:
   python -m train.main --config configs/digits_resnet20.py --config.epochs=10
 
-Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
+Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong,
+75 told to stop (SIGTERM, Ctrl-C) and saved: the same command goes on.
 """
 
-from train import command_line, trainer
+from train import command_line, distributed, trainer
 from train import experiment as experiment_lib
 
 
 def main() -> None:
     """Runs the experiment of the command line and prints its result."""
+    distributed.start()
     experiment = experiment_lib.build(command_line.CONFIG.value)
     summary = trainer.train(experiment, command_line.workdir())
-    print(
+    distributed.say(
         f"done: top-1 error {summary['top1_error']:.2f} %, top-5 error "
         f"{summary['top5_error']:.2f} % on {summary['num_eval_images']} images"
     )

@@ -16,7 +16,11 @@ AXES = ("replica", "group")
 
 
 def create(
-    batch_size: int, sync_bn_devices: int = 1, devices: Sequence[jax.Device] | None = None
+    batch_size: int,
+    sync_bn_devices: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    accumulate_steps: int = 1,
 ) -> Mesh:
     """Arranges devices as replica groups × devices of a group.
 
@@ -24,17 +28,20 @@ def create(
       batch_size: of a step, over all devices.
       sync_bn_devices: devices of a group; -1: all.
       devices: default: all there are.
+      accumulate_steps: parts in which each device takes its rows.
 
     Raises:
       ConfigError: the batch or the groups do not divide over the devices.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
-    if batch_size % count:
-        lower, upper = batch_size // count * count, -(-batch_size // count) * count
+    parts = count * accumulate_steps
+    if batch_size % parts:
+        lower, upper = batch_size // parts * parts, -(-batch_size // parts) * parts
         nearest = f"{lower} or {upper}" if lower else str(upper)
+        times = f" × {accumulate_steps} accumulated parts" if accumulate_steps > 1 else ""
         raise ConfigError(
-            f"config.batch_size: {batch_size} images do not divide over {count} devices; "
+            f"config.batch_size: {batch_size} images do not divide over {count} devices{times}; "
             f"the nearest sizes that do: {nearest}."
         )
     group = count if sync_bn_devices == -1 else sync_bn_devices
@@ -60,6 +67,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def by_rows(mesh: Mesh) -> NamedSharding:
     """The sharding of batches, whose rows are split over all devices."""
     return NamedSharding(mesh, P(AXES))
+
+
+def put_whole(tree: Any, mesh: Mesh) -> Any:
+    """Lays arrays, equal in all processes, whole on every device."""
+
+    def put(array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, replicated(mesh), lambda _: array)
+
+    return jax.tree.map(put, tree)
 
 
 def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:

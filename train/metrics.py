@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 from tensorboardX import SummaryWriter
 
+from train import distributed
 from train.step import Metrics
 
 # Metrics are fetched this many steps late, so that the device has work while the host logs.
@@ -106,8 +107,47 @@ class Stopwatch:
         self._started = time.monotonic()
 
 
+class Writer:
+    """Writes rows to metrics.jsonl, as events for TensorBoard, and as log lines."""
+
+    def __init__(self, workdir: Path, start_step: int, total_steps: int):
+        """Drops what an earlier process wrote after start_step.
+
+        Args:
+          workdir: of the run.
+          start_step: updates done so far.
+          total_steps: updates at the end of the run.
+        """
+        self._file = RowFile(workdir / "metrics.jsonl")
+        self._file.truncate(start_step)
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        self._display = Display(total_steps)
+
+    def write(self, row: Row, wall_seconds: float) -> None:
+        """Writes a row.
+
+        Args:
+          row: of metrics.jsonl.
+          wall_seconds: that the run has taken up to it.
+        """
+        self._file.append(row)
+        for name, value in row.items():
+            if name not in ("step", "split"):
+                self._events.add_scalar(f"{row['split']}/{name}", value, row["step"])
+        self._display.show(row, wall_seconds)
+
+    def sync(self) -> None:
+        """Waits until all rows are on disk."""
+        self._file.sync()
+
+    def close(self) -> None:
+        """Ends the events and the live line."""
+        self._display.close()
+        self._events.close()
+
+
 class Log:
-    """Turns the metrics of steps into rows of metrics.jsonl, events and log lines.
+    """Turns the metrics of steps into rows, which the main process writes.
 
     A row holds the values of its own step; only its speed figures cover all steps since
     the row before. The loss of every step is checked, also of those without a row.
@@ -124,7 +164,7 @@ class Log:
         batch_size: int,
         log_every_steps: int,
     ):
-        """Drops what an earlier process wrote after start_step, and goes on from there.
+        """Goes on from start_step.
 
         Args:
           workdir: of the run.
@@ -135,10 +175,7 @@ class Log:
           batch_size: images of an update.
           log_every_steps: steps from row to row.
         """
-        self._file = RowFile(workdir / "metrics.jsonl")
-        self._file.truncate(start_step)
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
-        self._display = Display(total_steps)
+        self._writer = Writer(workdir, start_step, total_steps) if distributed.is_main() else None
         self._total_steps = total_steps
         self._steps_per_epoch = steps_per_epoch
         self._batch_size = batch_size
@@ -154,8 +191,8 @@ class Log:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._display.close()
-        self._events.close()
+        if self._writer:
+            self._writer.close()
 
     @property
     def progress(self) -> Progress:
@@ -201,7 +238,7 @@ class Log:
           NonFiniteError: a step's loss is NaN or infinite.
         """
         self._fetch(step)
-        self._file.sync()
+        self._sync()
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the row of an evaluation.
@@ -211,7 +248,7 @@ class Log:
         """
         _check_loss("the evaluation", step, metrics["loss"])
         self._write({**self._place(step, "eval"), **metrics})
-        self._file.sync()
+        self._sync()
 
     def _fetch(self, last: int) -> None:
         due = []
@@ -229,9 +266,9 @@ class Log:
                 self._write({**self._place(step, "train"), **metrics, **bad, **speed})
 
     def _count_bad_records(self, step: int) -> int:
-        """Of the steps since the row before."""
+        """Of the steps since the row before, in all processes."""
         counted = [number for number in self._bad_records if number <= step]
-        return sum(self._bad_records.pop(number) for number in counted)
+        return distributed.total(sum(self._bad_records.pop(number) for number in counted))
 
     def _place(self, step: int, split: str) -> Row:
         return {"step": step, "epoch": round(step / self._steps_per_epoch, 4), "split": split}
@@ -247,11 +284,12 @@ class Log:
         return speed
 
     def _write(self, row: Row) -> None:
-        self._file.append(row)
-        for name, value in row.items():
-            if name not in ("step", "split"):
-                self._events.add_scalar(f"{row['split']}/{name}", value, row["step"])
-        self._display.show(row, self._wall.seconds)
+        if self._writer:
+            self._writer.write(row, self._wall.seconds)
+
+    def _sync(self) -> None:
+        if self._writer:
+            self._writer.sync()
 
 
 def _check_loss(what: str, step: int, loss: float) -> None:

@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from nam_jax import torch_import
 from nam_jax.torch_import import names
+from train import distributed
 from train.errors import ConfigError
 
 
@@ -44,7 +45,7 @@ def load(
         raise ConfigError(f"config.model.pretrained: {error}") from error
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
         raise ConfigError(f"config.model.pretrained: {path} holds numbers that are not finite.")
-    print(f"weights from {path}; fresh: {', '.join(fresh) or 'nothing'}", flush=True)
+    distributed.say(f"weights from {path}; fresh: {', '.join(fresh) or 'nothing'}")
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables)
 
 

@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from nam_jax import sparsity_penalty
+from train import distributed, pretrained
 from train import mesh as mesh_lib
-from train import pretrained
 from train import step as step_lib
 from train import workdir as workdir_lib
 from train.checkpoint import Checkpoints, state_sha256
 from train.config import EVALUATION_FREE_FIELDS
 from train.data import resident, streaming
 from train.data.feed import Feed
-from train.errors import RunError
+from train.errors import PreemptedError, RunError
 from train.experiment import Experiment
 from train.metrics import LAG, Log, NonFiniteError, Progress, Row, RowFile, write_json
 from train.size import multiply_adds, parameters
@@ -129,12 +129,15 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     Raises:
       ConfigError: the directory belongs to a run of another config.
       RunError: a loss or an update is not finite.
+      PreemptedError: it was told to stop, and has saved a checkpoint.
     """
     imported = None if workdir_lib.has_checkpoint(workdir) else _pretrained(experiment)
-    workdir_lib.claim(workdir, experiment.config)
+    if distributed.is_main():
+        workdir_lib.claim(workdir, experiment.config)
+    distributed.barrier("the directory is claimed")
     finished = workdir_lib.summary(workdir)
     if finished is not None:
-        print(f"the run in {workdir} is finished", flush=True)
+        distributed.say(f"the run in {workdir} is finished")
         return finished
     with Checkpoints(workdir / "checkpoints", experiment.config.checkpoint.keep) as checkpoints:
         state, progress = _restore_or_init(experiment, checkpoints, imported)
@@ -143,8 +146,10 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, Any]:
                 state, progress = _run_steps(experiment, workdir, checkpoints, state, progress)
             except NonFiniteError as error:
                 raise RunError(_advice(error, checkpoints, workdir)) from error
-    summary = summarize(experiment, state, progress, RowFile(workdir / "metrics.jsonl").rows())
-    write_json(workdir / "summary.json", summary)
+    rows = RowFile(workdir / "metrics.jsonl").rows()
+    summary = summarize(experiment, state, progress, rows)
+    if distributed.is_main():
+        write_json(workdir / "summary.json", summary)
     return summary
 
 
@@ -195,7 +200,7 @@ def _restore_or_init(
     latest = checkpoints.latest_step()
     if latest is None:
         return state, Progress()
-    print(f"going on from the checkpoint of step {latest}", flush=True)
+    distributed.say(f"going on from the checkpoint of step {latest}")
     state, progress = checkpoints.restore(latest, state)
     return state, Progress(**progress)
 
@@ -223,6 +228,7 @@ def _run_steps(
     training, evaluation_feed = train_feed(experiment), eval_feed(experiment)
     train_step, eval_step = _compile(experiment, state, training, evaluation_feed)
     with (
+        distributed.Preemption() as preemption,
         contextlib.closing(training.batches(start)) as batches,
         _open_log(experiment, workdir, progress, start) as log,
     ):
@@ -231,7 +237,8 @@ def _run_steps(
                 arguments, bad_records = next(batches)
             state, metrics = train_step(state, *arguments)
             log.train(step, metrics, bad_records)
-            if experiment.is_saved(step):
+            is_preempted = preemption.reached(step)
+            if experiment.is_saved(step) or is_preempted:
                 log.flush(step)
                 with log.training_paused():
                     evaluation = None
@@ -241,6 +248,9 @@ def _run_steps(
                     if not step_lib.is_finite(state):
                         raise NonFiniteError(f"the update of step {step} is not finite")
                     checkpoints.save(step, state, log.progress._asdict(), evaluation)
+            if is_preempted and step < experiment.total_steps:
+                checkpoints.wait()
+                raise PreemptedError(f"stopped after step {step}, which is saved")
         return state, log.progress
 
 
@@ -260,10 +270,9 @@ def _compile(experiment: Experiment, state: Any, training: Feed, evaluation: Fee
     """Compiles both steps ahead of time, so that no speed figure contains a compilation."""
     start = time.monotonic()
     model, devices = experiment.config.model, experiment.mesh.devices
-    print(
+    distributed.say(
         f"{model.name}, attention {model.attention}, {parameters(state.params):,} parameters, "
-        f"{experiment.total_steps:,} steps, {devices.size} × {devices.flat[0].device_kind}",
-        flush=True,
+        f"{experiment.total_steps:,} steps, {devices.size} × {devices.flat[0].device_kind}"
     )
     build = experiment.model, experiment.config, experiment.mesh
     train_step = step_lib.build_train_step(
@@ -274,7 +283,7 @@ def _compile(experiment: Experiment, state: Any, training: Feed, evaluation: Fee
         train_step.lower(state, *training.example).compile(),
         eval_step.lower(state.variables, *evaluation.example).compile(),
     )
-    print(f"compiled in {time.monotonic() - start:.1f} s", flush=True)
+    distributed.say(f"compiled in {time.monotonic() - start:.1f} s")
     return compiled
 
 

@@ -1,11 +1,13 @@
 """What a loader hands to the steps, and the order in which it does; both loaders share it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Batch(NamedTuple):
@@ -47,6 +49,24 @@ class Feed:
     batches: Callable[[int], Generator[Fed]]
 
 
-def epoch_order(key: jax.Array, epoch: jax.Array, size: int) -> jax.Array:
-    """The order of all examples in an epoch: a permutation of 0 … size − 1."""
-    return jax.random.permutation(jax.random.fold_in(key, epoch), size).astype(jnp.int32)
+def epoch_orders(key: jax.Array, size: int) -> Callable[[int], np.ndarray]:
+    """Gives the order of all examples in an epoch, a permutation of 0 … size − 1.
+
+    Compiles at once. Each process makes the same orders by itself.
+
+    Args:
+      key: random key of the orders.
+      size: number of examples.
+    """
+
+    def permutation(key: jax.Array, epoch: jax.Array) -> jax.Array:
+        return jax.random.permutation(jax.random.fold_in(key, epoch), size).astype(jnp.int32)
+
+    compiled = jax.jit(permutation).lower(key, np.int32(0)).compile()
+
+    # Batches in the making belong to two epochs at most.
+    @functools.lru_cache(maxsize=2)
+    def order(epoch: int) -> np.ndarray:
+        return np.asarray(compiled(key, np.int32(epoch)))
+
+    return order

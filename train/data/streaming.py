@@ -6,7 +6,6 @@ any time, and a run starts at any step without a replay.
 """
 
 import contextlib
-import functools
 import math
 import os
 from collections.abc import Callable, Generator
@@ -21,7 +20,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from train import mesh as mesh_lib
-from train.data.feed import Batch, Fed, Feed, epoch_order
+from train.data.feed import Batch, Fed, Feed, epoch_orders
 from train.data.records import BadRecord, BadRecordError, BadRecords, Record
 from train.data.sources import Split
 from train.data.transform import Transform, eval_transform, train_transform
@@ -151,28 +150,6 @@ def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
     return memory[start : start + size].reshape(shape)
 
 
-def host_order(key: jax.Array, size: int) -> Callable[[int], np.ndarray]:
-    """Gives the order of an epoch, as the resident loader has it, on the host.
-
-    Args:
-      key: random key of the orders.
-      size: number of examples.
-    """
-    cpu = jax.local_devices(backend="cpu")[0]
-    jitted = jax.jit(epoch_order, static_argnums=2)
-    on_cpu = jax.random.wrap_key_data(
-        jax.device_put(jax.random.key_data(key), cpu), impl=jax.random.key_impl(key)
-    )
-
-    # Batches in the making belong to two epochs at most.
-    @functools.lru_cache(maxsize=2)
-    def order(epoch: int) -> np.ndarray:
-        with jax.default_device(cpu):
-            return np.asarray(jitted(on_cpu, epoch, size))
-
-    return order
-
-
 def train_feed(
     split: Split, config: ConfigDict, mesh: Mesh, key: jax.Array, total_steps: int
 ) -> Feed:
@@ -186,7 +163,7 @@ def train_feed(
       total_steps: updates of the run.
     """
     loader = Loader(split, config, mesh_lib.process_rows(mesh, config.batch_size))
-    order = host_order(key, split.num_examples)
+    order = epoch_orders(key, split.num_examples)
     steps_per_epoch = split.num_examples // config.batch_size
 
     def make(step: int) -> HostBatch:

@@ -1,0 +1,135 @@
+"""The processes of a run: how they start, which one writes, and how they stop together.
+
+One process needs nothing. Several are connected by JAX's own runtime: automatically where it
+knows the cluster (TPU pods, Slurm, Kubernetes, Open MPI), and elsewhere by three flags.
+"""
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+
+from train.errors import ConfigError
+
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this one, from 0.")
+HEARTBEAT_SECONDS = flags.DEFINE_integer(
+    "heartbeat_seconds",
+    100,
+    "After how long a process that is lost ends the others.",
+    lower_bound=1,
+)
+
+
+def start() -> None:
+    """Connects this process with the others, before any device is touched.
+
+    Raises:
+      ConfigError: the flags do not say who the others are.
+    """
+    given = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+    if any(value is not None for value in given):
+        _check(*given)
+        if (NUM_PROCESSES.value or 1) > 1:
+            jax.distributed.initialize(*given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS.value)
+    elif os.environ.get("SLURM_NTASKS") != "1":
+        try:
+            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS.value)
+        except ValueError as error:
+            # JAX's word for: this is no cluster that I know.
+            if "coordinator_address should be defined" not in str(error):
+                raise
+
+
+def _check(coordinator_address: Any, num_processes: Any, process_id: Any) -> None:
+    got = f"got {coordinator_address!r}, {num_processes!r}, {process_id!r}"
+    names = "--coordinator, --num_processes and --process_id"
+    if None in (coordinator_address, num_processes, process_id):
+        raise ConfigError(f"{names} belong together; {got}.")
+    host, _, port = coordinator_address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 <= process_id < num_processes:
+        raise ConfigError(
+            f"{names}: {got}; allowed: HOST:PORT, at least 1, and 0 to one less than that."
+        )
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes logs."""
+    return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+    """Prints a line, once for all processes."""
+    if is_main():
+        print(text, flush=True)
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def total(count: int) -> int:
+    """The sum of the numbers that the processes call this with."""
+    if jax.process_count() == 1:
+        return count
+    return int(multihost_utils.process_allgather(np.int32(count)).sum())
+
+
+def fail(code: int) -> NoReturn:
+    """Ends this process without waiting for the others, as leaving in peace would.
+
+    They are ended when its heartbeat is missed.
+    """
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+class Preemption:
+    """Hears SIGTERM and the first Ctrl-C, and tells all processes at which step to stop.
+
+    A context manager, entered after `start`. A second Ctrl-C leaves at once.
+    """
+
+    def __init__(self) -> None:
+        self._noticed = False
+
+    def __enter__(self) -> "Preemption":
+        # JAX's runtime hears SIGTERM itself where it connects processes.
+        hears_sigterm = jax.distributed.is_initialized()
+        heard = [signal.SIGINT] if hears_sigterm else [signal.SIGINT, signal.SIGTERM]
+        self._handlers = {number: signal.signal(number, self._hear) for number in heard}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, self._leave)
+            print("\nstopping after this step; Ctrl-C again leaves at once", file=sys.stderr)
+            if jax.distributed.is_initialized():
+                os.kill(os.getpid(), signal.SIGTERM)
+        self._noticed = True
+
+    def _leave(self, number: int, frame: FrameType | None) -> None:
+        print("error: interrupted", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    def reached(self, step: int) -> bool:
+        """Whether to save and stop after this step; all processes have to ask at every step."""
+        if jax.distributed.is_initialized():
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._noticed
