@@ -160,7 +160,13 @@ FIELDS: dict[str, Field] = {
     ),
     "data.mixup": _at_least(0.0, 0, "parameter of mixup's Beta distribution; 0: none"),
     "data.cutmix": _at_least(0.0, 0, "parameter of CutMix's Beta distribution; 0: none"),
+    "optimizer.name": _choice(
+        "sgd", ("sgd", "lars"), "sgd: with momentum; lars: for batches of thousands"
+    ),
     "optimizer.learning_rate": _above_zero(0.1, "the highest of the schedule"),
+    "optimizer.reference_batch_size": _at_least(
+        0, 0, "batch size that the learning rate is for; other sizes scale it; 0: none does"
+    ),
     "optimizer.schedule": _choice(
         "step", ("step", "cosine", "constant"), "of the learning rate, after the warm-up"
     ),

@@ -71,7 +71,8 @@ def build(config: ConfigDict) -> Experiment:
     steps_per_epoch = _steps_per_epoch(config, train_split)
     total_steps = config.steps or config.epochs * steps_per_epoch
     warmup_steps = _warmup_steps(config, steps_per_epoch, total_steps)
-    learning_rate = optimizer.schedule(config.optimizer, total_steps, warmup_steps)
+    scale = optimizer.batch_size_scale(config.optimizer, config.batch_size)
+    learning_rate = optimizer.schedule(config.optimizer, total_steps, warmup_steps, scale=scale)
     return Experiment(
         config=config,
         mesh=mesh,

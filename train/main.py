@@ -6,6 +6,7 @@ Usage: python -m train.main --config FILE [--workdir DIR]
   --config FILE          the experiment; configs/ holds examples
   --workdir DIR          where the run is written; default: runs/<config name>
   --config.FIELD=VALUE   overrides a field; python -m train.config lists them
+  --profile START:STOP   writes a trace of these steps, for TensorBoard or Perfetto
 
 Several processes find one another on TPU pods, Slurm and Kubernetes; elsewhere:
 
@@ -15,19 +16,28 @@ Several processes find one another on TPU pods, Slurm and Kubernetes; elsewhere:
 Example:
   python -m train.main --config configs/digits_resnet20.py --config.epochs=10
 
+Compiled steps are kept in ~/.cache/nam_jax for the next start;
+JAX_ENABLE_COMPILATION_CACHE=false turns that off.
+
 Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong,
 75 told to stop (SIGTERM, Ctrl-C) and saved: the same command goes on.
 """
 
-from train import command_line, distributed, trainer
+from absl import flags
+
+from train import command_line, compilation_cache, distributed, profile, trainer
 from train import experiment as experiment_lib
+
+PROFILE = flags.DEFINE_string("profile", None, "The steps to trace, START:STOP.")
 
 
 def main() -> None:
     """Runs the experiment of the command line and prints its result."""
+    span = None if PROFILE.value is None else profile.parse(PROFILE.value)
     distributed.start()
+    compilation_cache.enable()
     experiment = experiment_lib.build(command_line.CONFIG.value)
-    summary = trainer.train(experiment, command_line.workdir())
+    summary = trainer.train(experiment, command_line.workdir(), span)
     distributed.say(
         f"done: top-1 error {summary['top1_error']:.2f} %, top-5 error "
         f"{summary['top5_error']:.2f} % on {summary['num_eval_images']} images"

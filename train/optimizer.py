@@ -7,7 +7,22 @@ from ml_collections import ConfigDict
 from nam_jax import add_sparsity_penalty, proximal_sparsity
 
 
-def schedule(config: ConfigDict, total_steps: int, warmup_steps: int) -> optax.Schedule:
+def batch_size_scale(config: ConfigDict, batch_size: int) -> float:
+    """What the learning rate is multiplied by: the batch size over that which it is for.
+
+    Args:
+      config: the `optimizer` part of a run's config.
+      batch_size: of the run.
+
+    Source: P. Goyal et al., Accurate, Large Minibatch SGD, 2017,
+    https://arxiv.org/abs/1706.02677, section 2.1.
+    """
+    return batch_size / config.reference_batch_size if config.reference_batch_size else 1.0
+
+
+def schedule(
+    config: ConfigDict, total_steps: int, warmup_steps: int, *, scale: float = 1.0
+) -> optax.Schedule:
     """The learning rate of every update.
 
     After a linear warm-up it is
@@ -20,11 +35,12 @@ def schedule(config: ConfigDict, total_steps: int, warmup_steps: int) -> optax.S
       config: the `optimizer` part of a run's config.
       total_steps: updates of the run.
       warmup_steps: updates before the peak is reached, fewer than total_steps.
+      scale: multiplies every value.
 
     Returns:
       A function of the number of updates done so far.
     """
-    peak = config.learning_rate
+    peak = config.learning_rate * scale
     match config.schedule:
         case "step":
             drops: dict[int, float] = {}
@@ -43,9 +59,12 @@ def schedule(config: ConfigDict, total_steps: int, warmup_steps: int) -> optax.S
 
 
 def create(config: ConfigDict, learning_rate: optax.Schedule) -> optax.GradientTransformation:
-    """Stochastic gradient descent; the order of its parts decides what they mean.
+    """The optax chain; the order of its parts decides what they mean.
 
-    clip → penalty → weight decay → momentum → learning rate → proximal
+    sgd:  clip → penalty → weight decay → momentum → learning rate → proximal
+    lars: clip → penalty → weight decay → trust ratio → learning rate → momentum → proximal
+
+    LARS decays and scales kernels only, by the ratio of their norm to that of their update.
 
     Args:
       config: the `optimizer` part of a run's config.
@@ -53,21 +72,42 @@ def create(config: ConfigDict, learning_rate: optax.Schedule) -> optax.GradientT
 
     Returns:
       The chain; its updates need the parameters.
+
+    Source: Y. You, I. Gitman and B. Ginsburg, Large Batch Training of Convolutional
+    Networks, 2017, https://arxiv.org/abs/1708.03888.
     """
     chain = []
     if config.clip_norm:
         chain.append(optax.clip_by_global_norm(config.clip_norm))
     if config.sparsity_mode == "sign":
         chain.append(add_sparsity_penalty(config.sparsity))
-    mask = kernels if config.weight_decay_on == "kernels" else None
-    chain += [
-        optax.add_decayed_weights(config.weight_decay, mask),
-        optax.trace(config.momentum, config.nesterov),
-        optax.scale_by_learning_rate(learning_rate),
-    ]
+    chain += _lars(config, learning_rate) if config.name == "lars" else _sgd(config, learning_rate)
     if config.sparsity_mode == "proximal":
         chain.append(proximal_sparsity(config.sparsity, learning_rate))
     return optax.chain(*chain)
+
+
+def _sgd(config: ConfigDict, learning_rate: optax.Schedule) -> list[optax.GradientTransformation]:
+    return [
+        optax.add_decayed_weights(
+            config.weight_decay, kernels if config.weight_decay_on == "kernels" else None
+        ),
+        optax.trace(config.momentum, config.nesterov),
+        optax.scale_by_learning_rate(learning_rate),
+    ]
+
+
+def _lars(config: ConfigDict, learning_rate: optax.Schedule) -> list[optax.GradientTransformation]:
+    return [
+        optax.lars(
+            learning_rate,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=kernels,
+            trust_ratio_mask=kernels,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+        )
+    ]
 
 
 def kernels(params: optax.Params) -> optax.Params:

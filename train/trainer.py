@@ -20,6 +20,7 @@ from train.data.feed import Feed
 from train.errors import PreemptedError, RunError
 from train.experiment import Experiment
 from train.metrics import LAG, Log, NonFiniteError, Progress, Row, RowFile, write_json
+from train.profile import Profiler, Span
 from train.size import multiply_adds, parameters
 
 
@@ -116,12 +117,13 @@ def _errors(sums: dict[str, float], variables: Any, sparsity: float) -> dict[str
     }
 
 
-def train(experiment: Experiment, workdir: Path) -> dict[str, Any]:
+def train(experiment: Experiment, workdir: Path, profile: Span | None = None) -> dict[str, Any]:
     """Trains to the end, from the last checkpoint in workdir where there is one.
 
     Args:
       experiment: the run.
       workdir: where everything is written.
+      profile: the steps to trace.
 
     Returns:
       The summary, as in summary.json.
@@ -139,11 +141,17 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     if finished is not None:
         distributed.say(f"the run in {workdir} is finished")
         return finished
-    with Checkpoints(workdir / "checkpoints", experiment.config.checkpoint.keep) as checkpoints:
+    with (
+        distributed.Preemption() as preemption,
+        Checkpoints(workdir / "checkpoints", experiment.config.checkpoint.keep) as checkpoints,
+        Profiler(workdir / "profile", profile) as profiler,
+    ):
         state, progress = _restore_or_init(experiment, checkpoints, imported)
         if state.step < experiment.total_steps:
             try:
-                state, progress = _run_steps(experiment, workdir, checkpoints, state, progress)
+                state, progress = _run_steps(
+                    experiment, workdir, checkpoints, preemption, profiler, state, progress
+                )
             except NonFiniteError as error:
                 raise RunError(_advice(error, checkpoints, workdir)) from error
     rows = RowFile(workdir / "metrics.jsonl").rows()
@@ -221,6 +229,8 @@ def _run_steps(
     experiment: Experiment,
     workdir: Path,
     checkpoints: Checkpoints,
+    preemption: distributed.Preemption,
+    profiler: Profiler,
     state: step_lib.TrainState,
     progress: Progress,
 ) -> tuple[step_lib.TrainState, Progress]:
@@ -228,14 +238,15 @@ def _run_steps(
     training, evaluation_feed = train_feed(experiment), eval_feed(experiment)
     train_step, eval_step = _compile(experiment, state, training, evaluation_feed)
     with (
-        distributed.Preemption() as preemption,
         contextlib.closing(training.batches(start)) as batches,
         _open_log(experiment, workdir, progress, start) as log,
     ):
         for step in range(start + 1, experiment.total_steps + 1):
             with log.waiting_for_data():
                 arguments, bad_records = next(batches)
+            profiler.before(step)
             state, metrics = train_step(state, *arguments)
+            profiler.after(step, state)
             log.train(step, metrics, bad_records)
             is_preempted = preemption.reached(step)
             if experiment.is_saved(step) or is_preempted:

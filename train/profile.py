@@ -1,0 +1,65 @@
+"""A trace of some steps, for TensorBoard or Perfetto."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from train import distributed
+from train.errors import ConfigError
+
+
+class Span(NamedTuple):
+    """The steps first … last."""
+
+    first: int
+    last: int
+
+
+def parse(text: str) -> Span:
+    """Reads START:STOP.
+
+    Raises:
+      ConfigError: it is something else.
+    """
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise ConfigError(f"--profile: got {text!r}; allowed: START:STOP, steps from 1 on.")
+    return Span(int(match[1]), int(match[2]))
+
+
+class Profiler:
+    """Traces a span of steps; a context manager, whose end ends the trace at the latest."""
+
+    def __init__(self, directory: Path, span: Span | None):
+        """Traces nothing yet.
+
+        Args:
+          directory: for the trace.
+          span: None: no steps.
+        """
+        self._directory = directory
+        self._span = span
+        self._is_tracing = False
+
+    def __enter__(self) -> "Profiler":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._is_tracing:
+            self._is_tracing = False
+            jax.profiler.stop_trace()
+            distributed.say(f"profile: {self._directory}")
+
+    def before(self, step: int) -> None:
+        """Called before a step is dispatched."""
+        if self._span and step == self._span.first:
+            self._is_tracing = True
+            jax.profiler.start_trace(str(self._directory))
+
+    def after(self, step: int, results: object) -> None:
+        """Called after a step is dispatched, with what it gives."""
+        if self._span and step == self._span.last:
+            jax.block_until_ready(results)
+            self.__exit__()
