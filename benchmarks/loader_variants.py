@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from configs import imagenet_resnet50
 from train import step as step_lib
 from train.data import crop, jpeg, records, sources, streaming
+from train.data.feed import epoch_orders
 from train.data.transform import train_transform
 
 COUNT, BATCH_SIZE = 200, 256
@@ -90,7 +91,7 @@ def pipelines(directory: Path, seconds: float) -> None:
     config.data.dir = str(directory)
     workers = len(os.sched_getaffinity(0))
     split = sources.open_split(config.data, "train")
-    order = streaming.host_order(step_lib.streams(0)["order"], split.num_examples)(0)
+    order = epoch_orders(step_lib.streams(0)["order"], split.num_examples)(0)
     opened, steps = split.open_records(), split.num_examples // BATCH_SIZE
 
     def row(number: int) -> np.ndarray:

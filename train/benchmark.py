@@ -37,6 +37,7 @@ from train import experiment as experiment_lib
 from train import mesh as mesh_lib
 from train import step as step_lib
 from train.data import streaming
+from train.data.feed import epoch_orders
 from train.data.records import BadRecordError
 from train.data.transform import train_transform
 from train.errors import ConfigError
@@ -127,7 +128,7 @@ def _throughput(experiment: Experiment, seconds: float) -> tuple[float, float]:
 def _stages(experiment: Experiment, workers: int, seconds: float) -> dict[str, float]:
     config, split, mesh = experiment.config, experiment.train_split, experiment.mesh
     records, rows = split.open_records(), mesh_lib.process_rows(mesh, config.batch_size)
-    order = streaming.host_order(step_lib.streams(config.seed)["order"], split.num_examples)(0)
+    order = epoch_orders(step_lib.streams(config.seed)["order"], split.num_examples)(0)
     transform = train_transform(config, split.image_shape, 0)
 
     def make_rows(images: np.ndarray, examples: np.ndarray, places: np.ndarray) -> np.ndarray:

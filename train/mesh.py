@@ -69,11 +69,11 @@ def by_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(AXES))
 
 
-def put_whole(tree: Any, mesh: Mesh) -> Any:
-    """Lays arrays, equal in all processes, whole on every device."""
+def put_whole(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+    """Lays arrays, equal in all processes, whole on every device of a replicated sharding."""
 
     def put(array: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(array.shape, replicated(mesh), lambda _: array)
+        return jax.make_array_from_callback(array.shape, sharding, lambda _: array)
 
     return jax.tree.map(put, tree)
 

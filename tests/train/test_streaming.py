@@ -18,6 +18,7 @@ from train import mesh as mesh_lib
 from train import step as step_lib
 from train import trainer
 from train.data import crop, records, sources, streaming
+from train.data.feed import epoch_orders
 from train.errors import ConfigError, RunError
 
 COUNT = 42
@@ -39,7 +40,7 @@ def open_loader(config, rows=None, split="train_split"):
 
 def order_of(config):
     key = step_lib.streams(config.seed)["order"]
-    return streaming.host_order(key, COUNT)
+    return epoch_orders(key, COUNT)
 
 
 def train_batches(config, steps, rows=None):

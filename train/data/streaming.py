@@ -6,6 +6,7 @@ any time, and a run starts at any step without a replay.
 """
 
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Callable, Generator
