@@ -1,5 +1,6 @@
 """Four virtual CPU devices for every test, and float64 on request."""
 
+import os
 from collections.abc import Iterator
 
 import jax
@@ -7,6 +8,8 @@ import pytest
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
+# Tests, and the commands that they start, leave nothing behind in the user's directory.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 
 @pytest.fixture

@@ -10,6 +10,9 @@ from train.errors import ConfigError
 
 # Values just outside a field's range, of its own type; the boundary itself where it is excluded.
 OUT_OF_RANGE = {
+    "accumulate_steps": [0],
+    "optimizer.name": ["adam"],
+    "optimizer.reference_batch_size": [-1],
     "model.pretrained": ["weights", "weights.bin"],
     "seed": [-1, 2**32],
     "batch_size": [0],

@@ -194,3 +194,32 @@ def test_kernels_are_those_of_convolutions_and_linear_layers():
     marked = jax.tree_util.tree_leaves_with_path(optimizer.kernels(parameters()))
     chosen = {names(path) for path, is_kernel in marked if is_kernel}
     assert chosen == {("conv", "kernel"), ("head", "kernel")}
+
+
+def test_learning_rate_grows_with_the_batch_size():
+    config = optimizer_config(schedule="constant", reference_batch_size=256)
+    scale = optimizer.batch_size_scale(config, 4096)
+    schedule = optimizer.schedule(config, 10, 0, scale=scale)
+    np.testing.assert_allclose(schedule(jnp.asarray(3)), 16 * PEAK, rtol=1e-6)
+    assert optimizer.batch_size_scale(optimizer_config(), 4096) == 1
+
+
+def test_lars_scales_kernels_by_their_norms(x64):
+    config = optimizer_config(name="lars", weight_decay=0.1, momentum=0.5)
+    tx = optimizer.create(config, lambda step: PEAK)
+    rng = np.random.default_rng(0)
+    params, grads = (
+        {"conv": {"kernel": rng.standard_normal((3, 4)), "bias": rng.standard_normal(4)}}
+        for _ in range(2)
+    )
+    state, velocity = tx.init(params), 0.0
+    for _ in range(2):
+        updates, state = tx.update(grads, state, params)
+        kernel = params["conv"]["kernel"]
+        direction = grads["conv"]["kernel"] + 0.1 * kernel
+        trust = 0.001 * np.linalg.norm(kernel) / np.linalg.norm(direction)
+        velocity = 0.5 * velocity - PEAK * trust * direction
+        np.testing.assert_allclose(updates["conv"]["kernel"], velocity, rtol=1e-9)
+        params = optax.apply_updates(params, updates)
+    # Neither decay nor trust ratio: −0.1 g, then −0.1 g − 0.05 g.
+    np.testing.assert_allclose(updates["conv"]["bias"], -0.15 * grads["conv"]["bias"], rtol=1e-9)

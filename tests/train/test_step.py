@@ -91,6 +91,41 @@ def test_global_statistics_equal_one_device(mix: float) -> None:
     assert_close(four_metrics, jax.tree.map(np.asarray, one_metrics))
 
 
+@pytest.mark.usefixtures("x64")
+def test_accumulated_parts_make_the_update_of_the_whole() -> None:
+    # Where both parts hold the same images, their statistics are those of the whole batch.
+    config = small_config(**{"model.dtype": "float64"})
+    model, tx = small_model(dtype="float64"), optax.sgd(0.1)
+    state = initial_state(model, tx)
+    half = jax.random.normal(jax.random.key(1), (4, 6, 6, 1))
+    images, targets = jnp.concatenate([half, half]), jax.nn.one_hot(LABELS[:4], 3)
+    targets = jnp.concatenate([targets, targets])
+
+    def update(count: int) -> Any:
+        config.accumulate_steps = count
+        arguments = {"model": model, "tx": tx, "config": config}
+        mesh = mesh_lib.create(1, devices=jax.devices()[:1])
+        return mesh_lib.jit_replicated(
+            lambda: step.train_step(state, images, targets, **arguments), mesh
+        )()
+
+    (whole, whole_metrics), (parts, metrics) = update(1), update(2)
+    assert_close(parts.params, jax.tree.map(np.asarray, whole.params))
+    assert_close(metrics, jax.tree.map(np.asarray, whole_metrics))
+    # Each part has updated the running statistics.
+    first, both = (s.batch_stats["bn1"]["mean"] for s in (whole, parts))
+    assert_close(both, np.asarray(first * (1 + 0.9)))
+
+
+def test_parts_see_their_own_rows() -> None:
+    one, _ = train(1, 1)
+    four, _ = train(1, 1, accumulate_steps=4)
+    per_device, _ = train(4, 1)
+    # Four parts on one device normalise as four devices do.
+    assert_close(four.params, jax.tree.map(np.asarray, per_device.params), tolerance=1e-6)
+    assert np.abs(one.params["fc"]["kernel"] - four.params["fc"]["kernel"]).max() > 1e-6
+
+
 @pytest.mark.parametrize("sync_bn_devices", [1, 2])
 def test_every_device_holds_the_same_state(sync_bn_devices: int) -> None:
     changes = {"model.sync_bn_devices": sync_bn_devices, "ema_decay": 0.5}

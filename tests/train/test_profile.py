@@ -1,0 +1,44 @@
+"""Traces of steps, and compiled steps that outlive the process."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from train import compilation_cache, profile
+from train.errors import ConfigError
+
+
+@pytest.mark.parametrize("text", ["", "3", "0:2", "3:2", "a:b", "1:2:3", "-1:2"])
+def test_wrong_spans_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--profile: got .* allowed: START:STOP"):
+        profile.parse(text)
+
+
+def test_a_span_is_traced(tmp_path: Path) -> None:
+    with profile.Profiler(tmp_path / "profile", profile.parse("2:3")) as profiler:
+        for step in range(1, 5):
+            profiler.before(step)
+            assert (tmp_path / "profile").exists() == (step > 3)
+            profiler.after(step, jnp.zeros(2) + 1)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_no_span_writes_nothing(tmp_path: Path) -> None:
+    with profile.Profiler(tmp_path / "profile", None) as profiler:
+        profiler.before(1)
+        profiler.after(1, jnp.zeros(2))
+    assert not (tmp_path / "profile").exists()
+
+
+def test_compilations_are_kept_for_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(jax.config, "update", lambda *setting: settings.append(setting))
+    settings: list[tuple[str, str]] = []
+    compilation_cache.enable()
+    ((name, directory),) = settings
+    assert name == "jax_compilation_cache_dir"
+    assert Path(directory).is_relative_to(tmp_path / "nam_jax")
