@@ -36,7 +36,7 @@ def run(main: Callable[..., None], usage: str, actions: Sequence[str] = ()) -> N
         except (RunError, OSError) as error:
             _exit(FAILED, error)
         except KeyboardInterrupt:
-            _exit(FAILED, "interrupted; the same command goes on from the last checkpoint.")
+            _exit(FAILED, "interrupted; the same command goes on with what is done already.")
 
     app.run(guarded, flags_parser=lambda argv: _parse(argv, usage, actions))
 

@@ -1,6 +1,7 @@
 """What a loader hands to the steps, and the order in which it does; both loaders share it."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
@@ -50,3 +51,11 @@ class Feed:
 def epoch_order(key: jax.Array, epoch: jax.Array, size: int) -> jax.Array:
     """The order of all examples in an epoch: a permutation of 0 … size − 1."""
     return jax.random.permutation(jax.random.fold_in(key, epoch), size).astype(jnp.int32)
+
+
+def cpu_cores() -> int:
+    """The CPU cores that this process may use."""
+    # macOS and Windows do not tell which.
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))

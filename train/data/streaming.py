@@ -8,7 +8,6 @@ any time, and a run starts at any step without a replay.
 import contextlib
 import functools
 import math
-import os
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from train import mesh as mesh_lib
-from train.data.feed import Batch, Fed, Feed, epoch_order
+from train.data.feed import Batch, Fed, Feed, cpu_cores, epoch_order
 from train.data.records import BadRecord, BadRecordError, BadRecords, Record
 from train.data.sources import Split
 from train.data.transform import Transform, eval_transform, train_transform
@@ -77,7 +76,7 @@ class Loader:
         self._records = split.open_records()
 
     def __enter__(self) -> "Loader":
-        workers = self._config.data.workers or len(os.sched_getaffinity(0))
+        workers = self._config.data.workers or cpu_cores()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
         return self
 
@@ -158,17 +157,12 @@ def host_order(key: jax.Array, size: int) -> Callable[[int], np.ndarray]:
       key: random key of the orders.
       size: number of examples.
     """
-    cpu = jax.local_devices(backend="cpu")[0]
     jitted = jax.jit(epoch_order, static_argnums=2)
-    on_cpu = jax.random.wrap_key_data(
-        jax.device_put(jax.random.key_data(key), cpu), impl=jax.random.key_impl(key)
-    )
 
     # Batches in the making belong to two epochs at most.
     @functools.lru_cache(maxsize=2)
     def order(epoch: int) -> np.ndarray:
-        with jax.default_device(cpu):
-            return np.asarray(jitted(on_cpu, epoch, size))
+        return np.asarray(jitted(key, epoch, size))
 
     return order
 
