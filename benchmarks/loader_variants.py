@@ -8,7 +8,6 @@ best of five rounds over the same 200 records; the pipelines use a thread for ea
 
 import argparse
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ import tensorflow_datasets as tfds
 from configs import imagenet_resnet50
 from train import step as step_lib
 from train.data import crop, jpeg, records, sources, streaming
-from train.data.feed import epoch_orders
+from train.data.feed import cpu_cores, epoch_orders
 from train.data.transform import train_transform
 
 COUNT, BATCH_SIZE = 200, 256
@@ -89,7 +88,7 @@ def pipelines(directory: Path, seconds: float) -> None:
     """Prints how fast ways to run the steps are, up to NumPy batches on the host."""
     config = imagenet_resnet50.get_config()
     config.data.dir = str(directory)
-    workers = len(os.sched_getaffinity(0))
+    workers = cpu_cores()
     split = sources.open_split(config.data, "train")
     order = epoch_orders(step_lib.streams(0)["order"], split.num_examples)(0)
     opened, steps = split.open_records(), split.num_examples // BATCH_SIZE

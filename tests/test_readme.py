@@ -8,22 +8,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
+
+from nam_jax import models
+from nam_jax.initialization import abstract_variables
+from nam_jax.torch_import import names
 
 README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.fixture(scope="module")
-def namespace() -> dict[str, Any]:
+def namespace(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     names: dict[str, Any] = {}
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
+    # In place of weights that would have to be downloaded: random ones, of the same names.
+    weights = tmp_path_factory.mktemp("weights") / "resnet50.npz"
+    np.savez(weights, **resnet50())
+    blocks[2] = blocks[2].replace("resnet50.pth", str(weights))
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
+        names.setdefault("trained", names["variables"])
     return names
 
 
+def resnet50() -> dict[str, np.ndarray]:
+    """The weights of a ResNet-50 without attention, as PyTorch has them."""
+    model = models.create("resnet50", num_classes=1000)
+    shapes = abstract_variables(model, (1, 224, 224, 3))
+    rules = names.rules_of(model)
+    return {
+        names.torch_name(path, rules): np.zeros(leaf.shape[::-1], np.float32).swapaxes(-1, -2)
+        if leaf.ndim == 4
+        else np.zeros(leaf.shape[::-1], np.float32)
+        for path, leaf in traverse_util.flatten_dict(shapes).items()
+    }
+
+
 def test_block_trains(namespace: dict[str, Any]) -> None:
-    scale = namespace["variables"]["params"]["NAM_0"]["channel"]["nam_bn"]["scale"]
+    scale = namespace["trained"]["params"]["NAM_0"]["channel"]["nam_bn"]["scale"]
     assert scale.shape == (8,)
     assert not np.array_equal(scale, np.ones(8))
 
@@ -35,6 +58,12 @@ def test_tied_block_owns_only_its_batch_norm(namespace: dict[str, Any]) -> None:
     # The BatchNorm passes the ones on; each of 8 equal scales weighs 1/8.
     y = namespace["TiedBlock"]().apply(variables, x, train=False)
     np.testing.assert_allclose(y, 1 / (1 + np.exp(-1 / 8)), rtol=1e-4)
+
+
+def test_weights_keep_the_attention_fresh(namespace: dict[str, Any]) -> None:
+    params = namespace["variables"]["params"]
+    assert not params["layer1_0"]["conv1"]["kernel"].any()
+    assert (params["layer1_0"]["attention"]["channel"]["nam_bn"]["scale"] == 1).all()
 
 
 def test_commands_name_files_that_exist() -> None:

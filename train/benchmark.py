@@ -22,7 +22,6 @@ Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 import contextlib
 import dataclasses
 import functools
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,7 +36,7 @@ from train import experiment as experiment_lib
 from train import mesh as mesh_lib
 from train import step as step_lib
 from train.data import streaming
-from train.data.feed import epoch_orders
+from train.data.feed import cpu_cores, epoch_orders
 from train.data.records import BadRecordError
 from train.data.transform import train_transform
 from train.errors import ConfigError
@@ -60,7 +59,7 @@ def main() -> None:
     if config.data.loader != "streaming":
         raise ConfigError("config.data.loader: the resident loader has no work to measure.")
     experiment = experiment_lib.build(config)
-    cores = len(os.sched_getaffinity(0))
+    cores = cpu_cores()
     print(f"{cores} CPU cores; microseconds per image and thread, by stage")
     results = []
     for workers in _numbers_of_workers(cores):
@@ -101,7 +100,7 @@ def loader_figures(experiment: Experiment, workers: int, seconds: float) -> dict
       stage, on one thread.
     """
     images_per_second, images_per_cpu_second = _throughput(experiment, seconds)
-    cores = min(workers, len(os.sched_getaffinity(0)))
+    cores = min(workers, cpu_cores())
     return {
         "workers": workers,
         "images_per_second": round(images_per_second, 1),

@@ -42,7 +42,7 @@ def run(main: Callable[..., None], usage: str, actions: Sequence[str] = ()) -> N
             distributed.say(f"{error}; the same command goes on from there")
             sys.exit(PREEMPTED)
         except KeyboardInterrupt:
-            _exit(FAILED, "interrupted; the same command goes on from the last checkpoint.")
+            _exit(FAILED, "interrupted; the same command goes on with what is done already.")
         except Exception:
             traceback.print_exc()
             distributed.fail(FAILED)

@@ -66,10 +66,11 @@ def test_all_rows_are_the_file_itself():
         encode()[:150] + b"\xff\xd9",
         encode() + b"trailing bytes",
         encode().replace(b"\xff\xc0", b"\xff\xfe", 1),
+        encode().replace(b"\x01\x22\x00", b"\x01\x20\x00", 1),
     ],
     ids=[
         *("empty", "nothing inside", "PNG", "progressive", "restart markers", "no end", "half"),
-        *("header", "more", "no frame"),
+        *("header", "more", "no frame", "no sampling"),
     ],
 )
 def test_other_files_are_not_ended(encoded):

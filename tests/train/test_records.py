@@ -72,7 +72,7 @@ def test_damaged_bytes_make_one_record_bad(tmp_path):
 
 def test_bytes_that_are_no_example_are_bad():
     with pytest.raises(BadRecordError):
-        sources.Records([b"no example"], "image", "label")[0]
+        sources.Records([b"no example"], "image", "label", 10)[0]
 
 
 @pytest.mark.parametrize("extension", [".png", ".jpg"])

@@ -333,6 +333,10 @@ def test_fewer_than_ten_bad_records_never_stop_a_run():
     patient.add(10_000, bad)
     with pytest.raises(RunError):
         patient.add(1, bad[:1])
+    # The same one in every epoch is one.
+    again = records.BadRecords(0.001)
+    for _ in range(20):
+        again.add(900, bad[:1])
 
 
 def test_bad_record_is_named_once(capsys):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
@@ -70,3 +71,11 @@ def epoch_orders(key: jax.Array, size: int) -> Callable[[int], np.ndarray]:
         return np.asarray(compiled(key, np.int32(epoch)))
 
     return order
+
+
+def cpu_cores() -> int:
+    """The CPU cores that this process may use."""
+    # macOS and Windows do not tell which.
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))

@@ -59,9 +59,11 @@ def header(encoded: bytes) -> Header | None:
 def _header(encoded: bytes, place: int, channels: int) -> Header | None:
     height, width = _number(encoded, place + 5), _number(encoded, place + 7)
     factors = encoded[place + 11 : place + 11 + 3 * channels : 3]
-    if not height or not width or not factors:
+    # Of a channel, relative to the others: across in the upper four bits, down in the lower.
+    downs = [factor & 15 for factor in factors]
+    if not height or not width or not downs or not 1 <= min(downs) <= max(downs) <= 4:
         return None
-    return Header(height, width, place + 5, 8 * max(factor & 15 for factor in factors))
+    return Header(height, width, place + 5, 8 * max(downs))
 
 
 def _number(encoded: bytes, place: int) -> int:

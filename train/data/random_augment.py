@@ -103,9 +103,10 @@ def _grey(image: np.ndarray) -> np.ndarray:
 
 def _of_channels(image: np.ndarray, table: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Maps the values of every channel by a table made from its histogram."""
-    channels = np.moveaxis(image, -1, 0)
-    tables = [table(np.bincount(channel.ravel(), minlength=256)) for channel in channels]
-    return np.stack([t[c] for t, c in zip(tables, channels, strict=True)], -1).astype(np.uint8)
+    channels = range(image.shape[2])
+    counts = (cv2.calcHist([image], [c], None, [256], (0, 256)).ravel() for c in channels)
+    tables = [table(count.astype(np.int64)) for count in counts]
+    return cv2.LUT(image, np.stack(tables, -1).astype(np.uint8)[None])
 
 
 def identity(image: np.ndarray, level: float, sign: int, limits: Ranges) -> np.ndarray:
@@ -173,7 +174,9 @@ def posterize(image: np.ndarray, level: float, sign: int, limits: Ranges) -> np.
 
 def solarize(image: np.ndarray, level: float, sign: int, limits: Ranges) -> np.ndarray:
     """Inverts the values that are not below a threshold."""
-    return np.where(image >= 255 * (1 - level), 255 - image, image)
+    values = np.arange(256)
+    table = np.where(values >= 255 * (1 - level), 255 - values, values)
+    return cv2.LUT(image, table.astype(np.uint8))
 
 
 def autocontrast(image: np.ndarray, level: float, sign: int, limits: Ranges) -> np.ndarray:

@@ -59,17 +59,19 @@ class BadRecord:
 class Records:
     """The records of a split by index; threads may share it."""
 
-    def __init__(self, source: Sequence[bytes], image_key: str, label_key: str):
+    def __init__(self, source: Sequence[bytes], image_key: str, label_key: str, num_classes: int):
         """Wraps a random-access source.
 
         Args:
           source: serialised examples.
           image_key: the feature with the image.
           label_key: the feature with the label.
+          num_classes: labels are 0 … num_classes − 1.
         """
         self._source = source
         self._image_key = image_key
         self._label_key = label_key
+        self._num_classes = num_classes
 
     def __len__(self) -> int:
         return len(self._source)
@@ -78,7 +80,7 @@ class Records:
         """Reads a record.
 
         Raises:
-          BadRecordError: it is damaged, empty, or without an image and a label.
+          BadRecordError: it is damaged, empty, or without an image and a label of a class.
         """
         try:
             features = tf_example_pb2.Example.FromString(self._source[index]).features.feature
@@ -94,6 +96,8 @@ class Records:
         labels = features[self._label_key].int64_list.value
         if not images or not labels:
             raise BadRecordError("an empty image or label", file_name)
+        if not 0 <= labels[0] < self._num_classes:
+            raise BadRecordError(f"label {labels[0]} of {self._num_classes} classes", file_name)
         return Record(images[0], labels[0], file_name)
 
 
@@ -125,7 +129,10 @@ def decode(record: Record, channels: int) -> np.ndarray:
 
 
 class BadRecords:
-    """Counts records, names each bad one once, and ends a run that meets too many."""
+    """Counts records, names each bad one once, and ends a run that meets too many.
+
+    Counts what this process meets, from its start on.
+    """
 
     def __init__(self, max_fraction: float):
         self._max_fraction = max_fraction
@@ -141,7 +148,8 @@ class BadRecords:
           bad: those that could not be used.
 
         Raises:
-          RunError: FEWEST_BAD or more, and a larger share than allowed, were bad so far.
+          RunError: FEWEST_BAD different ones or more were bad so far, and a larger share of all
+            that were read than is allowed.
         """
         for record in bad:
             if (record.split, record.index) not in self._named:
@@ -149,7 +157,8 @@ class BadRecords:
                 print(f"bad record: {record}", file=sys.stderr, flush=True)
         self._seen += seen
         self._bad += len(bad)
-        if self._bad >= FEWEST_BAD and self._bad > self._max_fraction * self._seen:
+        is_large = self._bad > self._max_fraction * self._seen
+        if len(self._named) >= FEWEST_BAD and is_large:
             raise RunError(
                 f"{self._bad} of the {self._seen} records read so far are bad, a larger share "
                 f"than config.data.max_bad_fraction = {self._max_fraction:g}; the last: {bad[-1]}. "

@@ -6,6 +6,7 @@ The copy has the layout, the order and the labels of the original; only the imag
 
 import functools
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,7 +60,7 @@ def shrink(config: ConfigDict, out: Path, workers: int) -> None:
             shrink_record = functools.partial(_record, array_records(builder, part), image_key)
             _write(target / file, progress, pool.map(shrink_record, range(length)))
     _write_metadata(source, target, image_key)
-    print(f"{target} is written")
+    print(f"{target} is written; python -m train.prepare check finds records that are bad")
 
 
 def _shards(dataset: str, lengths: dict[str, list[int]]) -> Iterator[tuple[str, str, int]]:
@@ -79,6 +80,8 @@ def _write(path: Path, progress: Any, records: Iterator[bytes]) -> None:
         writer.write(record)
         progress.update()
     writer.close()
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 

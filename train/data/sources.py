@@ -138,7 +138,8 @@ def _open_tfds(config: ConfigDict, name: str) -> Split:
     shape = _loaded_shape(config, features[image_key].shape)
 
     def open_records() -> Records:
-        return Records(array_records(builder, name), image_key, label_key)
+        num_classes = features[label_key].num_classes
+        return Records(array_records(builder, name), image_key, label_key, num_classes)
 
     def load() -> Arrays:
         return _load_all(open_records(), name, shape)

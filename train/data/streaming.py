@@ -8,7 +8,6 @@ any time, and a run starts at any step without a replay.
 import contextlib
 import functools
 import math
-import os
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from train import mesh as mesh_lib
-from train.data.feed import Batch, Fed, Feed, epoch_orders
+from train.data.feed import Batch, Fed, Feed, cpu_cores, epoch_orders
 from train.data.records import BadRecord, BadRecordError, BadRecords, Record
 from train.data.sources import Split
 from train.data.transform import Transform, eval_transform, train_transform
@@ -77,7 +76,7 @@ class Loader:
         self._records = split.open_records()
 
     def __enter__(self) -> "Loader":
-        workers = self._config.data.workers or len(os.sched_getaffinity(0))
+        workers = self._config.data.workers or cpu_cores()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
         return self
 
