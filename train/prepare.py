@@ -58,12 +58,12 @@ def main(action: str) -> None:
     """Checks or shrinks."""
     cv2.setNumThreads(0)
     config = command_line.CONFIG.value.data
+    if action == "shrink" and OUT.value is None:
+        raise ConfigError("--out is missing; name a directory for the copy.")
     if config.name == "digits":
         raise ConfigError("config.data.name: digits is not on disk; there is nothing to prepare.")
     if action == "check":
         check(config)
-    elif OUT.value is None:
-        raise ConfigError("--out is missing; name a directory for the copy.")
     else:
         shrink.shrink(config, Path(OUT.value).expanduser(), config.workers or cpu_cores())
 

@@ -102,7 +102,7 @@ def test_help_fits_a_screen_and_shows_an_example(command: str) -> None:
         (("chek", *DIGITS), "name what to do: check or shrink; got 'chek'."),
         (("check", "now", *DIGITS), "unknown argument 'now'"),
         (("shrink", *DIGITS), "--out is missing"),
-        (("check", *DIGITS), "config.data.loader: only TFDS datasets"),
+        (("check", *DIGITS), "digits is not on disk; there is nothing to prepare"),
     ],
 )
 def test_wrong_call_of_prepare(arguments: tuple[str, ...], expected: str) -> None:

@@ -36,7 +36,7 @@ def test_check_names_what_cannot_be_used(tmp_path, capsys):
     assert "bad record: train record 3 (n00000003_3.JPEG): no whole JPEG" in out
     assert "bad record: train record 66: no image or no label" in out
     assert "bad record: validation record 1: label 1000 of 1000 classes" in out
-    assert "validation: 3 records, 2 bad; 3 labels from -1 to 1000 of 1,000; height" in out
+    assert "validation: 3 records, 2 bad; 1 labels from 0 to 0 of 1,000; height" in out
 
 
 def test_check_of_a_split_of_bad_records_alone(tmp_path, capsys):
