@@ -13,7 +13,7 @@ def enable() -> None:
     JAX's own settings hold: JAX_COMPILATION_CACHE_DIR for another directory, and
     JAX_ENABLE_COMPILATION_CACHE=false for none.
     """
-    if jax.config.read("jax_compilation_cache_dir") is not None:
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     # Code for one machine's CPU may not run on another's that shares the home directory.
