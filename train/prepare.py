@@ -58,14 +58,15 @@ def main(action: str) -> None:
     """Checks or shrinks."""
     cv2.setNumThreads(0)
     config = command_line.CONFIG.value.data
-    if action == "shrink" and OUT.value is None:
+    out = OUT.value or ""
+    if action == "shrink" and not out:
         raise ConfigError("--out is missing; name a directory for the copy.")
     if config.name == "digits":
         raise ConfigError("config.data.name: digits is not on disk; there is nothing to prepare.")
     if action == "check":
         check(config)
     else:
-        shrink.shrink(config, Path(OUT.value).expanduser(), config.workers or cpu_cores())
+        shrink.shrink(config, Path(out).expanduser(), config.workers or cpu_cores())
 
 
 def check(config: ConfigDict) -> None:
