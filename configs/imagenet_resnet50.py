@@ -1,11 +1,11 @@
-"""ResNet-50 with NAM, channel and spatial, on ImageNet.
+"""ResNet-50 with NAM, channels and pixels, on ImageNet.
 
 python -m train.main --config configs/imagenet_resnet50.py --config.data.dir=DIR
 
-The recipe of CBAM's code, of which NAM's is a descendant: SGD with momentum 0.9, batch 256,
-100 epochs, learning rate 0.1, ÷ 10 every 30 epochs, weight decay 1e-4 on every parameter; in
-bfloat16 with float32 parameters. Time and error have not been measured; it is meant for
-several GPUs or TPU chips.
+SGD with momentum 0.9, batch 256, 100 epochs, learning rate 0.1, ÷ 10 every 30 epochs, weight
+decay 1e-4 on every parameter; random resized crops of 224 × 224, mirrored at random, and the
+centre of the short side scaled to 256 for the evaluation. docs/imagenet.md says how to prepare
+the dataset. Time and error of the whole run have not been measured; it is meant for GPUs or TPUs.
 """
 
 from ml_collections import ConfigDict
@@ -22,8 +22,10 @@ def get_config() -> ConfigDict:
     config.model.stem = "imagenet"
     config.model.dtype = "bfloat16"
     config.data.name = "imagenet2012"
+    config.data.loader = "streaming"
     config.data.eval_split = "validation"
     config.data.image_size = 224
+    config.data.crop = "resized"
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)
     config.optimizer.learning_rate = 0.1

@@ -14,6 +14,9 @@ from ml_collections import ConfigDict
 from nam_jax import models
 from nam_jax.attention import NAMES as ATTENTIONS
 from nam_jax.models.resnet import STEMS
+from train.data.crop import INTERPOLATIONS
+from train.data.random_augment import LEVELS
+from train.data.random_augment import NAMES as AUGMENTATIONS
 from train.errors import ConfigError
 
 
@@ -101,17 +104,53 @@ FIELDS: dict[str, Field] = {
     "data.dir": _text("~/tensorflow_datasets", "where TFDS datasets lie"),
     "data.train_split": _text("train", "split to train on"),
     "data.eval_split": _text("test", "split to evaluate on"),
-    "data.loader": _choice("resident", ("resident",), "resident: the images lie on each device"),
+    "data.loader": _choice(
+        "resident",
+        ("resident", "streaming"),
+        "resident: the images lie on each device; streaming: threads read them from disk",
+    ),
     "data.resident_limit_gb": _above_zero(4.0, "gigabytes that a split may take on a device"),
+    "data.workers": _at_least(0, 0, "threads of the streaming loader; 0: as many as CPU cores"),
+    "data.max_bad_fraction": _fraction(
+        0.001, "share of unreadable records that ends a run, from 10 of them on"
+    ),
     "data.image_size": _at_least(0, 0, "height and width in pixels; 0: the dataset's own"),
+    "data.crop": _choice(
+        "pad",
+        ("pad", "resized"),
+        "pad: whole images, padded and cut at random; resized: a random part of 8 to 100 % of the "
+        "area (streaming only)",
+    ),
+    "data.eval_crop_ratio": Field(
+        0.875,
+        "size of the evaluation's centre crop, of the short side; with the crop `resized`",
+        "above 0 and at most 1",
+        lambda v: 0 < v <= 1,
+    ),
+    "data.interpolation": _choice(
+        "bilinear", tuple(INTERPOLATIONS), "of pixels; with the crop `resized`"
+    ),
     "data.mean": _numbers(
         (0.5,), "of each channel, of pixels in 0…1", "each from 0 to 1", lambda x: 0 <= x <= 1
     ),
     "data.std": _numbers(
         (0.25,), "of each channel, of pixels in 0…1", "each above 0", lambda x: x > 0
     ),
-    "data.crop_padding": _at_least(4, 0, "zero pixels on each side before a random crop"),
+    "data.crop_padding": _at_least(4, 0, "zero pixels on each side, with the crop `pad`"),
     "data.flip": _switch(True, "mirror images at random"),
+    "data.augmentation": _choice(
+        "none", AUGMENTATIONS, "random operations on every image (streaming only)"
+    ),
+    "data.randaugment_operations": _at_least(2, 1, "that RandAugment applies to an image"),
+    "data.randaugment_level": Field(
+        9, "strength of RandAugment's operations", f"0 to {LEVELS}", lambda v: 0 <= v <= LEVELS
+    ),
+    "data.random_erasing": Field(
+        0.0,
+        "probability that a random box of an image is erased",
+        "0 to 1",
+        lambda v: 0 <= v <= 1,
+    ),
     "data.mixup": _at_least(0.0, 0, "parameter of mixup's Beta distribution; 0: none"),
     "data.cutmix": _at_least(0.0, 0, "parameter of CutMix's Beta distribution; 0: none"),
     "optimizer.learning_rate": _above_zero(0.1, "the highest of the schedule"),
@@ -148,6 +187,8 @@ FREE_FIELDS = (
     "data.dir",
     "data.loader",
     "data.resident_limit_gb",
+    "data.workers",
+    "data.max_bad_fraction",
     "checkpoint.every_steps",
     "checkpoint.keep",
 )
@@ -159,6 +200,7 @@ EVALUATION_FREE_FIELDS = (
     "batch_size",
     "data.eval_split",
     "model.pretrained",
+    "data.eval_crop_ratio",
     "model.sync_bn_devices",
 )
 
@@ -203,6 +245,12 @@ def validate(config: ConfigDict) -> None:
             f"config.optimizer.sparsity: {config.optimizer.sparsity} with the attention "
             f"{config.model.attention!r}, which has no NAM scales; set it to 0."
         )
+    for name, needless in (("crop", "pad"), ("augmentation", "none")):
+        if config.data.loader == "resident" and config.data[name] != needless:
+            raise ConfigError(
+                f"config.data.{name}: {config.data[name]!r} needs the images on the host; set "
+                f"config.data.loader=streaming, or {name}={needless}."
+            )
 
 
 def _check(name: str, field: Field, value: Any) -> None:

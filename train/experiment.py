@@ -104,7 +104,8 @@ def _open_split(config: ConfigDict, field: str) -> sources.Split:
     split = sources.open_split(config, config[field])
     if split.num_examples == 0:
         raise ConfigError(f"config.data.{field}: {split.name!r} of {config.name} is empty.")
-    resident.check_size(split, config.resident_limit_gb)
+    if config.loader == "resident":
+        resident.check_size(split, config.resident_limit_gb)
     return split
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -56,6 +57,42 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def by_rows(mesh: Mesh) -> NamedSharding:
+    """The sharding of batches, whose rows are split over all devices."""
+    return NamedSharding(mesh, P(AXES))
+
+
+def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of the global batch that this process's devices have, ascending."""
+    slices = by_rows(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.sort(np.concatenate([np.arange(batch_size)[rows] for rows in slices]))
+
+
+def put_rows(rows: Any, mesh: Mesh, batch_size: int) -> Any:
+    """Makes a global batch of the rows that each process has.
+
+    Args:
+      rows: a tree of arrays (n, …), the rows of `process_rows`.
+      mesh: of the run.
+      batch_size: of the global batch.
+
+    Returns:
+      The tree with arrays (batch_size, …), split over all devices.
+    """
+    own = process_rows(mesh, batch_size)
+
+    def put(array: np.ndarray) -> jax.Array:
+        def of_device(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(batch_size)
+            first = np.searchsorted(own, start)
+            return array[first : first + stop - start]
+
+        shape = (batch_size, *array.shape[1:])
+        return jax.make_array_from_callback(shape, by_rows(mesh), of_device)
+
+    return jax.tree.map(put, rows)
+
+
 def mean(tree: Any) -> Any:
     """Averages over all devices, inside a sharded function."""
     return jax.lax.pmean(tree, AXES)
@@ -72,11 +109,21 @@ def local_rows(mesh: Mesh, batch_size: int) -> jax.Array:
     return jax.lax.axis_index(AXES) * per_device + jnp.arange(per_device)
 
 
-def jit_replicated(function: Callable[..., Any], mesh: Mesh, donate_argnums: Any = ()) -> Any:
+def jit_replicated(
+    function: Callable[..., Any], mesh: Mesh, donate_argnums: Any = (), rows_argnum: int = -1
+) -> Any:
     """Compiles a function that every device runs on whole arguments and its own rows.
 
     What it returns must be equal on all devices: sum or average it over them.
+
+    Args:
+      function: to be run.
+      mesh: of the devices.
+      donate_argnums: arguments that are used up.
+      rows_argnum: the last argument, where that is a batch whose rows are split over the
+        devices; -1: no argument is.
     """
+    in_specs = P() if rows_argnum < 0 else (*[P()] * rows_argnum, P(AXES))
     # With check_vma=True, averaging gradients that shard_map already summed would scale them.
-    sharded = jax.shard_map(function, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+    sharded = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=P(), check_vma=False)
     return jax.jit(sharded, donate_argnums=donate_argnums)

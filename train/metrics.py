@@ -144,6 +144,7 @@ class Log:
         self._batch_size = batch_size
         self._log_every_steps = log_every_steps
         self._pending: collections.deque[tuple[int, Metrics]] = collections.deque()
+        self._bad_records: dict[int, int] = {}
         self._wall = Stopwatch(progress.wall_seconds)
         self._training = Stopwatch(progress.train_seconds)
         self._waiting_seconds = 0.0
@@ -172,13 +173,24 @@ class Log:
         """Leaves what happens inside out of the training speed."""
         return self._training.paused()
 
-    def train(self, step: int, metrics: Metrics) -> None:
+    def train(self, step: int, metrics: Metrics, bad_records: int = 0) -> None:
         """Takes the metrics of a training step, still on the device.
+
+        Waits for the step LAG before it: batches that are dispatched too early would fill the
+        device's memory, and waiting for them be taken for waiting for data.
+
+        Args:
+          step: its number, from 1 on.
+          metrics: on the device.
+          bad_records: that were met in making its batch.
 
         Raises:
           NonFiniteError: by then known of this step or an earlier one.
         """
         self._pending.append((step, metrics))
+        self._bad_records[step] = bad_records
+        if len(self._pending) > LAG:
+            jax.block_until_ready(self._pending[-1 - LAG])
         if (step - LAG) % self._log_every_steps == 0:
             self._fetch(step - LAG)
 
@@ -213,7 +225,13 @@ class Log:
             if step % self._log_every_steps == 0 or step == self._total_steps:
                 # Rows that are fetched together share their speed.
                 speed = speed or self._speed(last)
-                self._write({**self._place(step, "train"), **metrics, **speed})
+                bad = {"bad_records": self._count_bad_records(step)}
+                self._write({**self._place(step, "train"), **metrics, **bad, **speed})
+
+    def _count_bad_records(self, step: int) -> int:
+        """Of the steps since the row before."""
+        counted = [number for number in self._bad_records if number <= step]
+        return sum(self._bad_records.pop(number) for number in counted)
 
     def _place(self, step: int, split: str) -> Row:
         return {"step": step, "epoch": round(step / self._steps_per_epoch, 4), "split": split}

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from nam_jax import sparsity_penalty
 from train import mesh as mesh_lib
 from train.data import augment, resident
+from train.data.feed import Batch
 
 Metrics = Mapping[str, jax.Array]
 
@@ -171,7 +172,7 @@ def build_train_step(
     learning_rate: optax.Schedule,
     steps_per_epoch: int,
 ) -> Any:
-    """Compiles the training step on a resident split: batch, augmentation, update.
+    """Compiles the training step: batch, augmentation, update.
 
     Args:
       model: takes images and `train`.
@@ -182,13 +183,13 @@ def build_train_step(
       steps_per_epoch: batches of a pass over the split.
 
     Returns:
-      A jitted function of (state, split) that gives (state, metrics) and donates the state.
+      A jitted function of (state, split) for a resident split, of (state, batch) for a
+      streamed one, that gives (state, metrics) and donates the state.
     """
     key = streams(config.seed)["augment"]
 
-    def step(state: TrainState, split: resident.ResidentSplit) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rows = mesh_lib.local_rows(mesh, config.batch_size)
-        batch = resident.take(split, state.step % steps_per_epoch, config.batch_size, rows)
         keys = augment.row_keys(key, state.step, rows)
         images, targets = augment.train_batch(
             keys,
@@ -200,26 +201,39 @@ def build_train_step(
         new_state, metrics = train_step(state, images, targets, model=model, tx=tx, config=config)
         return new_state, {**metrics, "learning_rate": learning_rate(state.step)}
 
-    return mesh_lib.jit_replicated(step, mesh, donate_argnums=0)
+    def resident_step(
+        state: TrainState, split: resident.ResidentSplit
+    ) -> tuple[TrainState, Metrics]:
+        rows = mesh_lib.local_rows(mesh, config.batch_size)
+        index = state.step % steps_per_epoch
+        return step(state, resident.take(split, index, config.batch_size, rows))
+
+    if config.data.loader == "streaming":
+        return mesh_lib.jit_replicated(step, mesh, donate_argnums=0, rows_argnum=1)
+    return mesh_lib.jit_replicated(resident_step, mesh, donate_argnums=0)
 
 
 def build_eval_step(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Any:
-    """Compiles the evaluation of one batch of a resident split.
+    """Compiles the evaluation of one batch.
 
     Returns:
-      A jitted function of (variables, split, index of the batch) that gives the sums of
-      `eval_step`.
+      A jitted function of (variables, split, index of the batch) for a resident split, of
+      (variables, batch) for a streamed one, that gives the sums of `eval_step`.
     """
 
-    def step(variables: Any, split: resident.ResidentSplit, index: jax.Array) -> Metrics:
-        rows = mesh_lib.local_rows(mesh, config.batch_size)
-        batch = resident.take(split, index, config.batch_size, rows)
+    def step(variables: Any, batch: Batch) -> Metrics:
         images = augment.normalize(
             batch.images, config.data.mean, config.data.std, config.model.dtype
         )
         return eval_step(variables, images, batch.labels, batch.mask, model=model)
 
-    return mesh_lib.jit_replicated(step, mesh)
+    def resident_step(variables: Any, split: resident.ResidentSplit, index: jax.Array) -> Metrics:
+        rows = mesh_lib.local_rows(mesh, config.batch_size)
+        return step(variables, resident.take(split, index, config.batch_size, rows))
+
+    if config.data.loader == "streaming":
+        return mesh_lib.jit_replicated(step, mesh, rows_argnum=1)
+    return mesh_lib.jit_replicated(resident_step, mesh)
 
 
 @jax.jit

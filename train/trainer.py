@@ -1,12 +1,12 @@
 """The training loop."""
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nam_jax import sparsity_penalty
 from train import mesh as mesh_lib
@@ -15,10 +15,11 @@ from train import step as step_lib
 from train import workdir as workdir_lib
 from train.checkpoint import Checkpoints, state_sha256
 from train.config import EVALUATION_FREE_FIELDS
-from train.data import resident
+from train.data import resident, streaming
+from train.data.feed import Feed
 from train.errors import RunError
 from train.experiment import Experiment
-from train.metrics import Log, NonFiniteError, Progress, Row, RowFile, write_json
+from train.metrics import LAG, Log, NonFiniteError, Progress, Row, RowFile, write_json
 from train.size import multiply_adds, parameters
 
 
@@ -44,11 +45,26 @@ def initial_state(experiment: Experiment, variables: Any = None) -> step_lib.Tra
     return jax.jit(init, out_shardings=mesh_lib.replicated(experiment.mesh))(variables)
 
 
+def train_feed(experiment: Experiment) -> Feed:
+    """Opens the training split by the loader that the config names."""
+    config, split, mesh = experiment.config, experiment.train_split, experiment.mesh
+    key = step_lib.streams(config.seed)["order"]
+    if config.data.loader == "streaming":
+        return streaming.train_feed(split, config, mesh, key, experiment.total_steps)
+    steps = experiment.steps_per_epoch, experiment.total_steps
+    return resident.train_feed(split, mesh, key, *steps)
+
+
+def eval_feed(experiment: Experiment) -> Feed:
+    """Opens the evaluation split by the loader that the config names."""
+    config, split, mesh = experiment.config, experiment.eval_split, experiment.mesh
+    if config.data.loader == "streaming":
+        return streaming.eval_feed(split, config, mesh)
+    return resident.eval_feed(split, mesh, config.batch_size)
+
+
 def evaluate(
-    experiment: Experiment,
-    eval_step: Any,
-    state: step_lib.TrainState,
-    split: resident.ResidentSplit,
+    experiment: Experiment, eval_step: Any, state: step_lib.TrainState, feed: Feed
 ) -> dict[str, float]:
     """Evaluates every image of a split once.
 
@@ -56,30 +72,42 @@ def evaluate(
       experiment: the run.
       eval_step: from `step.build_eval_step`.
       state: whose weights are evaluated, and the averaged ones beside them.
-      split: on the devices.
+      feed: of the split.
 
     Returns:
-      `num_images`, `loss`, `cross_entropy`, `penalty`, and `top1_error` and `top5_error` in
-      percent; the same of the averaged weights, where there are any, with the prefix `ema_`.
+      `num_images`, `bad_records`, `loss`, `cross_entropy`, `penalty`, and `top1_error` and
+      `top5_error` in percent; the same of the averaged weights, where there are any, with the
+      prefix `ema_`.
+
+    Raises:
+      RunError: no image can be read.
     """
-    result = _evaluate(experiment, eval_step, state.variables, split)
-    if state.ema is not None:
-        averaged = _evaluate(experiment, eval_step, state.ema, split)
-        del averaged["num_images"]
-        result |= {f"ema_{name}": value for name, value in averaged.items()}
+    weights = {"": state.variables} | ({"ema_": state.ema} if state.ema is not None else {})
+    batches = []
+    with contextlib.closing(feed.batches(0)) as fed:
+        for arguments, _ in fed:
+            batches.append({name: eval_step(v, *arguments) for name, v in weights.items()})
+            # The device holds no more batches than it has begun with.
+            jax.block_until_ready(batches[-LAG:][0])
+    fetched = jax.device_get(batches)
+    sums = jax.tree.map(lambda *values: sum(map(float, values)), *fetched)
+    count = int(sums[""]["count"])
+    if count == 0:
+        raise RunError(f"no image of the split {experiment.eval_split.name} can be read.")
+    result: dict[str, float] = {
+        "num_images": count,
+        "bad_records": experiment.eval_split.num_examples - count,
+    }
+    for prefix, variables in weights.items():
+        errors = _errors(sums[prefix], variables, experiment.config.optimizer.sparsity)
+        result |= {f"{prefix}{name}": value for name, value in errors.items()}
     return result
 
 
-def _evaluate(
-    experiment: Experiment, eval_step: Any, variables: Any, split: resident.ResidentSplit
-) -> dict[str, float]:
-    num_batches = -(-experiment.eval_split.num_examples // experiment.config.batch_size)
-    batches = [eval_step(variables, split, np.int32(index)) for index in range(num_batches)]
-    sums = {name: sum(float(b[name]) for b in jax.device_get(batches)) for name in batches[0]}
-    penalty = float(sparsity_penalty(variables["params"], experiment.config.optimizer.sparsity))
+def _errors(sums: dict[str, float], variables: Any, sparsity: float) -> dict[str, float]:
+    penalty = float(sparsity_penalty(variables["params"], sparsity))
     cross_entropy = sums["cross_entropy"] / sums["count"]
     return {
-        "num_images": int(sums["count"]),
         "loss": cross_entropy + penalty,
         "cross_entropy": cross_entropy,
         "penalty": penalty,
@@ -143,9 +171,8 @@ def evaluate_checkpoint(
         if step is None:
             raise RunError(f"the run in {workdir} has no {which} checkpoint yet.")
         state, _ = checkpoints.restore(step, initial_state(experiment))
-    split = resident.put(experiment.eval_split, experiment.mesh)
     eval_step = step_lib.build_eval_step(experiment.model, experiment.config, experiment.mesh)
-    return step, evaluate(experiment, eval_step, state, split)
+    return step, evaluate(experiment, eval_step, state, eval_feed(experiment))
 
 
 def _pretrained(experiment: Experiment) -> Any:
@@ -193,23 +220,23 @@ def _run_steps(
     progress: Progress,
 ) -> tuple[step_lib.TrainState, Progress]:
     start = int(state.step)
-    train_split = resident.put(experiment.train_split, experiment.mesh)
-    eval_split = resident.put(experiment.eval_split, experiment.mesh)
-    train_step, eval_step = _compile(experiment, state, train_split, eval_split)
-    order_key = step_lib.streams(experiment.config.seed)["order"]
-    batches = resident.batches(train_split, order_key, start, experiment.steps_per_epoch)
-    with _open_log(experiment, workdir, progress, start) as log:
+    training, evaluation_feed = train_feed(experiment), eval_feed(experiment)
+    train_step, eval_step = _compile(experiment, state, training, evaluation_feed)
+    with (
+        contextlib.closing(training.batches(start)) as batches,
+        _open_log(experiment, workdir, progress, start) as log,
+    ):
         for step in range(start + 1, experiment.total_steps + 1):
             with log.waiting_for_data():
-                batch = next(batches)
-            state, metrics = train_step(state, batch)
-            log.train(step, metrics)
+                arguments, bad_records = next(batches)
+            state, metrics = train_step(state, *arguments)
+            log.train(step, metrics, bad_records)
             if experiment.is_saved(step):
                 log.flush(step)
                 with log.training_paused():
                     evaluation = None
                     if experiment.is_evaluated(step):
-                        evaluation = evaluate(experiment, eval_step, state, eval_split)
+                        evaluation = evaluate(experiment, eval_step, state, evaluation_feed)
                         log.evaluation(step, evaluation)
                     if not step_lib.is_finite(state):
                         raise NonFiniteError(f"the update of step {step} is not finite")
@@ -229,7 +256,7 @@ def _open_log(experiment: Experiment, workdir: Path, progress: Progress, start: 
     )
 
 
-def _compile(experiment: Experiment, state: Any, train_split: Any, eval_split: Any) -> Any:
+def _compile(experiment: Experiment, state: Any, training: Feed, evaluation: Feed) -> Any:
     """Compiles both steps ahead of time, so that no speed figure contains a compilation."""
     start = time.monotonic()
     model, devices = experiment.config.model, experiment.mesh.devices
@@ -244,8 +271,8 @@ def _compile(experiment: Experiment, state: Any, train_split: Any, eval_split: A
     )
     eval_step = step_lib.build_eval_step(*build)
     compiled = (
-        train_step.lower(state, train_split).compile(),
-        eval_step.lower(state.variables, eval_split, np.int32(0)).compile(),
+        train_step.lower(state, *training.example).compile(),
+        eval_step.lower(state.variables, *evaluation.example).compile(),
     )
     print(f"compiled in {time.monotonic() - start:.1f} s", flush=True)
     return compiled

@@ -247,3 +247,54 @@ def test_mixing_with_neither_changes_nothing():
     images, targets, own, _ = mixed(8, 0.0, 0.0)
     np.testing.assert_array_equal(images, own)
     np.testing.assert_array_equal(targets, np.eye(8))
+
+
+def erased_boxes(images):
+    """Area and height / width of the box of zeros in each image, None where there is none."""
+    found = []
+    for image in np.asarray(images):
+        rows, columns = np.nonzero((image == 0).all(-1))
+        if not len(rows):
+            found.append(None)
+            continue
+        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert height * width == len(rows)
+        found.append((height * width / image.shape[0] / image.shape[1], height / width))
+    return found
+
+
+def test_random_erasing_follows_its_definition():
+    images = jnp.ones((600, 40, 60, 2))
+    erase = jax.jit(augment.random_erase, static_argnums=2)
+    found = erased_boxes(erase(keys(600), images, 0.25))
+    boxes = [box for box in found if box is not None]
+    assert 100 < len(boxes) < 200
+    areas, aspects = np.array(boxes).T
+    assert 0.015 < areas.min() < 0.05 < 0.27 < areas.max() < 0.345
+    assert 0.25 < aspects.min() < 0.4 < 2.5 < aspects.max() < 4
+    assert abs(np.log(aspects).mean()) < 0.2
+    assert all(found == 1 for found in np.unique(erase(keys(600), images, 0.0)))
+
+
+def test_random_erasing_reaches_every_pixel():
+    images = jnp.ones((300, 20, 20, 1))
+    kept = jax.jit(augment.random_erase, static_argnums=2)(keys(300), images, 1.0)
+    assert (np.asarray(kept).min(0) == 0).all()
+    assert None not in erased_boxes(kept)
+
+
+def test_random_erasing_comes_after_normalisation():
+    config = data_config(random_erasing=1.0)
+    images = np.full((8, 20, 20, 3), 255, np.uint8)
+    targets = jnp.zeros((8, 2))
+    train_batch = jax.jit(lambda k, x: augment.train_batch(k, x, targets, config, jnp.float32))
+    erased, _ = train_batch(keys(8), images)
+    assert None not in erased_boxes(erased)
+
+
+def test_resized_crops_are_not_padded_and_cut_again():
+    config = data_config(crop="resized", crop_padding=4)
+    images = distinct_images(8)[..., [0, 1, 0]]
+    found, _ = augment.train_batch(keys(8), images, jnp.zeros((8, 2)), config, jnp.float32)
+    expected = augment.normalize(images, config.mean, config.std, jnp.float32)
+    np.testing.assert_array_equal(found, expected)

@@ -29,10 +29,19 @@ OUT_OF_RANGE = {
     "data.eval_split": [""],
     "data.loader": ["on_disk"],
     "data.resident_limit_gb": [0.0, -1.0],
+    "data.workers": [-1],
+    "data.max_bad_fraction": [-0.1, 1.0],
     "data.image_size": [-1],
+    "data.crop": ["center"],
+    "data.eval_crop_ratio": [0.0, 1.1],
+    "data.interpolation": ["nearest"],
     "data.mean": [(), (1.1,), (0.5, -0.1, 0.5)],
     "data.std": [(), (0.0,), (0.2, -0.1, 0.2)],
     "data.crop_padding": [-1],
+    "data.augmentation": ["autoaugment"],
+    "data.randaugment_operations": [0],
+    "data.randaugment_level": [-1, 31],
+    "data.random_erasing": [-0.1, 1.1],
     "data.mixup": [-0.1],
     "data.cutmix": [-0.1],
     "optimizer.learning_rate": [0.0, -0.1],
@@ -181,6 +190,17 @@ def test_sparsity_without_nam_scales_is_refused(attention):
 @pytest.mark.parametrize("attention", WITH_SCALES)
 def test_sparsity_with_nam_scales_is_accepted(attention):
     validate(with_sparsity(attention, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("data.crop", "resized"), ("data.augmentation", "randaugment")]
+)
+def test_work_for_the_host_needs_the_streaming_loader(name, value):
+    config = config_with(name, value)
+    with pytest.raises(ConfigError, match=rf"config\.{name}: '{value}' .*loader=streaming"):
+        validate(config)
+    config.data.loader = "streaming"
+    validate(config)
 
 
 def test_free_fields_are_fields():

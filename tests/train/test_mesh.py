@@ -123,3 +123,27 @@ def test_donated_arguments_are_gone_and_others_stay():
     mesh_lib.jit_replicated(lambda a, b: a + b, mesh, donate_argnums=0)(first, second)
     assert first.is_deleted()
     assert not second.is_deleted()
+
+
+@each_group
+@pytest.mark.parametrize("reverse", [False, True])
+def test_rows_of_this_process_become_a_global_batch(group, reverse):
+    mesh = mesh_lib.create(8, group, jax.devices()[:: -1 if reverse else 1])
+    rows = mesh_lib.process_rows(mesh, 8)
+    np.testing.assert_array_equal(rows, np.arange(8))
+    images = np.arange(24).reshape(8, 3)
+    batch = mesh_lib.put_rows({"images": images, "labels": rows}, mesh, 8)
+    np.testing.assert_array_equal(batch["images"], images)
+    np.testing.assert_array_equal(batch["labels"], rows)
+    assert batch["images"].sharding == mesh_lib.by_rows(mesh)
+
+
+def test_batch_split_over_devices_arrives_as_the_rows_that_are_theirs():
+    mesh, labels = mesh_lib.create(8), np.arange(8)
+
+    def check(whole, batch):
+        own = mesh_lib.local_rows(mesh, 8)
+        return mesh_lib.total(jnp.abs(batch - whole[own]).sum())
+
+    compiled = mesh_lib.jit_replicated(check, mesh, rows_argnum=1)
+    assert compiled(labels, mesh_lib.put_rows(labels, mesh, 8)) == 0

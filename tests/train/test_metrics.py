@@ -109,10 +109,12 @@ def test_write_text_replaces_the_old_file(tmp_path):
 def test_rows_hold_the_values_of_their_own_steps(tmp_path, every):
     with open_log(tmp_path, total_steps=10, log_every_steps=every) as log:
         for step in range(1, 11):
-            log.train(step, values(step))
+            log.train(step, values(step), bad_records=step)
         log.flush(10)
     rows = written(tmp_path)
     assert [row["step"] for row in rows] == sorted({*range(every, 11, every), 10})
+    # Of all steps since the row before, not of its own alone.
+    assert sum(row.pop("bad_records") for row in rows) == sum(range(1, 11))
     for row in rows:
         step = row["step"]
         own = {name: float(value) for name, value in values(step).items()}
@@ -213,7 +215,7 @@ def test_events_hold_the_scalars_of_the_rows(tmp_path):
         if name not in ("step", "split")
     ]
     assert found == expected
-    assert len(found) == 2 * 5 + 3
+    assert len(found) == 2 * 6 + 3
 
 
 def test_speed_covers_the_steps_since_the_row_before(tmp_path, clock):

@@ -15,6 +15,8 @@ OTHER_VALUES = {
     "data.dir": "/elsewhere",
     "data.loader": "streaming",
     "data.resident_limit_gb": 1.5,
+    "data.workers": 3,
+    "data.max_bad_fraction": 0.5,
     "checkpoint.every_steps": 9,
     "checkpoint.keep": 5,
 }

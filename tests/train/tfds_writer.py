@@ -14,27 +14,31 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 VERSION = "1.0.0"
 FEATURES = "tensorflow_datasets.core.features"
+TEXT = {"pythonClassName": f"{FEATURES}.text_feature.Text", "text": {}}
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
-def write(directory, name, images, labels, num_classes, split="train", shards=2):
+def write(directory, name, images, labels, num_classes, split="train", shards=2, file_names=None):
     """Writes a split, beside those that the dataset has already.
 
     Args:
       directory: what `config.data.dir` will be.
       name: of the dataset.
       images: arrays (H, W, 1 or 3), uint8 or uint16; where sizes differ, the metadata name none.
+        Or bytes of image files in RGB, of any sizes; None makes a record of no bytes at all.
       labels: one integer an image.
       num_classes: of the dataset.
       split: its name.
       shards: how many files, each with about as many records.
+      file_names: one an image; None: the dataset has no such feature.
 
     Returns:
       The directory of the dataset's version.
     """
     target = Path(directory) / name / VERSION
     target.mkdir(parents=True, exist_ok=True)
-    records = [_record(image, label) for image, label in zip(images, labels, strict=True)]
+    names = file_names or [None] * len(images)
+    records = [_record(*fields) for fields in zip(images, labels, names, strict=True)]
     bounds = [len(records) * i // shards for i in range(shards + 1)]
     for i in range(shards):
         file = target / f"{name}-{split}.array_record-{i:05}-of-{shards:05}"
@@ -47,7 +51,10 @@ def write(directory, name, images, labels, num_classes, split="train", shards=2)
         "shardLengths": lengths,
     }
     _write_json(target / "dataset_info.json", _info(target / "dataset_info.json", name, entry))
-    _write_json(target / "features.json", _features(images, num_classes))
+    features = _features(images, num_classes)
+    if file_names:
+        features["featuresDict"]["features"]["file_name"] = TEXT
+    _write_json(target / "features.json", features)
     return target
 
 
@@ -58,11 +65,22 @@ def edit_info(target, **changes):
     _write_json(path, {key: value for key, value in info.items() if value is not None})
 
 
-def _record(image, label):
-    example = tf_example_pb2.Example()
+def encode(image, extension=".png", *options):
+    """The bytes of an image file of an array (H, W, 1 or 3); options are OpenCV's."""
     # OpenCV orders channels blue, green, red.
-    _, png = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
-    example.features.feature["image"].bytes_list.value.append(png.tobytes())
+    _, encoded = cv2.imencode(extension, np.ascontiguousarray(image[..., ::-1]), options)
+    return encoded.tobytes()
+
+
+def _record(image, label, file_name):
+    if image is None:
+        return b""
+    features = {"image": image if isinstance(image, bytes) else encode(image)}
+    if file_name is not None:
+        features["file_name"] = file_name.encode()
+    example = tf_example_pb2.Example()
+    for key, value in features.items():
+        example.features.feature[key].bytes_list.value.append(value)
     example.features.feature["label"].int64_list.value.append(int(label))
     return example.SerializeToString()
 
@@ -99,7 +117,7 @@ def _features(images, num_classes):
                 "image": {
                     "pythonClassName": f"{FEATURES}.image_feature.Image",
                     "image": {
-                        "dtype": str(images[0].dtype),
+                        "dtype": str(getattr(images[0], "dtype", "uint8")),
                         "encodingFormat": "png",
                         "shape": {"dimensions": _dimensions(images)},
                     },
@@ -114,6 +132,8 @@ def _features(images, num_classes):
 
 
 def _dimensions(images):
-    """Of all images; -1 where they differ."""
+    """Of all images; -1 where they differ, or are not known."""
+    if any(not hasattr(image, "shape") for image in images):
+        return ["-1", "-1", "3"]
     axes = zip(*(image.shape for image in images), strict=True)
     return [str(sizes[0] if len(set(sizes)) == 1 else -1) for sizes in axes]

@@ -5,7 +5,7 @@ one of the step.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
 import jax
@@ -14,22 +14,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from train import mesh as mesh_lib
+from train.data.feed import Batch, Fed, Feed, epoch_order
 from train.data.sources import Split
 from train.errors import ConfigError
-
-
-class Batch(NamedTuple):
-    """The rows of a batch that one device has.
-
-    Attributes:
-      images: (n, H, W, C) uint8.
-      labels: (n,) int32.
-      mask: (n,) bool, False for rows that only fill the batch up.
-    """
-
-    images: jax.Array
-    labels: jax.Array
-    mask: jax.Array
 
 
 class ResidentSplit(NamedTuple):
@@ -97,11 +84,6 @@ def batches(
     return in_epoch_order()
 
 
-def epoch_order(key: jax.Array, epoch: jax.Array, size: int) -> jax.Array:
-    """The order of all examples in an epoch: a permutation of 0 … size − 1."""
-    return jax.random.permutation(jax.random.fold_in(key, epoch), size).astype(jnp.int32)
-
-
 def take(split: ResidentSplit, index: jax.Array, batch_size: int, rows: jax.Array) -> Batch:
     """Rows of the batch at an index of the split's order, inside the jitted step.
 
@@ -115,3 +97,41 @@ def take(split: ResidentSplit, index: jax.Array, batch_size: int, rows: jax.Arra
     positions = index * batch_size + rows
     examples = split.order[jnp.minimum(positions, size - 1)]
     return Batch(split.images[examples], split.labels[examples], positions < size)
+
+
+def train_feed(
+    split: Split, mesh: Mesh, key: jax.Array, steps_per_epoch: int, total_steps: int
+) -> Feed:
+    """Feeds the training step.
+
+    Args:
+      split: to train on.
+      mesh: of the run.
+      key: random key of the orders.
+      steps_per_epoch: updates of an epoch.
+      total_steps: updates of the run.
+    """
+    resident = put(split, mesh)
+
+    def steps(start: int) -> Generator[Fed]:
+        ordered = batches(resident, key, start, steps_per_epoch)
+        return (Fed((next(ordered),)) for _ in range(start, total_steps))
+
+    return Feed((resident,), steps)
+
+
+def eval_feed(split: Split, mesh: Mesh, batch_size: int) -> Feed:
+    """Feeds the evaluation step.
+
+    Args:
+      split: to evaluate on.
+      mesh: of the run.
+      batch_size: of the global batch.
+    """
+    resident = put(split, mesh)
+
+    def indices(start: int) -> Generator[Fed]:
+        num_batches = -(-split.num_examples // batch_size)
+        return (Fed((resident, np.int32(index))) for index in range(start, num_batches))
+
+    return Feed((resident, np.int32(0)), indices)

@@ -9,13 +9,20 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
-from train.errors import ConfigError
+from train.data import crop
+from train.data.records import BadRecord, BadRecordError, Records, array_records, decode
+from train.errors import ConfigError, RunError
 
 Arrays = tuple[np.ndarray, np.ndarray]
+
+
+def _not_on_disk() -> Records:
+    raise ConfigError(
+        "config.data.loader: only TFDS datasets can be streamed; set config.data.loader=resident."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Split:
       num_classes: labels are 0 … num_classes − 1.
       image_shape: (H, W, channels) of the images as they are loaded.
       load: reads all of it: images (n, H, W, channels) uint8, labels (n,) int32.
+      open_records: opens it for reading by index, where it lies on disk.
     """
 
     name: str
@@ -35,6 +43,7 @@ class Split:
     num_classes: int
     image_shape: tuple[int, int, int]
     load: Callable[[], Arrays]
+    open_records: Callable[[], Records] = _not_on_disk
 
 
 def open_split(config: ConfigDict, name: str) -> Split:
@@ -98,6 +107,8 @@ def _field_of(config: ConfigDict, split: str) -> str:
 def _open_digits(config: ConfigDict, name: str) -> Split:
     from sklearn.datasets import load_digits
 
+    if config.loader == "streaming":
+        _not_on_disk()
     if name not in ("train", "test"):
         raise ConfigError(
             f"config.data.{_field_of(config, name)}: digits has the splits train and test; "
@@ -126,16 +137,28 @@ def _open_tfds(config: ConfigDict, name: str) -> Split:
         ) from error
     shape = _loaded_shape(config, features[image_key].shape)
 
-    def load() -> Arrays:
-        records = builder.as_data_source(name)
-        images = np.empty((num_examples, *shape), np.uint8)
-        labels = np.empty(num_examples, np.int32)
-        for i, record in enumerate(records):
-            images[i] = _resize(record[image_key], shape)
-            labels[i] = record[label_key]
-        return images, labels
+    def open_records() -> Records:
+        return Records(array_records(builder, name), image_key, label_key)
 
-    return Split(name, num_examples, features[label_key].num_classes, shape, load)
+    def load() -> Arrays:
+        return _load_all(open_records(), name, shape)
+
+    num_classes = features[label_key].num_classes
+    return Split(name, num_examples, num_classes, shape, load, open_records)
+
+
+def _load_all(records: Records, name: str, shape: tuple[int, int, int]) -> Arrays:
+    images = np.empty((len(records), *shape), np.uint8)
+    labels = np.empty(len(records), np.int32)
+    for index in range(len(records)):
+        try:
+            record = records[index]
+            images[index] = crop.center(decode(record, shape[-1]), shape)
+            labels[index] = record.label
+        except BadRecordError as error:
+            bad = BadRecord(name, index, error.file_name, str(error))
+            raise RunError(f"{bad}; the loader `streaming` passes over such records.") from error
+    return images, labels
 
 
 def _find_builder(config: ConfigDict) -> Any:
@@ -193,19 +216,4 @@ def _loaded_shape(config: ConfigDict, shape: tuple[int | None, ...]) -> tuple[in
 
 
 def _resize_all(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    return np.stack([_resize(image, shape) for image in images])
-
-
-def _resize(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Scales the image to cover the shape, and cuts out its centre."""
-    if image.shape == shape:
-        return image
-    height, width, channels = shape
-    scale = max(height / image.shape[0], width / image.shape[1])
-    rows = max(height, round(image.shape[0] * scale))
-    columns = max(width, round(image.shape[1] * scale))
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    image = cv2.resize(image, (columns, rows), interpolation=interpolation)
-    image = image.reshape(rows, columns, channels)
-    top, left = (rows - height) // 2, (columns - width) // 2
-    return image[top : top + height, left : left + width]
+    return np.stack([crop.center(image, shape) for image in images])

@@ -1,0 +1,118 @@
+"""Crops on the host, of decoded images (H, W, C) in uint8."""
+
+import math
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+INTERPOLATIONS = {
+    "bilinear": cv2.INTER_LINEAR,
+    "bicubic": cv2.INTER_CUBIC,
+    "area": cv2.INTER_AREA,
+}
+AREA = (0.08, 1.0)
+ASPECT = (3 / 4, 4 / 3)
+ATTEMPTS = 10
+
+
+class Box(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Draws(NamedTuple):
+    """The random numbers of a batch's crops.
+
+    Attributes:
+      areas: (N, ATTEMPTS), as shares of the image, uniform in AREA.
+      aspects: (N, ATTEMPTS), width / height, log-uniform in ASPECT.
+      places: (N, 2), from the top and from the left, uniform in 0 … 1.
+    """
+
+    areas: np.ndarray
+    aspects: np.ndarray
+    places: np.ndarray
+
+
+def draw(generator: np.random.Generator, count: int) -> Draws:
+    """Draws the crops of a batch; always takes the same number of random numbers."""
+    low, high = np.log(ASPECT)
+    return Draws(
+        areas=generator.uniform(*AREA, (count, ATTEMPTS)),
+        aspects=np.exp(generator.uniform(low, high, (count, ATTEMPTS))),
+        places=generator.random((count, 2)),
+    )
+
+
+def random_box(height: int, width: int, draws: Draws, row: int) -> Box:
+    """The random resized crop's part of an image: the first drawn one that fits into it.
+
+    Where none does: the largest in the middle whose aspect is within ASPECT.
+
+    Args:
+      height: of the image.
+      width: of the image.
+      draws: of the batch.
+      row: of the image in them.
+
+    Source: C. Szegedy et al., Going deeper with convolutions, 2014,
+    https://arxiv.org/abs/1409.4842, section 6.
+    """
+    areas, aspects, place = (part[row].tolist() for part in draws)
+    for area, aspect in zip(areas, aspects, strict=True):
+        pixels = area * height * width
+        box_height, box_width = round(math.sqrt(pixels / aspect)), round(math.sqrt(pixels * aspect))
+        if 0 < box_height <= height and 0 < box_width <= width:
+            top = int(place[0] * (height - box_height + 1))
+            left = int(place[1] * (width - box_width + 1))
+            return Box(top, left, box_height, box_width)
+    low, high = ASPECT
+    box_height = min(height, max(1, round(width / low)))
+    box_width = min(width, max(1, round(height * high)))
+    return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+
+
+def resize(image: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:
+    """Scales an image.
+
+    Args:
+      image: (H, W, C) uint8.
+      size: (height, width) of the result.
+      interpolation: OpenCV's number of it.
+    """
+    resized = cv2.resize(image, size[::-1], interpolation=interpolation)
+    return resized.reshape(*size, image.shape[2])
+
+
+def center(
+    image: np.ndarray,
+    shape: tuple[int, int, int],
+    ratio: float = 1.0,
+    interpolation: int | None = None,
+) -> np.ndarray:
+    """Scales an image so that the crop covers a share of it, and cuts out its centre.
+
+    For a square crop this is the usual evaluation: the short side becomes size / ratio.
+
+    Args:
+      image: (H, W, C) uint8.
+      shape: (height, width, C) of the result.
+      ratio: of the crop's size to the scaled short side.
+      interpolation: OpenCV's number of it; None: area where it shrinks, bilinear where it grows.
+    """
+    if image.shape == shape and ratio == 1:
+        return image
+    height, width, _ = shape
+    scale = max(height / image.shape[0], width / image.shape[1]) / ratio
+    rows = max(height, round(image.shape[0] * scale))
+    columns = max(width, round(image.shape[1] * scale))
+    if interpolation is None:
+        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    image = resize(image, (rows, columns), interpolation)
+    top, left = (rows - height) // 2, (columns - width) // 2
+    return image[top : top + height, left : left + width]
