@@ -108,9 +108,9 @@ def refusal(message: str) -> str:
     )
     if "RESOURCE_EXHAUSTED" not in message or not sizes:
         return f"the step does not compile: {message.splitlines()[0]}"
-    used, available = (size for size in sizes.groups() if size)
+    used, available = (f"{size[:-1]} {size[-1]}iB" for size in sizes.groups() if size)
     return (
-        f"the step does not fit: it needs {used}iB of the {available}iB that a device has; set a "
+        f"the step does not fit: it needs {used} of the {available} that a device has; set a "
         "smaller config.batch_size, or take a larger slice."
     )
 

@@ -115,12 +115,12 @@ def test_slices_and_the_memory_of_their_devices(name: str, kind: str, count: int
         (
             "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
             "temporaries (18.77G) exceeds available HBM (15.75G).",
-            "the step does not fit: it needs 18.77GiB of the 15.75GiB that a device has",
+            "the step does not fit: it needs 18.77 GiB of the 15.75 GiB that a device has",
         ),
         (
             "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 24.53G of 15.75G hbm. "
             "Exceeded hbm capacity by 8.78G.\n\nTotal hbm usage >= 25G:\n    reserved 258M",
-            "the step does not fit: it needs 24.53GiB of the 15.75GiB that a device has",
+            "the step does not fit: it needs 24.53 GiB of the 15.75 GiB that a device has",
         ),
         ("INTERNAL: a bug\nand more", "the step does not compile: INTERNAL: a bug"),
         ("RESOURCE_EXHAUSTED: vmem", "the step does not compile: RESOURCE_EXHAUSTED: vmem"),
@@ -190,7 +190,7 @@ def test_command_compiles_for_a_slice(tmp_path: Path) -> None:
     assert result.stdout.startswith("one of 4 × TPU v5 lite:\n  images         16\n")
     assert figures["devices"] == 4
     assert figures["peak_bytes"] < figures["available_bytes"]
-    assert min(figures["flops"], figures["bytes_accessed"], figures["temp_bytes"]) > 1e6
+    assert min(figures["flops"], figures["bytes_accessed"], figures["peak_bytes"]) > 1e6
     # Parameters and momentum, 1438 images of 64 pixels; TPU layouts pad some arrays.
     assert figures["argument_bytes"] > 2 * 4 * 270610 + 64 * 1438
     (collective,) = figures["collectives"].items()
@@ -206,7 +206,7 @@ def test_command_says_what_does_not_fit(tmp_path: Path) -> None:
     result = call("--topology=v5e:1x1", *more)
     assert result.returncode == 1
     assert re.fullmatch(
-        r"error: the step does not fit: it needs .* of the 15.75GiB .*\n", result.stderr
+        r"error: the step does not fit: it needs .* of the 15.75 GiB .*\n", result.stderr
     )
 
 
