@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-compile lint clean
 
 quickstart: .venv/train # train the small digits network to the end
 	$(BIN)/python -m train.main --config configs/digits_resnet20.py
 
 test: .venv/dev # run every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-compile: .venv/dev .venv/libtpu # run the tests that compile for TPUs; they need no TPU
+	PYTHONPATH=.venv/libtpu $(BIN)/python -m pytest tests/train/test_compile.py
 
 lint: .venv/dev # lint, formatting and types
 	$(BIN)/ruff check .
@@ -27,4 +30,10 @@ clean: # remove the environment and what tools left behind
 
 .venv/dev: .venv/train
 	$(INSTALL) -e '.[train,dev]'
+	touch $@
+
+# Apart from the rest: where JAX finds libtpu and no TPU, every start prints warnings.
+.venv/libtpu: .venv/train
+	rm -rf $@
+	$(INSTALL) --no-deps --target $@ libtpu
 	touch $@

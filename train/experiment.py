@@ -1,7 +1,9 @@
 """What a run consists of, built from its config."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
+import jax
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh
@@ -52,8 +54,17 @@ class Experiment:
         return step % every == 0 or self.is_evaluated(step)
 
 
-def build(config: ConfigDict) -> Experiment:
+def build(
+    config: ConfigDict,
+    devices: Sequence[jax.Device] | None = None,
+    open_split: Callable[[ConfigDict, str], sources.Split] = sources.open_split,
+) -> Experiment:
     """Builds a run from its config.
+
+    Args:
+      config: of the run.
+      devices: to run on; default: all there are.
+      open_split: gives a split by the `data` part of the config and its name.
 
     Raises:
       ConfigError: the config does not fit the dataset or the devices.
@@ -62,10 +73,11 @@ def build(config: ConfigDict) -> Experiment:
     mesh = mesh_lib.create(
         config.batch_size,
         config.model.sync_bn_devices,
+        devices,
         accumulate_steps=config.accumulate_steps,
     )
-    train_split = _open_split(config.data, "train_split")
-    eval_split = _open_split(config.data, "eval_split")
+    train_split = _open_split(config.data, "train_split", open_split)
+    eval_split = _open_split(config.data, "eval_split", open_split)
     _check_channels(config.data, train_split)
     _check_pairs(config, mesh)
     steps_per_epoch = _steps_per_epoch(config, train_split)
@@ -105,8 +117,10 @@ def create_model(config: ConfigDict, num_classes: int, axis_name: str | None = N
     )
 
 
-def _open_split(config: ConfigDict, field: str) -> sources.Split:
-    split = sources.open_split(config, config[field])
+def _open_split(
+    config: ConfigDict, field: str, open_split: Callable[[ConfigDict, str], sources.Split]
+) -> sources.Split:
+    split = open_split(config, config[field])
     if split.num_examples == 0:
         raise ConfigError(f"config.data.{field}: {split.name!r} of {config.name} is empty.")
     if config.loader == "resident":

@@ -31,6 +31,15 @@ def initial_state(experiment: Experiment, variables: Any = None) -> step_lib.Tra
       experiment: the run.
       variables: to start with; default: drawn from the run's seed.
     """
+    return _initializer(experiment)(variables)
+
+
+def abstract_state(experiment: Experiment) -> step_lib.TrainState:
+    """Shapes and shardings of the state, for devices that need not be there."""
+    return _initializer(experiment).eval_shape(None)
+
+
+def _initializer(experiment: Experiment) -> Any:
     key = step_lib.streams(experiment.config.seed)["init"]
 
     def init(variables: Any) -> step_lib.TrainState:
@@ -43,7 +52,7 @@ def initial_state(experiment: Experiment, variables: Any = None) -> step_lib.Tra
         with_ema = experiment.config.ema_decay > 0
         return step_lib.init_state(variables, experiment.tx, with_ema=with_ema)
 
-    return jax.jit(init, out_shardings=mesh_lib.replicated(experiment.mesh))(variables)
+    return jax.jit(init, out_shardings=mesh_lib.replicated(experiment.mesh))
 
 
 def train_feed(experiment: Experiment) -> Feed:
@@ -54,6 +63,14 @@ def train_feed(experiment: Experiment) -> Feed:
         return streaming.train_feed(split, config, mesh, key, experiment.total_steps)
     steps = experiment.steps_per_epoch, experiment.total_steps
     return resident.train_feed(split, mesh, key, *steps)
+
+
+def train_example(experiment: Experiment) -> tuple[Any, ...]:
+    """Shapes of the arguments of the training step, after the state; reads no images."""
+    split, mesh = experiment.train_split, experiment.mesh
+    if experiment.config.data.loader == "streaming":
+        return (streaming.example(split.image_shape, experiment.config.batch_size, mesh),)
+    return (resident.example(split, mesh),)
 
 
 def eval_feed(experiment: Experiment) -> Feed:
@@ -277,6 +294,21 @@ def _open_log(experiment: Experiment, workdir: Path, progress: Progress, start: 
     )
 
 
+def lower_train_step(experiment: Experiment, state: Any, example: tuple[Any, ...]) -> Any:
+    """The training step, ready to be compiled for the devices of the experiment's mesh.
+
+    Args:
+      experiment: the run.
+      state: or its shapes.
+      example: arguments of the step, or their shapes.
+    """
+    build = experiment.model, experiment.config, experiment.mesh
+    train_step = step_lib.build_train_step(
+        *build, experiment.tx, experiment.learning_rate, experiment.steps_per_epoch
+    )
+    return train_step.lower(state, *example)
+
+
 def _compile(experiment: Experiment, state: Any, training: Feed, evaluation: Feed) -> Any:
     """Compiles both steps ahead of time, so that no speed figure contains a compilation."""
     start = time.monotonic()
@@ -285,13 +317,9 @@ def _compile(experiment: Experiment, state: Any, training: Feed, evaluation: Fee
         f"{model.name}, attention {model.attention}, {parameters(state.params):,} parameters, "
         f"{experiment.total_steps:,} steps, {devices.size} × {devices.flat[0].device_kind}"
     )
-    build = experiment.model, experiment.config, experiment.mesh
-    train_step = step_lib.build_train_step(
-        *build, experiment.tx, experiment.learning_rate, experiment.steps_per_epoch
-    )
-    eval_step = step_lib.build_eval_step(*build)
+    eval_step = step_lib.build_eval_step(experiment.model, experiment.config, experiment.mesh)
     compiled = (
-        train_step.lower(state, *training.example).compile(),
+        lower_train_step(experiment, state, training.example).compile(),
         eval_step.lower(state.variables, *evaluation.example).compile(),
     )
     distributed.say(f"compiled in {time.monotonic() - start:.1f} s")

@@ -6,7 +6,7 @@ one of the step.
 
 import itertools
 from collections.abc import Generator, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,18 @@ def put(split: Split, mesh: Mesh) -> ResidentSplit:
     images, labels = split.load()
     order = np.arange(len(labels), dtype=np.int32)
     return ResidentSplit(*mesh_lib.put_whole((images, labels, order), mesh_lib.replicated(mesh)))
+
+
+def example(split: Split, mesh: Mesh) -> ResidentSplit:
+    """Shapes of what `put` gives; reads no images."""
+
+    def whole(shape: tuple[int, ...], dtype: Any) -> Any:
+        shape = (split.num_examples, *shape)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=mesh_lib.replicated(mesh))
+
+    return ResidentSplit(
+        whole(split.image_shape, np.uint8), whole((), np.int32), whole((), np.int32)
+    )
 
 
 def batches(

@@ -79,6 +79,43 @@ def describe(config: ConfigDict) -> tuple[int, tuple[int, int, int]]:
     return features[label_key].num_classes, _loaded_shape(config, features[image_key].shape)
 
 
+def describe_split(config: ConfigDict, name: str, num_examples: int) -> Split:
+    """A split whose dataset need not be on disk, for what reads no images.
+
+    Args:
+      config: the `data` part of a run's config.
+      name: of the split.
+      num_examples: that it is taken to have where it is not on disk.
+
+    Raises:
+      ConfigError: the dataset cannot be used, or must be on disk.
+    """
+    if config.name == "digits" or _is_on_disk(config):
+        return open_split(config, name)
+    if config.loader == "resident":
+        raise ConfigError(
+            f"config.data.loader: a resident split lies on each device, and the size of "
+            f"{config.name} is not known, for it is not in {config.dir}; set config.data.dir, or "
+            "config.data.loader=streaming."
+        )
+    return Split(name, num_examples, *describe(config), load=_not_there)
+
+
+def _is_on_disk(config: ConfigDict) -> bool:
+    from tensorflow_datasets.core.read_only_builder import builder_from_files
+    from tensorflow_datasets.core.registered import DatasetNotFoundError
+
+    try:
+        builder_from_files(config.name, data_dir=os.path.expanduser(config.dir))
+    except DatasetNotFoundError:
+        return False
+    return True
+
+
+def _not_there() -> Arrays:
+    raise RunError("the images are not on disk.")
+
+
 def _find_metadata(config: ConfigDict) -> Any:
     """A builder of the files on disk or, without any, of TFDS's own description."""
     import tensorflow_datasets as tfds

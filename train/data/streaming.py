@@ -210,10 +210,18 @@ def _feed(
                 bad_records.add(seen, bad)
                 yield Fed((batch,), len(bad))
 
-    return Feed((_example(split.image_shape, config.batch_size, mesh),), batches)
+    return Feed((example(split.image_shape, config.batch_size, mesh),), batches)
 
 
-def _example(image_shape: tuple[int, int, int], batch_size: int, mesh: Mesh) -> Batch:
+def example(image_shape: tuple[int, int, int], batch_size: int, mesh: Mesh) -> Batch:
+    """Shapes of a global batch.
+
+    Args:
+      image_shape: (H, W, C).
+      batch_size: of the global batch.
+      mesh: of the run.
+    """
+
     def rows(shape: tuple[int, ...], dtype: Any) -> Any:
         sharding = mesh_lib.by_rows(mesh)
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)

@@ -1,0 +1,158 @@
+r"""Compiles the training step for a TPU slice, on a machine that need not have a TPU.
+
+Usage: python -m train.compile --config FILE --topology NAME [--json FILE]
+                               [--config.FIELD=VALUE ...]
+
+  --config FILE          the experiment; configs/ holds examples
+  --topology NAME        generation and chips, such as v5e:16x16, v4:2x2x1, tpu7x:2x2x1
+  --json FILE            writes the figures there too
+  --config.FIELD=VALUE   overrides a field; python -m train.config lists them
+
+It is the step that train.main runs on such a slice. For one device of it are printed: memory
+against what there is, operations, bytes that they read and write, and the collectives. A step
+that does not fit fails. Needs libtpu (pip install '.[tpu]'), and no network. With the loader
+`streaming` the dataset need not be on disk.
+
+Example:
+  python -m train.compile --config configs/imagenet_resnet50.py --topology v5e:2x2 \
+      --config.batch_size=512
+
+Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
+"""
+
+import dataclasses
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from train import collectives, command_line, topology, trainer
+from train import experiment as experiment_lib
+from train.data import sources
+from train.errors import ConfigError, RunError
+from train.experiment import Experiment
+from train.metrics import write_json
+
+TOPOLOGY = flags.DEFINE_string("topology", None, "The TPU slice to compile for.")
+JSON = flags.DEFINE_string("json", None, "Where the figures are written.")
+
+GIB = 2**30
+
+
+def build(config: ConfigDict, devices: Sequence[jax.Device]) -> Experiment:
+    """Builds a run whose dataset need not be on disk.
+
+    Args:
+      config: of the run.
+      devices: to compile for.
+
+    Raises:
+      ConfigError: the config does not fit the dataset or the devices.
+    """
+
+    def open_split(data: ConfigDict, split: str) -> sources.Split:
+        # Its size matters to the learning rate alone, and so to none of the figures.
+        return sources.describe_split(data, split, num_examples=config.batch_size)
+
+    return experiment_lib.build(config, devices, open_split)
+
+
+def compile_step(experiment: Experiment) -> dict[str, Any]:
+    """Compiles the training step for the devices of the experiment's mesh.
+
+    Returns:
+      Figures of one device, in bytes; `collectives` is by kind.
+
+    Raises:
+      RunError: the step does not fit into the memory of a device.
+    """
+    start = time.monotonic()
+    state, example = trainer.abstract_state(experiment), trainer.train_example(experiment)
+    try:
+        compiled = trainer.lower_train_step(experiment, state, example).compile()
+    except jax.errors.JaxRuntimeError as error:
+        raise RunError(refusal(str(error))) from error
+    seconds = round(time.monotonic() - start, 1)
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    devices = experiment.mesh.devices
+    available = topology.MEMORY_GIB.get(devices.flat[0].device_kind)
+    return {
+        "devices": devices.size,
+        "device_kind": devices.flat[0].device_kind,
+        "batch_size": experiment.config.batch_size,
+        "flops": cost["flops"],
+        "bytes_accessed": cost["bytes accessed"],
+        "argument_bytes": memory.argument_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+        "temp_bytes": memory.temp_size_in_bytes,
+        "peak_bytes": memory.peak_memory_in_bytes,
+        "available_bytes": None if available is None else int(available * GIB),
+        "collectives": {
+            kind: dataclasses.asdict(found)
+            for kind, found in collectives.find(compiled.as_text()).items()
+        },
+        "compile_seconds": seconds,
+    }
+
+
+def refusal(message: str) -> str:
+    """Says in one line why the compiler refused a step."""
+    sizes = re.search(
+        r"Used ([\d.]+\w) of ([\d.]+\w)|\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)",
+        message,
+    )
+    if "RESOURCE_EXHAUSTED" not in message or not sizes:
+        return f"the step does not compile: {message.splitlines()[0]}"
+    used, available = (f"{size[:-1]} {size[-1]}iB" for size in sizes.groups() if size)
+    return (
+        f"the step does not fit: it needs {used} of the {available} that a device has; set a "
+        "smaller config.batch_size, or take a larger slice."
+    )
+
+
+def report(figures: dict[str, Any]) -> str:
+    """The figures of one device as text, a line each."""
+    peak = _gib(figures["peak_bytes"])
+    if figures["available_bytes"]:
+        share = figures["peak_bytes"] / figures["available_bytes"]
+        peak += f" of {_gib(figures['available_bytes'])} ({share * 100:.0f} %)"
+    lines = {
+        "images": f"{figures['batch_size'] // figures['devices']}",
+        "arguments": _gib(figures["argument_bytes"]),
+        "output": _gib(figures["output_bytes"]),
+        "temporaries": _gib(figures["temp_bytes"]),
+        "peak memory": peak,
+        "operations": f"{figures['flops']:.4g} flops",
+        "bytes accessed": f"{figures['bytes_accessed']:.4g}",
+    }
+    for kind, found in figures["collectives"].items():
+        lines[kind] = f"{found['count']}, of {found['bytes']:,} bytes"
+    title = f"one of {figures['devices']} × {figures['device_kind']}:"
+    rows = [f"  {name:<15}{value}" for name, value in lines.items()]
+    return "\n".join([title, *rows, f"compiled in {figures['compile_seconds']} s"])
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.3f} GiB"
+
+
+def main() -> None:
+    """Compiles the step and prints its figures."""
+    if not TOPOLOGY.value:
+        raise ConfigError(f"--topology is missing; examples: {topology.EXAMPLES}.")
+    # Accelerators of this machine are left alone.
+    jax.config.update("jax_platforms", "cpu")
+    devices = topology.devices(TOPOLOGY.value)
+    figures = compile_step(build(command_line.CONFIG.value, devices))
+    print(report(figures))
+    if JSON.value:
+        write_json(Path(JSON.value), {"topology": TOPOLOGY.value, **figures})
+
+
+if __name__ == "__main__":
+    command_line.run(main, __doc__)
