@@ -31,7 +31,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from train import command_line, trainer
+from train import assembly, command_line
 from train import experiment as experiment_lib
 from train import mesh as mesh_lib
 from train import step as step_lib
@@ -112,7 +112,7 @@ def loader_figures(experiment: Experiment, workers: int, seconds: float) -> dict
 
 def _throughput(experiment: Experiment, seconds: float) -> tuple[float, float]:
     endless = dataclasses.replace(experiment, total_steps=2**31 - 1)
-    with contextlib.closing(trainer.train_feed(endless).batches(0)) as fed:
+    with contextlib.closing(assembly.train_feed(endless).batches(0)) as fed:
         # What is ready before the clock starts would count as instant.
         for _ in range(streaming.HOST_BATCHES + streaming.DEVICE_BATCHES + 1):
             next(fed)

@@ -31,7 +31,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from train import collectives, command_line, topology, trainer
+from train import assembly, collectives, command_line, topology
 from train import experiment as experiment_lib
 from train.data import sources
 from train.errors import ConfigError, RunError
@@ -72,9 +72,9 @@ def compile_step(experiment: Experiment) -> dict[str, Any]:
       RunError: the step does not fit into the memory of a device.
     """
     start = time.monotonic()
-    state, example = trainer.abstract_state(experiment), trainer.train_example(experiment)
+    state, example = assembly.abstract_state(experiment), assembly.train_example(experiment)
     try:
-        compiled = trainer.lower_train_step(experiment, state, example).compile()
+        compiled = assembly.lower_train_step(experiment, state, example).compile()
     except jax.errors.JaxRuntimeError as error:
         raise RunError(refusal(str(error))) from error
     seconds = round(time.monotonic() - start, 1)

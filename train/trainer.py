@@ -6,79 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from nam_jax import sparsity_penalty
-from train import distributed, pretrained
-from train import mesh as mesh_lib
+from train import assembly, distributed, pretrained
 from train import step as step_lib
 from train import workdir as workdir_lib
 from train.checkpoint import Checkpoints, state_sha256
 from train.config import EVALUATION_FREE_FIELDS
-from train.data import resident, streaming
 from train.data.feed import Feed
 from train.errors import PreemptedError, RunError
 from train.experiment import Experiment
 from train.metrics import LAG, Log, NonFiniteError, Progress, Row, RowFile, write_json
 from train.profile import Profiler, Span
 from train.size import multiply_adds, parameters
-
-
-def initial_state(experiment: Experiment, variables: Any = None) -> step_lib.TrainState:
-    """The state before the first update, on all devices.
-
-    Args:
-      experiment: the run.
-      variables: to start with; default: drawn from the run's seed.
-    """
-    return _initializer(experiment)(variables)
-
-
-def abstract_state(experiment: Experiment) -> step_lib.TrainState:
-    """Shapes and shardings of the state, for devices that need not be there."""
-    return _initializer(experiment).eval_shape(None)
-
-
-def _initializer(experiment: Experiment) -> Any:
-    key = step_lib.streams(experiment.config.seed)["init"]
-
-    def init(variables: Any) -> step_lib.TrainState:
-        if variables is None:
-            images = jnp.zeros((1, *experiment.train_split.image_shape))
-            variables = experiment.model.init(key, images, train=False)
-        else:
-            # The state is donated at every step; what was read from a file is not the state's.
-            variables = jax.tree.map(jnp.copy, variables)
-        with_ema = experiment.config.ema_decay > 0
-        return step_lib.init_state(variables, experiment.tx, with_ema=with_ema)
-
-    return jax.jit(init, out_shardings=mesh_lib.replicated(experiment.mesh))
-
-
-def train_feed(experiment: Experiment) -> Feed:
-    """Opens the training split by the loader that the config names."""
-    config, split, mesh = experiment.config, experiment.train_split, experiment.mesh
-    key = step_lib.streams(config.seed)["order"]
-    if config.data.loader == "streaming":
-        return streaming.train_feed(split, config, mesh, key, experiment.total_steps)
-    steps = experiment.steps_per_epoch, experiment.total_steps
-    return resident.train_feed(split, mesh, key, *steps)
-
-
-def train_example(experiment: Experiment) -> tuple[Any, ...]:
-    """Shapes of the arguments of the training step, after the state; reads no images."""
-    split, mesh = experiment.train_split, experiment.mesh
-    if experiment.config.data.loader == "streaming":
-        return (streaming.example(split.image_shape, experiment.config.batch_size, mesh),)
-    return (resident.example(split, mesh),)
-
-
-def eval_feed(experiment: Experiment) -> Feed:
-    """Opens the evaluation split by the loader that the config names."""
-    config, split, mesh = experiment.config, experiment.eval_split, experiment.mesh
-    if config.data.loader == "streaming":
-        return streaming.eval_feed(split, config, mesh)
-    return resident.eval_feed(split, mesh, config.batch_size)
 
 
 def evaluate(
@@ -200,9 +140,9 @@ def evaluate_checkpoint(
         step = checkpoints.latest_step() if which == "last" else checkpoints.best_step()
         if step is None:
             raise RunError(f"the run in {workdir} has no {which} checkpoint yet.")
-        state, _ = checkpoints.restore(step, initial_state(experiment))
+        state, _ = checkpoints.restore(step, assembly.initial_state(experiment))
     eval_step = step_lib.build_eval_step(experiment.model, experiment.config, experiment.mesh)
-    return step, evaluate(experiment, eval_step, state, eval_feed(experiment))
+    return step, evaluate(experiment, eval_step, state, assembly.eval_feed(experiment))
 
 
 def _pretrained(experiment: Experiment) -> Any:
@@ -221,7 +161,7 @@ def _pretrained(experiment: Experiment) -> Any:
 def _restore_or_init(
     experiment: Experiment, checkpoints: Checkpoints, imported: Any
 ) -> tuple[step_lib.TrainState, Progress]:
-    state = initial_state(experiment, imported)
+    state = assembly.initial_state(experiment, imported)
     latest = checkpoints.latest_step()
     if latest is None:
         return state, Progress()
@@ -252,7 +192,7 @@ def _run_steps(
     progress: Progress,
 ) -> tuple[step_lib.TrainState, Progress]:
     start = int(state.step)
-    training, evaluation_feed = train_feed(experiment), eval_feed(experiment)
+    training, evaluation_feed = assembly.train_feed(experiment), assembly.eval_feed(experiment)
     train_step, eval_step = _compile(experiment, state, training, evaluation_feed)
     with (
         contextlib.closing(training.batches(start)) as batches,
@@ -294,21 +234,6 @@ def _open_log(experiment: Experiment, workdir: Path, progress: Progress, start: 
     )
 
 
-def lower_train_step(experiment: Experiment, state: Any, example: tuple[Any, ...]) -> Any:
-    """The training step, ready to be compiled for the devices of the experiment's mesh.
-
-    Args:
-      experiment: the run.
-      state: or its shapes.
-      example: arguments of the step, or their shapes.
-    """
-    build = experiment.model, experiment.config, experiment.mesh
-    train_step = step_lib.build_train_step(
-        *build, experiment.tx, experiment.learning_rate, experiment.steps_per_epoch
-    )
-    return train_step.lower(state, *example)
-
-
 def _compile(experiment: Experiment, state: Any, training: Feed, evaluation: Feed) -> Any:
     """Compiles both steps ahead of time, so that no speed figure contains a compilation."""
     start = time.monotonic()
@@ -319,7 +244,7 @@ def _compile(experiment: Experiment, state: Any, training: Feed, evaluation: Fee
     )
     eval_step = step_lib.build_eval_step(experiment.model, experiment.config, experiment.mesh)
     compiled = (
-        lower_train_step(experiment, state, training.example).compile(),
+        assembly.lower_train_step(experiment, state, training.example).compile(),
         eval_step.lower(state.variables, *evaluation.example).compile(),
     )
     distributed.say(f"compiled in {time.monotonic() - start:.1f} s")

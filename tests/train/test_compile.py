@@ -16,9 +16,9 @@ from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from configs import cifar100_resnet20, digits_resnet20
+from train import assembly, topology
 from train import compile as compile_lib
 from train import experiment as experiment_lib
-from train import topology, trainer
 from train.errors import ConfigError, RunError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -153,10 +153,10 @@ def test_report_of_a_device_whose_memory_is_not_known() -> None:
 
 def test_shapes_are_those_of_the_trainer() -> None:
     experiment = experiment_lib.build(smallest())
-    state = trainer.initial_state(experiment)
-    arguments = trainer.train_feed(experiment).example
+    state = assembly.initial_state(experiment)
+    arguments = assembly.train_feed(experiment).example
     expected = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), (state, arguments))
-    abstract = trainer.abstract_state(experiment), trainer.train_example(experiment)
+    abstract = assembly.abstract_state(experiment), assembly.train_example(experiment)
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), abstract) == expected
 
 
@@ -171,7 +171,7 @@ def test_streamed_dataset_need_not_be_on_disk(tmp_path: Path) -> None:
     config = cifar100_resnet20.get_config()
     config.data.update(dir=str(tmp_path), loader="streaming")
     experiment = compile_lib.build(config, jax.devices())
-    (batch,) = trainer.train_example(experiment)
+    (batch,) = assembly.train_example(experiment)
     assert batch.images.shape == (config.batch_size, 32, 32, 3)
     assert experiment.model.num_classes == 100
 

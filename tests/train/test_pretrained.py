@@ -13,8 +13,8 @@ from configs import digits_resnet20
 from nam_jax import models
 from nam_jax.initialization import abstract_variables
 from nam_jax.torch_import import names
+from train import assembly, pretrained, trainer, workdir
 from train import experiment as experiment_lib
-from train import pretrained, trainer, workdir
 from train.errors import ConfigError
 
 IMAGE = (8, 8, 1)
@@ -101,7 +101,7 @@ def test_a_run_starts_from_the_file(tmp_path: Path, ema_decay: float) -> None:
     expected = save(tmp_path / "w.npz", 10, "nam_channel")
     config = digits(**{"model.pretrained": str(tmp_path / "w.npz"), "ema_decay": ema_decay})
     experiment = experiment_lib.build(config)
-    state = trainer.initial_state(experiment, trainer._pretrained(experiment))
+    state = assembly.initial_state(experiment, trainer._pretrained(experiment))
     jax.tree.map(np.testing.assert_array_equal, state.variables, expected)
     # It trains: nothing that was read is donated twice.
     summary = trainer.train(experiment, tmp_path / "run")

@@ -13,10 +13,10 @@ from flax import linen as nn
 from nam_jax import models
 from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.train import imagenet, tfds_writer
+from train import assembly, trainer
 from train import experiment as experiment_lib
 from train import mesh as mesh_lib
 from train import step as step_lib
-from train import trainer
 from train.data import crop, records, sources, streaming
 from train.data.feed import epoch_orders
 from train.errors import ConfigError, RunError
@@ -359,5 +359,8 @@ def test_split_of_bad_records_alone_is_an_error_and_no_endless_search(tmp_path, 
     eval_step = step_lib.build_eval_step(experiment.model, config, experiment.mesh)
     with pytest.raises(RunError, match="no image of the split validation can be read"):
         trainer.evaluate(
-            experiment, eval_step, trainer.initial_state(experiment), trainer.eval_feed(experiment)
+            experiment,
+            eval_step,
+            assembly.initial_state(experiment),
+            assembly.eval_feed(experiment),
         )
