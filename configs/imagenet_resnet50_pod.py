@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     config.label_smoothing = 0.1
     config.model.zero_init_last_scale = True
     config.optimizer.name = "lars"
+    config.optimizer.weight_decay_on = "kernels"
     config.optimizer.learning_rate = 0.5
     config.optimizer.reference_batch_size = 256
     config.optimizer.warmup_epochs = 5.0
