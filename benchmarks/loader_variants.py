@@ -78,7 +78,11 @@ def costs(directory: Path) -> None:
             im[b.top :, b.left :][: b.height, : b.width]
             for im, b in zip(images, boxes, strict=True)
         ]
-        cost(f"resize, {name}", lambda i: crop.resize(parts[i], (224, 224), number))  # noqa: B023
+
+        def resize(i: int, parts: list[np.ndarray] = parts, number: int = number) -> np.ndarray:
+            return crop.resize(parts[i], (224, 224), number)
+
+        cost(f"resize, {name}", resize)
     cost("a generator", lambda i: np.random.Generator(np.random.Philox(key=[0, i])))
     batch = np.zeros((COUNT, 224, 224, 3), np.uint8)
     cost("copy into the batch", lambda i: np.copyto(batch[i], batch[i - 1]))

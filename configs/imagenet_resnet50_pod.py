@@ -4,7 +4,8 @@ python -m train.main --config configs/imagenet_resnet50_pod.py --config.data.dir
 
 LARS with a learning rate of 0.5 per 256 images, here 8.0, after a linear warm-up of 5 epochs,
 down to 0 by a cosine over 100 epochs; label smoothing 0.1; the scale of every last BatchNorm of a
-block starts at 0. Time and error have not been measured; docs/pods.md says how to start it.
+block starts at 0. The README says how to start several machines. Time and error have not been
+measured.
 """
 
 from ml_collections import ConfigDict
@@ -18,6 +19,7 @@ def get_config() -> ConfigDict:
     config.label_smoothing = 0.1
     config.model.zero_init_last_scale = True
     config.optimizer.name = "lars"
+    config.optimizer.weight_decay_on = "kernels"
     config.optimizer.learning_rate = 0.5
     config.optimizer.reference_batch_size = 256
     config.optimizer.warmup_epochs = 5.0

@@ -11,10 +11,11 @@ def enable() -> None:
     """Keeps compiled steps in a directory of the user, unless JAX was told another one.
 
     JAX's own settings hold: JAX_COMPILATION_CACHE_DIR for another directory, and
-    JAX_ENABLE_COMPILATION_CACHE=false for none.
+    JAX_ENABLE_COMPILATION_CACHE=false for none. Several processes need one that all of them
+    share, since JAX has the first of them alone write it: they have none by default.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.process_count() > 1:
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     # Code for one machine's CPU may not run on another's that shares the home directory.
     jax.config.update("jax_compilation_cache_dir", str(home / "nam_jax" / platform.node()))

@@ -210,6 +210,7 @@ FREE_FIELDS = (
 # Nor do these change what a checkpoint means.
 EVALUATION_FREE_FIELDS = (
     *FREE_FIELDS,
+    "accumulate_steps",
     "batch_size",
     "data.eval_split",
     "model.pretrained",
@@ -257,6 +258,11 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError(
             f"config.optimizer.sparsity: {config.optimizer.sparsity} with the attention "
             f"{config.model.attention!r}, which has no NAM scales; set it to 0."
+        )
+    if config.optimizer.name == "lars" and config.optimizer.weight_decay_on == "all":
+        raise ConfigError(
+            "config.optimizer.weight_decay_on: lars decays kernels alone; got 'all', set it to "
+            "kernels."
         )
     for name, needless in (("crop", "pad"), ("augmentation", "none")):
         if config.data.loader == "resident" and config.data[name] != needless:

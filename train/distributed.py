@@ -35,10 +35,11 @@ def start() -> None:
       ConfigError: the flags do not say who the others are.
     """
     given = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+    if NUM_PROCESSES.value == 1:
+        return
     if any(value is not None for value in given):
         _check(*given)
-        if (NUM_PROCESSES.value or 1) > 1:
-            jax.distributed.initialize(*given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS.value)
+        jax.distributed.initialize(*given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS.value)
     elif os.environ.get("SLURM_NTASKS") != "1":
         try:
             jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS.value)
@@ -119,13 +120,14 @@ class Preemption:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self._leave)
-            print("\nstopping after this step; Ctrl-C again leaves at once", file=sys.stderr)
+            # Not print, which the signal may have interrupted.
+            os.write(2, b"\nstopping after this step; Ctrl-C again leaves at once\n")
             if jax.distributed.is_initialized():
                 os.kill(os.getpid(), signal.SIGTERM)
         self._noticed = True
 
     def _leave(self, number: int, frame: FrameType | None) -> None:
-        print("error: interrupted", file=sys.stderr, flush=True)
+        os.write(2, b"error: interrupted\n")
         os._exit(1)
 
     def reached(self, step: int) -> bool:

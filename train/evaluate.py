@@ -27,6 +27,7 @@ def main() -> None:
     config = command_line.CONFIG.value
     # Running statistics need no groups, and the devices here may not divide into them.
     config.model.sync_bn_devices = 1
+    config.accumulate_steps = 1
     experiment = experiment_lib.build(config)
     step, result = trainer.evaluate_checkpoint(experiment, command_line.workdir(), WHICH.value)
     print(f"step {step}")

@@ -6,18 +6,15 @@ Usage: python -m train.main --config FILE [--workdir DIR]
   --config FILE          the experiment; configs/ holds examples
   --workdir DIR          where the run is written; default: runs/<config name>
   --config.FIELD=VALUE   overrides a field; python -m train.config lists them
-  --profile START:STOP   writes a trace of these steps, for TensorBoard or Perfetto
+  --profile START:STOP   writes a trace of these steps
 
-Several processes find one another on TPU pods, Slurm and Kubernetes; elsewhere:
+Several processes find one another where JAX knows the cluster; elsewhere:
 
   --coordinator HOST:PORT --num_processes N --process_id I
   --heartbeat_seconds S  after how long a lost process ends the others
 
 Example:
   python -m train.main --config configs/digits_resnet20.py --config.epochs=10
-
-Compiled steps are kept in ~/.cache/nam_jax for the next start;
-JAX_ENABLE_COMPILATION_CACHE=false turns that off.
 
 Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong,
 75 told to stop (SIGTERM, Ctrl-C) and saved: the same command goes on.
@@ -38,10 +35,11 @@ def main() -> None:
     compilation_cache.enable()
     experiment = experiment_lib.build(command_line.CONFIG.value)
     summary = trainer.train(experiment, command_line.workdir(), span)
-    distributed.say(
-        f"done: top-1 error {summary['top1_error']:.2f} %, top-5 error "
-        f"{summary['top5_error']:.2f} % on {summary['num_eval_images']} images"
-    )
+    if summary is not None:
+        print(
+            f"done: top-1 error {summary['top1_error']:.2f} %, top-5 error "
+            f"{summary['top5_error']:.2f} % on {summary['num_eval_images']} images"
+        )
 
 
 if __name__ == "__main__":

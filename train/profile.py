@@ -47,6 +47,9 @@ class Profiler:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         if self._is_tracing:
             self._is_tracing = False
             jax.profiler.stop_trace()
@@ -54,7 +57,8 @@ class Profiler:
 
     def before(self, step: int) -> None:
         """Called before a step is dispatched."""
-        if self._span and step == self._span.first:
+        is_due = self._span is not None and self._span.first <= step <= self._span.last
+        if is_due and not self._is_tracing:
             self._is_tracing = True
             jax.profiler.start_trace(str(self._directory))
 
@@ -62,4 +66,4 @@ class Profiler:
         """Called after a step is dispatched, with what it gives."""
         if self._span and step == self._span.last:
             jax.block_until_ready(results)
-            self.__exit__()
+            self._stop()

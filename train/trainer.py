@@ -74,7 +74,9 @@ def _errors(sums: dict[str, float], variables: Any, sparsity: float) -> dict[str
     }
 
 
-def train(experiment: Experiment, workdir: Path, profile: Span | None = None) -> dict[str, Any]:
+def train(
+    experiment: Experiment, workdir: Path, profile: Span | None = None
+) -> dict[str, Any] | None:
     """Trains to the end, from the last checkpoint in workdir where there is one.
 
     Args:
@@ -83,7 +85,7 @@ def train(experiment: Experiment, workdir: Path, profile: Span | None = None) ->
       profile: the steps to trace.
 
     Returns:
-      The summary, as in summary.json.
+      The summary, as in summary.json; None in all processes but the main one.
 
     Raises:
       ConfigError: the directory belongs to a run of another config.
@@ -94,10 +96,12 @@ def train(experiment: Experiment, workdir: Path, profile: Span | None = None) ->
     if distributed.is_main():
         workdir_lib.claim(workdir, experiment.config)
     distributed.barrier("the directory is claimed")
+    # Another config, or a directory that is not the same, would make for a mixed run.
+    workdir_lib.check(workdir, experiment.config)
     finished = workdir_lib.summary(workdir)
     if finished is not None:
         distributed.say(f"the run in {workdir} is finished")
-        return finished
+        return finished if distributed.is_main() else None
     with (
         distributed.Preemption() as preemption,
         Checkpoints(workdir / "checkpoints", experiment.config.checkpoint.keep) as checkpoints,
@@ -111,10 +115,10 @@ def train(experiment: Experiment, workdir: Path, profile: Span | None = None) ->
                 )
             except NonFiniteError as error:
                 raise RunError(_advice(error, checkpoints, workdir)) from error
-    rows = RowFile(workdir / "metrics.jsonl").rows()
-    summary = summarize(experiment, state, progress, rows)
-    if distributed.is_main():
-        write_json(workdir / "summary.json", summary)
+    if not distributed.is_main():
+        return None
+    summary = summarize(experiment, state, progress, RowFile(workdir / "metrics.jsonl").rows())
+    write_json(workdir / "summary.json", summary)
     return summary
 
 

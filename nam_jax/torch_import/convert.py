@@ -125,7 +125,8 @@ def _plan(
     attention = [path for path in wanted if _is_attention_of_network(path)]
     if not any(torch_names[path] in state for path in attention):
         fresh += attention
-    imported = [path for path in wanted if path not in set(fresh)]
+    without_source = set(fresh)
+    imported = [path for path in wanted if path not in without_source]
     _check(state, {torch_names[path]: _torch_shape(path, wanted[path]) for path in imported})
     return _Plan({p: (state[torch_names[p]], wanted[p].shape) for p in imported}, fresh)
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-STEPS = 16
+STEPS = 50
 
 
 def free_port() -> int:
@@ -105,11 +105,10 @@ def test_the_first_process_alone_writes_logs(preempted: tuple[Path, Any]) -> Non
 
 def test_two_processes_train_as_one_does(preempted: tuple[Path, Any], alone: Path) -> None:
     workdir, _ = preempted
-    pairs = list(zip(rows(workdir), rows(alone), strict=False))
-    assert pairs
+    # In float32, sums over devices in another order drift apart with the steps.
+    pairs = list(zip(rows(workdir)[:2], rows(alone)[:2], strict=True))
     for actual, expected in pairs:
-        # In float32, sums over devices in another order drift apart with the steps.
-        assert actual["loss"] == pytest.approx(expected["loss"], rel=1e-5 * 4 ** actual["step"])
+        assert actual["loss"] == pytest.approx(expected["loss"], rel=1e-4)
 
 
 def test_another_number_of_processes_and_devices_goes_on(
@@ -120,8 +119,9 @@ def test_another_number_of_processes_and_devices_goes_on(
     assert code == 0, error
     assert "going on from the checkpoint of step" in out
     assert [row["step"] for row in rows(workdir)] == list(range(1, STEPS + 1))
-    # The data went on at the right step: the labels of a batch decide the first losses.
-    assert rows(workdir, "eval")[-1]["num_images"] == rows(alone, "eval")[-1]["num_images"]
+    evaluations = [rows(directory, "eval")[-1] for directory in (workdir, alone)]
+    assert evaluations[0]["num_images"] == evaluations[1]["num_images"]
+    assert abs(evaluations[0]["loss"] - evaluations[1]["loss"]) < 0.5
 
 
 def test_a_lost_process_ends_the_other(tmp_path: Path) -> None:
@@ -129,6 +129,18 @@ def test_a_lost_process_ends_the_other(tmp_path: Path) -> None:
     wait_for(lambda: len(rows(tmp_path)) >= 1, processes[0])
     processes[1].kill()
     assert all(code != 0 for code, _, _ in finish(processes))
+
+
+def test_another_config_in_one_of_the_processes_ends_both(tmp_path: Path) -> None:
+    port = free_port()
+    flags = (f"--coordinator=localhost:{port}", "--num_processes=2", "--heartbeat_seconds=10")
+    processes = [
+        start(tmp_path, *flags, f"--process_id={i}", f"--config.seed={i}", devices=2)
+        for i in range(2)
+    ]
+    results = finish(processes)
+    assert all(code != 0 for code, _, _ in results)
+    assert any("seed is 0 there and 1 here" in error for _, _, error in results)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
