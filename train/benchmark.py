@@ -24,7 +24,6 @@ import dataclasses
 import functools
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -55,6 +54,7 @@ def main() -> None:
     """Prints a line for every number of workers."""
     if not LOADER_ONLY.value:
         raise ConfigError("--loader-only is missing; there is no other benchmark.")
+    json_file = command_line.output("json", JSON.value)
     config = command_line.CONFIG.value
     if config.data.loader != "streaming":
         raise ConfigError("config.data.loader: the resident loader has no work to measure.")
@@ -73,8 +73,8 @@ def main() -> None:
             f"{result['images_per_cpu_second']:,.0f} per CPU second  {stages}",
             flush=True,
         )
-    if JSON.value:
-        write_json(Path(JSON.value), {"cores": cores, "loader": results})
+    if json_file:
+        write_json(json_file, {"cores": cores, "loader": results})
 
 
 def _numbers_of_workers(cores: int) -> list[int]:

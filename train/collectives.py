@@ -15,8 +15,10 @@ KINDS = (
     "reduce-scatter",
 )
 
+# The names of operations in the metadata are anything.
+_QUOTED = re.compile(r'"[^"]*"')
 # An operation, or the second half of one in two halves: `-start` gives its operands as well.
-_INSTRUCTION = re.compile(rf" = (.*?) ({'|'.join(KINDS)})(?:-done)?\(")
+_INSTRUCTION = re.compile(rf' = (.*?) ({"|".join(KINDS)})(?:-done)?\(')
 # An array such as bf16[3,3,64]{2,1,0:T(8,128)}; token[] has no size.
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]")
 
@@ -44,7 +46,7 @@ def find(hlo: str) -> dict[str, Collective]:
       The kinds that occur, by name.
     """
     counts, sizes = collections.Counter[str](), collections.Counter[str]()
-    for shape, kind in _INSTRUCTION.findall(hlo):
+    for shape, kind in _INSTRUCTION.findall(_QUOTED.sub("", hlo)):
         counts[kind] += 1
         sizes[kind] += array_bytes(shape)
     return {kind: Collective(counts[kind], sizes[kind]) for kind in sorted(counts)}

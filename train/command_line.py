@@ -1,6 +1,7 @@
 """What all commands share: flags, help, and errors in one line with an exit code."""
 
 import difflib
+import os
 import re
 import sys
 import traceback
@@ -56,6 +57,24 @@ def workdir() -> Path:
         return Path(WORKDIR.value).expanduser()
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     return Path("runs") / Path(config_file).stem
+
+
+def output(name: str, value: str | None) -> Path | None:
+    """The file that an option names, before the work whose figures it is for.
+
+    Args:
+      name: of the option.
+      value: of the option.
+
+    Raises:
+      ConfigError: the file could not be written.
+    """
+    if value is None:
+        return None
+    path = Path(value).expanduser()
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"--{name}: got {value!r}; name a file in a directory that is there.")
+    return path
 
 
 def _parse(argv: Sequence[str], usage: str, actions: Sequence[str]) -> list[str]:

@@ -24,7 +24,6 @@ import dataclasses
 import re
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -145,13 +144,14 @@ def main() -> None:
     """Compiles the step and prints its figures."""
     if not TOPOLOGY.value:
         raise ConfigError(f"--topology is missing; examples: {topology.EXAMPLES}.")
+    json_file = command_line.output("json", JSON.value)
     # Accelerators of this machine are left alone.
     jax.config.update("jax_platforms", "cpu")
     devices = topology.devices(TOPOLOGY.value)
     figures = compile_step(build(command_line.CONFIG.value, devices))
     print(report(figures))
-    if JSON.value:
-        write_json(Path(JSON.value), {"topology": TOPOLOGY.value, **figures})
+    if json_file:
+        write_json(json_file, {"topology": TOPOLOGY.value, **figures})
 
 
 if __name__ == "__main__":

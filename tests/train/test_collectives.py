@@ -36,7 +36,7 @@ HloModule jit_step, is_scheduled=true
   ROOT %sum = f32[] add(%x, %y)
 }
 ENTRY %main {
-  %all-reduce.1 = (f32[16]{0:T(128)}, bf16[4,4]{1,0}) all-reduce(%a, %b), to_apply=%add
+  %all-reduce.1 = (f32[16]{0:T(128)}, /*index=1*/bf16[4,4]{1,0}) all-reduce(%a, %b), to_apply=%add
   %get-tuple-element.1 = f32[16]{0:T(128)} get-tuple-element(%all-reduce.1), index=0
   ROOT %all-reduce.2 = f32[] all-reduce(%c), metadata={op_name="jit(step)/all-gather(x)"}
   %all-gather-start.1 = (f32[8]{0}, f32[32]{0}) all-gather-start(%d), dimensions={0}
@@ -44,6 +44,7 @@ ENTRY %main {
   %reduce-scatter.3 = u8[12]{0} reduce-scatter(%e), dimensions={0}, to_apply=%add
   %collective-permute.4 = s32[2]{0} collective-permute(%f), source_target_pairs={{0,1}}
   %all-to-all.5 = f32[4]{0} all-to-all(%g)
+  %fusion.5 = f32[9]{0} fusion(%h), metadata={op_name="a = f32[9] all-gather(x)"}
   %fusion.6 = f32[4]{0} fusion(%h), calls=%all-reduce-computation
 }
 """

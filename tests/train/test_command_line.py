@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from train import command_line
+from train.errors import ConfigError
+
 REPOSITORY = Path(__file__).parents[2]
 DIGITS = ("--config", "configs/digits_resnet20.py")
 
@@ -138,3 +141,14 @@ def test_evaluate_names_the_checkpoints_that_can_be_chosen() -> None:
     assert result.returncode == 2
     assert "last" in result.stderr
     assert "best" in result.stderr
+
+
+@pytest.mark.parametrize("name", [".", "nowhere/figures.json"])
+def test_file_that_could_not_be_written_is_refused_before_the_work(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--json: got .*directory that is there\.$"):
+        command_line.output("json", name)
+
+
+def test_file_that_can_be_written(tmp_path: Path) -> None:
+    assert command_line.output("json", None) is None
+    assert command_line.output("json", str(tmp_path / "new")) == tmp_path / "new"
