@@ -118,7 +118,7 @@ def train_step(
     new = _accumulate(
         gradients, state.batch_stats, (images, targets), config.accumulate_steps, unroll=on_cpu
     )
-    batch_stats, (grads, metrics) = mesh_lib.mean(new)
+    batch_stats, (grads, metrics) = mesh_lib.mean(new, at_once=on_cpu)
     penalty = sparsity_penalty(state.params, config.optimizer.sparsity)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     state = state.replace(
