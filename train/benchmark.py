@@ -1,164 +1,134 @@
-"""Measures how fast images can be had.
+r"""Measures how fast training steps are, with several attentions in turns.
 
-Usage: python -m train.benchmark --loader-only --config FILE
+Usage: python -m train.benchmark --config FILE [--attention NAME,...]
+                                 [--steps N] [--json FILE]
+       python -m train.benchmark --loader-only --config FILE [--json FILE]
                                  [--workers N[,M...]] [--seconds S]
-                                 [--json FILE] [--config.FIELD=VALUE ...]
 
-  --loader-only          the loader without a network: the one benchmark so far
   --config FILE          the experiment; configs/ holds examples
+  --attention NAME,...   in place of the config's; several take turns
+  --steps N              of each that are timed; default: 50
+  --loader-only          the streaming loader alone, without a network
   --workers N[,M...]     numbers of threads; default: 1 and one a CPU core
-  --seconds S            how long to measure each; default: 10
+  --seconds S            how long each number is measured; default: 10
   --json FILE            also writes the figures to a file
   --config.FIELD=VALUE   overrides a field; python -m train.config lists them
 
-A first pass over a dataset that is larger than the memory measures its disk.
+First with random images on the device, then, if the dataset is on disk, each
+attention by itself with the config's loader: the last two columns.
 
 Example:
-  python -m train.benchmark --loader-only --config configs/imagenet_resnet50.py
+  python -m train.benchmark --config configs/digits_resnet20.py \
+      --attention none,nam
 
 Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 """
 
-import contextlib
-import dataclasses
-import functools
-import time
-from concurrent.futures import ThreadPoolExecutor
+import datetime
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
+import jaxlib
 from absl import flags
+from ml_collections import ConfigDict
 
-from train import assembly, command_line
-from train import experiment as experiment_lib
-from train import mesh as mesh_lib
-from train import step as step_lib
-from train.data import streaming
-from train.data.feed import cpu_cores, epoch_orders
-from train.data.records import BadRecordError
-from train.data.transform import train_transform
-from train.errors import ConfigError
-from train.experiment import Experiment
+from train import attentions, benchmark_loader, benchmark_step, command_line, json_file, table
+from train.errors import RunError
 from train.metrics import write_json
 
 LOADER_ONLY = flags.DEFINE_bool("loader-only", False, "Measure the loader alone.")
-WORKERS = flags.DEFINE_list("workers", None, "Numbers of threads to try.")
-SECONDS = flags.DEFINE_float("seconds", 10.0, "How long to measure each.", lower_bound=0.1)
-JSON = flags.DEFINE_string("json", None, "A file for the figures.")
+STEPS = flags.DEFINE_integer("steps", 50, "How many are timed.", lower_bound=1)
 
-STAGES = ("read", "decode", "crop_and_resize", "batch", "transfer")
+GIB = 2**30
+
+# The columns of the table: title, figure, divisor, format.
+COLUMNS = (
+    ("compile", "compile_seconds", 1, ".1f"),
+    ("step ms", "step_ms", 1, ",.2f"),
+    ("95 %", "step_ms_p95", 1, ",.2f"),
+    ("images/s", "images_per_second", 1, ",.0f"),
+    ("vs none", "time_vs_none", 1, ".3f"),
+    ("of peak", "utilisation", 1, ".1%"),
+    ("Gflop", "flops", 1e9, ",.1f"),
+    ("GB", "bytes_accessed", 1e9, ",.2f"),
+    ("GiB", "peak_bytes", GIB, ",.3f"),
+    ("fed", "fed_images_per_second", 1, ",.0f"),
+    ("wait", "data_wait", 1, ".1%"),
+)
 
 
 def main() -> None:
-    """Prints a line for every number of workers."""
-    if not LOADER_ONLY.value:
-        raise ConfigError("--loader-only is missing; there is no other benchmark.")
-    json_file = command_line.output("json", JSON.value)
+    """Measures, and prints a table and JSON."""
+    file = json_file.asked()
     config = command_line.CONFIG.value
-    if config.data.loader != "streaming":
-        raise ConfigError("config.data.loader: the resident loader has no work to measure.")
-    experiment = experiment_lib.build(config)
-    cores = cpu_cores()
-    print(f"{cores} CPU cores; microseconds per image and thread, by stage")
-    results = []
-    for workers in _numbers_of_workers(cores):
-        config.data.workers = workers
-        result = loader_figures(experiment, workers, SECONDS.value)
-        results.append(result)
-        stages = "  ".join(f"{n} {t:.0f}" for n, t in result["microseconds_per_image"].items())
-        print(
-            f"{workers} workers  {result['images_per_second']:,.0f} images/s  "
-            f"{result['images_per_second_per_core']:,.0f} per core  "
-            f"{result['images_per_cpu_second']:,.0f} per CPU second  {stages}",
-            flush=True,
-        )
-    if json_file:
-        write_json(json_file, {"cores": cores, "loader": results})
+    if LOADER_ONLY.value:
+        figures = benchmark_loader.run(config)
+    else:
+        figures = step_benchmark(config, attentions.asked(config), STEPS.value)
+    if file:
+        write_json(file, figures)
 
 
-def _numbers_of_workers(cores: int) -> list[int]:
-    if WORKERS.value is None:
-        return sorted({1, cores})
-    if not WORKERS.value or not all(n.isdigit() and int(n) > 0 for n in WORKERS.value):
-        got = ",".join(WORKERS.value)
-        raise ConfigError(f"--workers: got {got!r}; allowed: numbers above 0, such as 1,2,4.")
-    return [int(number) for number in WORKERS.value]
-
-
-def loader_figures(experiment: Experiment, workers: int, seconds: float) -> dict[str, Any]:
-    """Measures the streaming loader of the training split.
+def step_benchmark(config: ConfigDict, names: list[str], steps: int) -> dict[str, Any]:
+    """Measures the training steps with the attentions, and prints what it finds.
 
     Args:
-      experiment: with so many workers in its config.
-      workers: threads that read and decode.
-      seconds: how long to measure.
+      config: of the run.
+      names: of the attentions.
+      steps: of each that are timed.
 
     Returns:
-      `workers`, `images_per_second`, `images_per_second_per_core`, `images_per_cpu_second`
-      (steadier where other processes want the cores too), and `microseconds_per_image` of every
-      stage, on one thread.
+      What was measured, on which machine; the figures of several attentions by their names.
+
+    Raises:
+      ConfigError: the config does not fit the dataset or the devices.
+      RunError: a step does not compile or run.
     """
-    images_per_second, images_per_cpu_second = _throughput(experiment, seconds)
-    cores = min(workers, cpu_cores())
+    # A step from the cache would compile in no time.
+    jax.config.update("jax_enable_compilation_cache", False)
+    experiments = {name: benchmark_step.build(config, name) for name in names}
+    try:
+        figures = benchmark_step.measure(experiments, steps)
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"{reason}; a smaller config.batch_size takes less memory.") from error
+    result = {**circumstances(config, steps), **(figures if len(names) > 1 else figures[names[0]])}
+    print(report(figures))
+    print(json.dumps(result))
+    return result
+
+
+def circumstances(config: ConfigDict, steps: int) -> dict[str, Any]:
+    """What was measured, when and on what."""
+    devices = jax.devices()
+    # Of all attentions together; not every backend knows.
+    memory = devices[0].memory_stats() or {}
     return {
-        "workers": workers,
-        "images_per_second": round(images_per_second, 1),
-        "images_per_cpu_second": round(images_per_cpu_second, 1),
-        "images_per_second_per_core": round(images_per_second / cores, 1),
-        "microseconds_per_image": _stages(experiment, workers, seconds / 2),
+        "config": command_line.config_name(),
+        "model": config.model.name,
+        "dtype": config.model.dtype,
+        "batch_size": config.batch_size,
+        "steps": steps,
+        "devices": len(devices),
+        "device_kind": devices[0].device_kind,
+        "device_peak_bytes": memory.get("peak_bytes_in_use"),
+        "versions": {"jax": jax.__version__, "jaxlib": jaxlib.__version__},
+        "date": datetime.date.today().isoformat(),
     }
 
 
-def _throughput(experiment: Experiment, seconds: float) -> tuple[float, float]:
-    endless = dataclasses.replace(experiment, total_steps=2**31 - 1)
-    with contextlib.closing(assembly.train_feed(endless).batches(0)) as fed:
-        # What is ready before the clock starts would count as instant.
-        for _ in range(streaming.HOST_BATCHES + streaming.DEVICE_BATCHES + 1):
-            next(fed)
-        start, cpu_start, count = time.perf_counter(), time.process_time(), 0
-        while time.perf_counter() - start < seconds or not count:
-            jax.block_until_ready(next(fed))
-            count += experiment.config.batch_size
-        wall, cpu = time.perf_counter() - start, time.process_time() - cpu_start
-        return count / wall, count / cpu
-
-
-def _stages(experiment: Experiment, workers: int, seconds: float) -> dict[str, float]:
-    config, split, mesh = experiment.config, experiment.train_split, experiment.mesh
-    records, rows = split.open_records(), mesh_lib.process_rows(mesh, config.batch_size)
-    order = epoch_orders(step_lib.streams(config.seed)["order"], split.num_examples)(0)
-    transform = train_transform(config, split.image_shape, 0)
-
-    def make_rows(images: np.ndarray, examples: np.ndarray, places: np.ndarray) -> np.ndarray:
-        spent = np.zeros(len(STAGES) - 1)
-        for place in places:
-            times = [time.perf_counter()]
-            with contextlib.suppress(BadRecordError):
-                record = records[int(examples[place])]
-                times.append(time.perf_counter())
-                part = transform.decode(record, int(rows[place]))
-                times.append(time.perf_counter())
-                image = transform.finish(part, int(rows[place]))
-                times.append(time.perf_counter())
-                images[place] = image
-                times.append(time.perf_counter())
-                spent += np.diff(times)
-        return spent
-
-    totals, batches, start = np.zeros(len(STAGES)), 0, time.perf_counter()
-    shares = np.array_split(np.arange(len(rows)), workers)
-    with ThreadPoolExecutor(workers) as pool:
-        while time.perf_counter() - start < seconds or not batches:
-            examples = order[batches % experiment.steps_per_epoch * config.batch_size + rows]
-            images = np.zeros((len(rows), *split.image_shape), np.uint8)
-            totals[:-1] += sum(pool.map(functools.partial(make_rows, images, examples), shares))
-            begin = time.perf_counter()
-            jax.block_until_ready(mesh_lib.put_rows(images, mesh, config.batch_size))
-            totals[-1] += time.perf_counter() - begin
-            batches += 1
-    per_image = 1e6 * totals / (batches * len(rows))
-    return {stage: round(float(t), 1) for stage, t in zip(STAGES, per_image, strict=True)}
+def report(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """The figures as a table, a line for every attention; a dash is for what is not known."""
+    rows = [["attention", *(title for title, *_ in COLUMNS)]]
+    for name, found in figures.items():
+        cells = [
+            "–" if found[key] is None else f"{found[key] / divisor:{form}}"
+            for _, key, divisor, form in COLUMNS
+        ]
+        rows.append([name, *cells])
+    return table.ruled(rows)
 
 
 if __name__ == "__main__":

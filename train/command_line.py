@@ -55,8 +55,12 @@ def workdir() -> Path:
     """The directory of the run: --workdir, or runs/<config name>."""
     if WORKDIR.value is not None:
         return Path(WORKDIR.value).expanduser()
-    config_file = config_flags.get_config_filename(flags.FLAGS["config"])
-    return Path("runs") / Path(config_file).stem
+    return Path("runs") / config_name()
+
+
+def config_name() -> str:
+    """The name of the config's file, without its ending."""
+    return Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
 
 
 def output(name: str, value: str | None) -> Path | None:

@@ -30,7 +30,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from train import assembly, collectives, command_line, topology
+from train import assembly, collectives, command_line, compiled, json_file, topology
 from train import experiment as experiment_lib
 from train.data import sources
 from train.errors import ConfigError, RunError
@@ -38,7 +38,6 @@ from train.experiment import Experiment
 from train.metrics import write_json
 
 TOPOLOGY = flags.DEFINE_string("topology", None, "The TPU slice to compile for.")
-JSON = flags.DEFINE_string("json", None, "Where the figures are written.")
 
 GIB = 2**30
 
@@ -51,10 +50,17 @@ def build(config: ConfigDict, devices: Sequence[jax.Device]) -> Experiment:
       devices: to compile for.
 
     Raises:
-      ConfigError: the config does not fit the dataset or the devices.
+      ConfigError: the config does not fit the dataset or the devices, or the dataset must be on
+        disk.
     """
 
     def open_split(data: ConfigDict, split: str) -> sources.Split:
+        if data.loader == "resident" and not sources.is_on_disk(data):
+            raise ConfigError(
+                f"config.data.loader: a resident split lies on each device, and the size of "
+                f"{data.name} is not known, for it is not in {data.dir}; set config.data.dir, or "
+                "config.data.loader=streaming."
+            )
         # Its size matters to the learning rate alone, and so to none of the figures.
         return sources.describe_split(data, split, num_examples=config.batch_size)
 
@@ -73,27 +79,21 @@ def compile_step(experiment: Experiment) -> dict[str, Any]:
     start = time.monotonic()
     state, example = assembly.abstract_state(experiment), assembly.train_example(experiment)
     try:
-        compiled = assembly.lower_train_step(experiment, state, example).compile()
+        program = assembly.lower_train_step(experiment, state, example).compile()
     except jax.errors.JaxRuntimeError as error:
         raise RunError(refusal(str(error))) from error
     seconds = round(time.monotonic() - start, 1)
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     devices = experiment.mesh.devices
     available = topology.MEMORY_GIB.get(devices.flat[0].device_kind)
     return {
         "devices": devices.size,
         "device_kind": devices.flat[0].device_kind,
         "batch_size": experiment.config.batch_size,
-        "flops": cost["flops"],
-        "bytes_accessed": cost["bytes accessed"],
-        "argument_bytes": memory.argument_size_in_bytes,
-        "output_bytes": memory.output_size_in_bytes,
-        "temp_bytes": memory.temp_size_in_bytes,
-        "peak_bytes": memory.peak_memory_in_bytes,
+        **compiled.figures(program),
         "available_bytes": None if available is None else int(available * GIB),
         "collectives": {
             kind: dataclasses.asdict(found)
-            for kind, found in collectives.find(compiled.as_text()).items()
+            for kind, found in collectives.find(program.as_text()).items()
         },
         "compile_seconds": seconds,
     }
@@ -144,14 +144,14 @@ def main() -> None:
     """Compiles the step and prints its figures."""
     if not TOPOLOGY.value:
         raise ConfigError(f"--topology is missing; examples: {topology.EXAMPLES}.")
-    json_file = command_line.output("json", JSON.value)
+    file = json_file.asked()
     # Accelerators of this machine are left alone.
     jax.config.update("jax_platforms", "cpu")
     devices = topology.devices(TOPOLOGY.value)
     figures = compile_step(build(command_line.CONFIG.value, devices))
     print(report(figures))
-    if json_file:
-        write_json(json_file, {"topology": TOPOLOGY.value, **figures})
+    if file:
+        write_json(file, {"topology": TOPOLOGY.value, **figures})
 
 
 if __name__ == "__main__":

@@ -19,16 +19,11 @@ Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 
 from collections.abc import Mapping, Sequence
 
-from absl import flags
-
-from nam_jax.attention import NAMES as ATTENTIONS
-from train import command_line
+from train import attentions, command_line
 from train import experiment as experiment_lib
 from train.data import sources
-from train.errors import ConfigError
 from train.size import Layer, Size, layers, total
-
-ATTENTION = flags.DEFINE_list("attention", None, "The attentions to compare.")
+from train.table import aligned, ruled
 
 
 def layer_table(network: Sequence[Layer]) -> str:
@@ -39,7 +34,7 @@ def layer_table(network: Sequence[Layer]) -> str:
         rows.append((name, _format_shape(shape), *_format_size(size)))
     rows.append(("total", "", *_format_size(total(network))))
     rows.append(("attention alone", "", *_format_size(total(network, attention_only=True))))
-    header, *lines = _aligned(rows)
+    header, *lines = aligned(rows)
     rule = "-" * len(header)
     return "\n".join([header, rule, *lines[:-2], rule, *lines[-2:]])
 
@@ -60,8 +55,7 @@ def comparison_table(networks: Mapping[str, Sequence[Layer]]) -> str:
         for whole, own, other in zip(*sizes, strict=True):
             cells += f"{whole:,}", f"{own:,}", f"{whole - other:+,}" if whole != other else "0"
         rows.append(tuple(cells))
-    header, *lines = _aligned(rows)
-    return "\n".join([header, "-" * len(header), *lines])
+    return ruled(rows)
 
 
 def _format_shape(shape: Sequence[int]) -> str:
@@ -72,34 +66,10 @@ def _format_size(size: Size) -> tuple[str, str]:
     return f"{size.parameters:,}", f"{size.multiply_adds:,}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of columns, the first one flush left and all others flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])])
-        for first, *rest in rows
-    ]
-
-
-def check_attentions(names: Sequence[str]) -> None:
-    """Checks what --attention lists.
-
-    Raises:
-      ConfigError: it is nothing, a name that does not exist, or a name twice.
-    """
-    if not names or not set(names) <= set(ATTENTIONS) or len(set(names)) < len(names):
-        raise ConfigError(
-            f"--attention: got {','.join(names)!r}; allowed: one or several of "
-            f"{', '.join(ATTENTIONS)}, each once, with commas between."
-        )
-
-
 def main() -> None:
     """Prints the layers of one network, or compares several."""
     config = command_line.CONFIG.value
-    names = ATTENTION.value
-    names = [config.model.attention] if names is None else names
-    check_attentions(names)
+    names = attentions.asked(config)
     num_classes, image_shape = sources.describe(config.data)
     networks = {}
     for name in names:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nam_jax import models
-from train import summary
+from train import attentions, summary
 from train.errors import ConfigError
 from train.size import Layer, Size, layers
 
@@ -65,7 +65,7 @@ def test_tables_fit_in_100_columns():
 @pytest.mark.parametrize("names", [[], [""], ["se", "sé"], ["none", "se", "none"]])
 def test_wrong_list_of_attentions_is_refused_in_one_line(names):
     with pytest.raises(ConfigError, match=r"^--attention: got .* allowed: .* none, .*tam") as error:
-        summary.check_attentions(names)
+        attentions.check(names)
     assert repr(",".join(names)) in str(error.value)
 
 

@@ -88,20 +88,17 @@ def describe_split(config: ConfigDict, name: str, num_examples: int) -> Split:
       num_examples: that it is taken to have where it is not on disk.
 
     Raises:
-      ConfigError: the dataset cannot be used, or must be on disk.
+      ConfigError: the dataset cannot be used.
     """
-    if config.name == "digits" or _is_on_disk(config):
+    if is_on_disk(config):
         return open_split(config, name)
-    if config.loader == "resident":
-        raise ConfigError(
-            f"config.data.loader: a resident split lies on each device, and the size of "
-            f"{config.name} is not known, for it is not in {config.dir}; set config.data.dir, or "
-            "config.data.loader=streaming."
-        )
     return Split(name, num_examples, *describe(config), load=_not_there)
 
 
-def _is_on_disk(config: ConfigDict) -> bool:
+def is_on_disk(config: ConfigDict) -> bool:
+    """Whether the images of the dataset `config.name` are there."""
+    if config.name == "digits":
+        return True
     from tensorflow_datasets.core.read_only_builder import builder_from_files
     from tensorflow_datasets.core.registered import DatasetNotFoundError
 

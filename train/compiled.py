@@ -1,0 +1,22 @@
+"""What the compiler says of a compiled program."""
+
+from typing import Any
+
+
+def figures(program: Any) -> dict[str, Any]:
+    """Operations, and bytes of memory and of traffic, of one device; None where it does not say.
+
+    Args:
+      program: from `jax.jit(…).lower(…).compile()`.
+    """
+    cost, memory = program.cost_analysis() or {}, program.memory_analysis()
+    used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return {
+        "flops": cost.get("flops"),
+        "bytes_accessed": cost.get("bytes accessed"),
+        "argument_bytes": memory.argument_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+        "temp_bytes": memory.temp_size_in_bytes,
+        # On CPUs the compiler's own figure leaves the temporaries out.
+        "peak_bytes": max(used, memory.peak_memory_in_bytes),
+    }
