@@ -55,6 +55,11 @@ def create(
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
 
 
+def is_cpu(mesh: Mesh) -> bool:
+    """Whether the devices are CPUs."""
+    return mesh.devices.flat[0].platform == "cpu"
+
+
 def norm_axis(mesh: Mesh) -> str | None:
     """The axis name for BatchNorm: None where every device has its own statistics."""
     return "group" if mesh.shape["group"] > 1 else None
