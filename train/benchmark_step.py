@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -30,31 +30,45 @@ Clock = Callable[[], float]
 
 
 class Run:
-    """A compiled training step with its state, and arguments to call it with."""
+    """A compiled training step with its state and a batch, or split, of random images."""
 
-    def __init__(self, experiment: Experiment, arguments: tuple[Any, ...]):
+    def __init__(self, experiment: Experiment, images: Any):
         """Compiles the step that the trainer runs.
 
         Args:
           experiment: the run.
-          arguments: of the step, after the state.
+          images: from `random_images`.
         """
         self.experiment = experiment
-        self.arguments = arguments
+        self._images = images
         self._state = assembly.initial_state(experiment)
-        start = time.perf_counter()
-        lowered = assembly.lower_train_step(experiment, self._state, arguments)
-        self.program = lowered.compile()
-        self.compile_seconds = time.perf_counter() - start
+        begin = time.perf_counter()
+        example = self._arguments(0)
+        self.program = assembly.lower_train_step(experiment, self._state, example).compile()
+        self.compile_seconds = time.perf_counter() - begin
 
-    def step(self) -> Any:
-        """Starts a step, which uses the state up; gives its metrics."""
-        self._state, metrics = self.program(self._state, *self.arguments)
+    def _arguments(self, count: int) -> tuple[Any, ...]:
+        is_grouped = self.experiment.longest_dispatch > 1
+        return (self._images, np.int32(count)) if is_grouped else (self._images,)
+
+    def start(self, count: int) -> None:
+        """Starts so many steps, as many in a dispatch as the trainer does."""
+        longest = self.experiment.longest_dispatch
+        for done in range(0, count, longest):
+            self.dispatch(self._arguments(min(longest, count - done)))
+
+    def dispatch(self, arguments: tuple[Any, ...]) -> Any:
+        """Starts steps, which use the state up; gives their metrics."""
+        self._state, metrics = self.program(self._state, *arguments)
         return metrics
 
     def wait(self) -> None:
         """Returns when every step that was started is done."""
         jax.block_until_ready(self._state)
+
+    def drop_images(self) -> None:
+        """Makes room for those of a loader; no more steps can be started without one."""
+        self._images = None
 
 
 def build(config: ConfigDict, attention: str) -> Experiment:
@@ -70,9 +84,9 @@ def build(config: ConfigDict, attention: str) -> Experiment:
     return experiment_lib.build(attentions.exchanged(config, attention), open_split=open_split)
 
 
-def random_arguments(experiment: Experiment) -> tuple[Any, ...]:
+def random_images(experiment: Experiment) -> Any:
     """Random images and labels on the devices, as the loader of the config would lay them."""
-    (example,) = assembly.train_example(experiment)
+    example = assembly.train_example(experiment)[0]
     rng, fields = np.random.default_rng(0), example._asdict()
     count = len(fields["labels"])
     values = {
@@ -82,8 +96,8 @@ def random_arguments(experiment: Experiment) -> tuple[Any, ...]:
         "mask": np.ones(count, bool),
         "bad_records": np.zeros(count, np.int32),
     }
-    return (
-        type(example)(*(jax.device_put(values[name], x.sharding) for name, x in fields.items())),
+    return type(example)(
+        *(jax.device_put(values[name], shape.sharding) for name, shape in fields.items())
     )
 
 
@@ -92,14 +106,15 @@ def measure(experiments: Mapping[str, Experiment], steps: int) -> dict[str, Figu
 
     Args:
       experiments: by the name of their attention.
-      steps: how many of each are timed by themselves, how many one behind another, and how many
-        with the loader's images.
+      steps: how many of each are timed one by one, how many together, and how many with the
+        loader's images.
 
     Returns:
       The figures by name; those with the loader's images are None where they are not on disk.
     """
-    arguments = random_arguments(next(iter(experiments.values())))
-    runs = {name: Run(experiment, arguments) for name, experiment in experiments.items()}
+    images = random_images(next(iter(experiments.values())))
+    runs = {name: Run(experiment, images) for name, experiment in experiments.items()}
+    del images
     times = rounds.take_turns(runs, steps)
     figures = {
         name: step_figures(run, times[name], times.get("none")) for name, run in runs.items()
@@ -155,43 +170,48 @@ def _fed(runs: Mapping[str, Run], steps: int) -> dict[str, Figures]:
         data = experiment.config.data
         print(f"not measured with a loader: {data.name} is not in {data.dir}", flush=True)
         return {name: {"fed_images_per_second": None, "data_wait": None} for name in runs}
-    # Room for the images of the loader.
     for run in runs.values():
-        run.arguments = ()
-    feed = assembly.train_feed(dataclasses.replace(experiment, total_steps=2**31 - 1))
-    return {name: fed_figures(run, feed, steps) for name, run in runs.items()}
+        run.drop_images()
+    endless = dataclasses.replace(experiment, total_steps=2**31 - 1)
+    feed = assembly.train_feed(endless)
+    return {
+        name: fed_figures(run, feed, endless.dispatches(0), steps) for name, run in runs.items()
+    }
 
 
-def fed_figures(run: Run, feed: Feed, steps: int, clock: Clock = time.perf_counter) -> Figures:
-    """Times steps as the trainer does them: each takes its images from a loader.
+def fed_figures(
+    run: Run, feed: Feed, dispatches: Iterator[range], steps: int, clock: Clock = time.perf_counter
+) -> Figures:
+    """Times steps as the trainer does them: their images come from a loader.
 
     Args:
       run: to be timed.
       feed: of the loader.
-      steps: how many.
+      dispatches: which steps the arguments of the feed are for.
+      steps: how many, at least.
       clock: seconds from any point on.
 
     Returns:
       `fed_images_per_second`, and `data_wait`, the share of the time without images.
     """
-    waited, pending = 0.0, collections.deque[Any]()
+    waited, done, pending = 0.0, 0, collections.deque[Any]()
     with contextlib.closing(feed.batches(0)) as batches:
         for _ in range(READY):
-            run.arguments = next(batches)
-            run.step()
+            next(dispatches)
+            run.dispatch(next(batches))
         run.wait()
-        start = clock()
-        for _ in range(steps):
+        begin = clock()
+        while done < steps:
             before = clock()
-            run.arguments = next(batches)
+            arguments = next(batches)
             waited += clock() - before
-            pending.append(run.step())
+            pending.append(run.dispatch(arguments))
+            done += len(next(dispatches))
             if len(pending) > LAG:
                 jax.block_until_ready(pending.popleft())
         run.wait()
-        seconds = clock() - start
-    images_per_second = steps * run.experiment.config.batch_size / seconds
+        seconds = clock() - begin
     return {
-        "fed_images_per_second": round(images_per_second, 2),
+        "fed_images_per_second": round(done * run.experiment.config.batch_size / seconds, 2),
         "data_wait": round(waited / seconds, 4),
     }

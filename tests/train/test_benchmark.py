@@ -12,9 +12,10 @@ import pytest
 from configs import cifar100_resnet20, digits_resnet20
 from nam_jax import models
 from nam_jax.models.resnet import BasicBlock, ResNet
-from tests.train import imagenet
+from tests.train import imagenet, tiny
 from train import assembly, attentions, benchmark, benchmark_step, chips, command_line
 from train import experiment as experiment_lib
+from train import mesh as mesh_lib
 from train.data.feed import Feed
 from train.errors import ConfigError, RunError
 from train.rounds import Times
@@ -107,12 +108,37 @@ def test_random_images_lie_like_those_of_the_loader(tmp_path, loader):
         {"batch_size": 8, "data.dir": str(tmp_path), "data.loader": loader}
     )
     experiment = benchmark_step.build(config, "se")
-    (arguments,) = benchmark_step.random_arguments(experiment)
-    (example,) = assembly.train_example(experiment)
-    expected = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), example)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), arguments) == expected
-    assert len(np.unique(arguments.images)) == 256
-    assert 0 <= arguments.labels.min() < arguments.labels.max() < 100
+    images = benchmark_step.random_images(experiment)
+    expected, *_ = assembly.train_example(experiment)
+
+    def layout(x):
+        return x.shape, x.dtype, x.sharding
+
+    assert jax.tree.map(layout, images) == jax.tree.map(layout, expected)
+    assert len(np.unique(images.images)) == 256
+    assert 0 <= images.labels.min() < images.labels.max() < 100
+
+
+def test_steps_are_dispatched_together_where_the_trainer_does_so(monkeypatch):
+    tiny.use(monkeypatch)
+    monkeypatch.setattr(mesh_lib, "is_cpu", lambda mesh: False)
+    monkeypatch.setattr(experiment_lib, "LONGEST_DISPATCH", 4)
+    experiment = benchmark_step.build(digits(), "none")
+    run = benchmark_step.Run(experiment, benchmark_step.random_images(experiment))
+    counts, program = [], run.program
+
+    def counted(state, split, count):
+        counts.append(int(count))
+        return program(state, split, count)
+
+    run.program = counted
+    run.start(10)
+    run.wait()
+    assert counts == [4, 4, 2]
+    feed = assembly.train_feed(experiment)
+    benchmark_step.fed_figures(run, feed, experiment.dispatches(0), 6)
+    # A row of the log is due after 22 steps: the sixth dispatch ends there.
+    assert counts[3:] == [4, 4, 4, 4, 4, 2, 4]
 
 
 def test_attentions_without_scales_have_no_penalty():
@@ -151,10 +177,10 @@ class Counted:
     """In place of a compiled run: a step takes two seconds of a clock that is none."""
 
     def __init__(self, experiment, clock):
-        self.experiment, self.clock, self.arguments, self.seen = experiment, clock, None, []
+        self.experiment, self.clock, self.seen = experiment, clock, []
 
-    def step(self):
-        self.seen.append(self.arguments)
+    def dispatch(self, arguments):
+        self.seen.append(arguments)
         self.clock[0] += 2.0
         return 0.0
 
@@ -171,7 +197,9 @@ def test_waiting_for_images_is_a_share_of_the_time():
             yield (number,)
 
     run = Counted(experiment_lib.build(digits()), clock)
-    found = benchmark_step.fed_figures(run, Feed((), batches), 4, clock=lambda: clock[0])
+    found = benchmark_step.fed_figures(
+        run, Feed((), batches), run.experiment.dispatches(0), 4, clock=lambda: clock[0]
+    )
     assert found == {"fed_images_per_second": 3.2, "data_wait": 0.2}
     assert run.seen == [(n,) for n in range(benchmark_step.READY + 4)]
 

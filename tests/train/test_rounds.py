@@ -23,8 +23,8 @@ class Recorded:
         self.name, self.log, self.clock, self.seconds = name, log, clock, seconds
         self.started = 0
 
-    def step(self):
-        self.started += 1
+    def start(self, count):
+        self.started += count
 
     def wait(self):
         self.log.append((self.name, self.started))
@@ -40,21 +40,21 @@ def pair():
 
 def test_variants_take_turns_after_a_warm_up(pair):
     log, clock, variants = pair
-    rounds.take_turns(variants, steps=7, clock=clock)
+    rounds.take_turns(variants, steps=12, clock=clock)
 
     def round_of(name, count):
         return [(name, 1)] * count + [(name, count)]
 
     warm_up = [("a", rounds.WARM_UP), ("b", rounds.WARM_UP)]
-    first, second = (round_of("a", n) + round_of("b", n) for n in (5, 2))
+    first, second = (round_of("a", n) + round_of("b", n) for n in (10, 2))
     assert log == warm_up + first + second
 
 
 def test_times_are_those_of_each_variant_without_its_warm_up(pair):
     _, clock, variants = pair
-    assert rounds.take_turns(variants, steps=7, clock=clock) == {
-        "a": Times([1.0] * 7, [1.0] * 2),
-        "b": Times([3.0] * 7, [3.0] * 2),
+    assert rounds.take_turns(variants, steps=12, clock=clock) == {
+        "a": Times([1.0] * 12, [1.0] * 2),
+        "b": Times([3.0] * 12, [3.0] * 2),
     }
 
 
