@@ -31,7 +31,6 @@ import jax
 import numpy as np
 import optax
 import torch
-from absl import flags
 from ml_collections import ConfigDict
 
 from benchmarks.peers import resnet, timing
@@ -40,8 +39,6 @@ from train import attentions, command_line, json_file, rounds, table
 from train.data import sources
 from train.errors import ConfigError
 from train.metrics import write_json
-
-STEPS = flags.DEFINE_integer("steps", 50, "How many are timed.", lower_bound=1)
 
 
 class JaxTraining:
@@ -213,7 +210,7 @@ def main() -> None:
     }
     rows = [("attention", "nam_jax images/s", "torch images/s", "speed vs torch")]
     for name in names:
-        found = measure(attentions.exchanged(config, name), dtype, STEPS.value)
+        found = measure(attentions.exchanged(config, name), dtype, rounds.STEPS.value)
         result[name] = found
         speeds = (found[framework]["images_per_second"] for framework in ("nam_jax", "torch"))
         rows.append((name, *(f"{s:,.1f}" for s in speeds), f"{found['speed_vs_torch']:.3f}"))

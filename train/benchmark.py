@@ -34,12 +34,19 @@ import jaxlib
 from absl import flags
 from ml_collections import ConfigDict
 
-from train import attentions, benchmark_loader, benchmark_step, command_line, json_file, table
+from train import (
+    attentions,
+    benchmark_loader,
+    benchmark_step,
+    command_line,
+    json_file,
+    rounds,
+    table,
+)
 from train.errors import RunError
 from train.metrics import write_json
 
 LOADER_ONLY = flags.DEFINE_bool("loader-only", False, "Measure the loader alone.")
-STEPS = flags.DEFINE_integer("steps", 50, "How many are timed.", lower_bound=1)
 
 GIB = 2**30
 
@@ -66,7 +73,7 @@ def main() -> None:
     if LOADER_ONLY.value:
         figures = benchmark_loader.run(config)
     else:
-        figures = step_benchmark(config, attentions.asked(config), STEPS.value)
+        figures = step_benchmark(config, attentions.asked(config), rounds.STEPS.value)
     if file:
         write_json(file, figures)
 
