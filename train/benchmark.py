@@ -40,7 +40,7 @@ from train.data.records import BadRecordError
 from train.data.transform import train_transform
 from train.errors import ConfigError
 from train.experiment import Experiment
-from train.metrics import write_json
+from train.storage import write_json
 
 LOADER_ONLY = flags.DEFINE_bool("loader-only", False, "Measure the loader alone.")
 WORKERS = flags.DEFINE_list("workers", None, "Numbers of threads to try.")

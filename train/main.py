@@ -30,11 +30,12 @@ PROFILE = flags.DEFINE_string("profile", None, "The steps to trace, START:STOP."
 
 def main() -> None:
     """Runs the experiment of the command line and prints its result."""
-    span = None if PROFILE.value is None else profile.parse(PROFILE.value)
+    workdir = command_line.workdir()
+    span = None if PROFILE.value is None else profile.parse(PROFILE.value, workdir)
     distributed.start()
     compilation_cache.enable()
     experiment = experiment_lib.build(command_line.CONFIG.value)
-    summary = trainer.train(experiment, command_line.workdir(), span)
+    summary = trainer.train(experiment, workdir, span)
     if summary is not None:
         print(
             f"done: top-1 error {summary['top1_error']:.2f} %, top-5 error "
