@@ -30,6 +30,9 @@ def abstract_state(experiment: Experiment) -> step_lib.TrainState:
 def _initializer(experiment: Experiment) -> Any:
     key = step_lib.streams(experiment.config.seed)["init"]
 
+    def widened(x: jax.Array) -> jax.Array:
+        return x.astype(jnp.promote_types(x.dtype, experiment.config.model.dtype))
+
     def init(variables: Any) -> step_lib.TrainState:
         if variables is None:
             images = jnp.zeros((1, *experiment.train_split.image_shape))
@@ -37,6 +40,7 @@ def _initializer(experiment: Experiment) -> Any:
         else:
             # The state is donated at every step; what was read from a file is not the state's.
             variables = jax.tree.map(jnp.copy, variables)
+        variables = jax.tree.map(widened, variables)
         with_ema = experiment.config.ema_decay > 0
         return step_lib.init_state(variables, experiment.tx, with_ema=with_ema)
 

@@ -118,7 +118,7 @@ def _throughput(experiment: Experiment, seconds: float) -> tuple[float, float]:
             next(fed)
         start, cpu_start, count = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() - start < seconds or not count:
-            jax.block_until_ready(next(fed).arguments)
+            jax.block_until_ready(next(fed))
             count += experiment.config.batch_size
         wall, cpu = time.perf_counter() - start, time.process_time() - cpu_start
         return count / wall, count / cpu

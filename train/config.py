@@ -87,7 +87,9 @@ FIELDS: dict[str, Field] = {
     "model.attention": _choice("nam_channel", ATTENTIONS, "the attention of every block"),
     "model.stem": _choice("imagenet", STEMS, "the first layers: 7×7 and max-pool, or 3×3"),
     "model.dtype": _choice(
-        "float32", ("float32", "bfloat16"), "of the computation; parameters are float32"
+        "float32",
+        ("float32", "bfloat16", "float64"),
+        "of the computation; parameters are float32, with float64 they are so too",
     ),
     "model.sync_bn_devices": Field(
         1,
@@ -205,6 +207,10 @@ FREE_FIELDS = (
     "checkpoint.every_steps",
     "checkpoint.keep",
 )
+
+
+# These may differ from process to process.
+LOCAL_FIELDS = ("data.dir", "data.workers")
 
 
 # Nor do these change what a checkpoint means.

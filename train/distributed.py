@@ -7,6 +7,9 @@ knows the cluster (TPU pods, Slurm, Kubernetes, Open MPI), and elsewhere by thre
 import os
 import signal
 import sys
+import time
+import zlib
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -15,7 +18,9 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from train.errors import ConfigError
+from train.errors import ConfigError, RunError
+
+FAIL_ALIKE_SECONDS = 2
 
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
@@ -33,20 +38,26 @@ def start() -> None:
 
     Raises:
       ConfigError: the flags do not say who the others are.
+      RunError: the others are not found.
     """
     given = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
-    if NUM_PROCESSES.value == 1:
+    is_automatic = given == (None, None, None)
+    if NUM_PROCESSES.value == 1 or (is_automatic and os.environ.get("SLURM_NTASKS") == "1"):
         return
-    if any(value is not None for value in given):
+    if not is_automatic:
         _check(*given)
+    try:
         jax.distributed.initialize(*given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS.value)
-    elif os.environ.get("SLURM_NTASKS") != "1":
-        try:
-            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS.value)
-        except ValueError as error:
-            # JAX's word for: this is no cluster that I know.
-            if "coordinator_address should be defined" not in str(error):
-                raise
+    # What asks a cluster raises errors of its own kinds.
+    except Exception as error:
+        # JAX's word for: this is no cluster that I know.
+        if is_automatic and "coordinator_address should be defined" in str(error):
+            return
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise RunError(
+            f"this process does not find the others: {reason}; give --coordinator, "
+            "--num_processes and --process_id, or --num_processes=1 for one process alone."
+        ) from error
 
 
 def _check(coordinator_address: Any, num_processes: Any, process_id: Any) -> None:
@@ -78,11 +89,28 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def total(count: int) -> int:
-    """The sum of the numbers that the processes call this with."""
+def check_agreement(fields: Mapping[str, Any]) -> None:
+    """Checks that all processes have the same config: each of them would wait for the others.
+
+    Args:
+      fields: that have to be equal, by name.
+
+    Raises:
+      ConfigError: in all processes, naming the fields that differ.
+    """
     if jax.process_count() == 1:
-        return count
-    return int(multihost_utils.process_allgather(np.int32(count)).sum())
+        return
+    own = np.array([zlib.crc32(repr(value).encode()) for value in fields.values()], np.uint32)
+    columns = multihost_utils.process_allgather(own).T
+    differing = [
+        f"config.{name}" for name, column in zip(fields, columns, strict=True) if np.ptp(column)
+    ]
+    if differing:
+        jax.distributed.shutdown()
+        raise ConfigError(
+            f"the processes have different values of {', '.join(differing)}; start all of them "
+            "with the same command."
+        )
 
 
 def fail(code: int) -> NoReturn:
@@ -93,6 +121,9 @@ def fail(code: int) -> NoReturn:
     if jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
+        if is_main():
+            # The others may fail alike, and are cut off when this process is gone.
+            time.sleep(FAIL_ALIKE_SECONDS)
         os._exit(code)
     sys.exit(code)
 

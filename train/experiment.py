@@ -70,6 +70,8 @@ def build(
       ConfigError: the config does not fit the dataset or the devices.
     """
     config_lib.validate(config)
+    if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise ConfigError("config.model.dtype: float64 needs JAX_ENABLE_X64=1 in the environment.")
     mesh = mesh_lib.create(
         config.batch_size,
         config.model.sync_bn_devices,

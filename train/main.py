@@ -24,6 +24,7 @@ from absl import flags
 
 from train import command_line, compilation_cache, distributed, profile, trainer
 from train import experiment as experiment_lib
+from train.config import LOCAL_FIELDS, flatten
 
 PROFILE = flags.DEFINE_string("profile", None, "The steps to trace, START:STOP.")
 
@@ -33,8 +34,12 @@ def main() -> None:
     workdir = command_line.workdir()
     span = None if PROFILE.value is None else profile.parse(PROFILE.value, workdir)
     distributed.start()
+    config = command_line.CONFIG.value
+    distributed.check_agreement(
+        {name: value for name, value in flatten(config) if name not in LOCAL_FIELDS}
+    )
     compilation_cache.enable()
-    experiment = experiment_lib.build(command_line.CONFIG.value)
+    experiment = experiment_lib.build(config)
     summary = trainer.train(experiment, workdir, span)
     if summary is not None:
         print(

@@ -110,8 +110,8 @@ def _open_events(workdir: epath.Path, start_step: int) -> SummaryWriter | None:
 class Log:
     """Turns the metrics of steps into rows, which the main process writes.
 
-    A row holds the values of its own step; only its speed figures cover all steps since
-    the row before. The loss of every step is checked, also of those without a row.
+    A row holds the values of its own step; only its speed and its bad records cover all steps
+    since the row before. The loss of every step is checked, also of those without a row.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Log:
         self._batch_size = batch_size
         self._log_every_steps = log_every_steps
         self._pending: collections.deque[tuple[int, Metrics]] = collections.deque()
-        self._bad_records: dict[int, int] = {}
+        self._bad_records = 0
         self._wall = Stopwatch(progress.wall_seconds)
         self._training = Stopwatch(progress.train_seconds)
         self._waiting_seconds = 0.0
@@ -171,7 +171,7 @@ class Log:
         """Leaves what happens inside out of the training speed."""
         return self._training.paused()
 
-    def train(self, step: int, metrics: Metrics, bad_records: int = 0) -> None:
+    def train(self, step: int, metrics: Metrics) -> None:
         """Takes the metrics of a training step, still on the device.
 
         Waits for the step LAG before it: batches that are dispatched too early would fill the
@@ -179,14 +179,12 @@ class Log:
 
         Args:
           step: its number, from 1 on.
-          metrics: on the device.
-          bad_records: that were met in making its batch.
+          metrics: on the device; `bad_records` counts those of its batch.
 
         Raises:
           NonFiniteError: by then known of this step or an earlier one.
         """
         self._pending.append((step, metrics))
-        self._bad_records[step] = bad_records
         if len(self._pending) > LAG:
             jax.block_until_ready(self._pending[-1 - LAG])
         if (step - LAG) % self._log_every_steps == 0:
@@ -220,16 +218,13 @@ class Log:
         for (step, _), values in zip(due, fetched, strict=True):
             metrics = {name: float(value) for name, value in values.items()}
             _check_loss("the loss", step, metrics["loss"])
+            self._bad_records += int(metrics["bad_records"])
             if step % self._log_every_steps == 0 or step == self._total_steps:
                 # Rows that are fetched together share their speed.
                 speed = speed or self._speed(last)
-                bad = {"bad_records": self._count_bad_records(step)}
+                bad = {"bad_records": self._bad_records}
                 self._write({**self._place(step, "train"), **metrics, **bad, **speed})
-
-    def _count_bad_records(self, step: int) -> int:
-        """Of the steps since the row before, in all processes."""
-        counted = [number for number in self._bad_records if number <= step]
-        return distributed.total(sum(self._bad_records.pop(number) for number in counted))
+                self._bad_records = 0
 
     def _place(self, step: int, split: str) -> Row:
         return {"step": step, "epoch": round(step / self._steps_per_epoch, 4), "split": split}

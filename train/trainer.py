@@ -46,7 +46,7 @@ def evaluate(
     weights = {"": state.variables} | ({"ema_": state.ema} if state.ema is not None else {})
     batches = []
     with contextlib.closing(feed.batches(0)) as fed:
-        for arguments, _ in fed:
+        for arguments in fed:
             batches.append({name: eval_step(v, *arguments) for name, v in weights.items()})
             # The device holds no more batches than it has begun with.
             jax.block_until_ready(batches[-LAG:][0])
@@ -207,11 +207,11 @@ def _run_steps(
     ):
         for step in range(start + 1, experiment.total_steps + 1):
             with log.waiting_for_data():
-                arguments, bad_records = next(batches)
+                arguments = next(batches)
             profiler.before(step)
             state, metrics = train_step(state, *arguments)
             profiler.after(step, state)
-            log.train(step, metrics, bad_records)
+            log.train(step, metrics)
             is_preempted = preemption.reached(step)
             if experiment.is_saved(step) or is_preempted:
                 log.flush(step)

@@ -25,7 +25,7 @@ OUT_OF_RANGE = {
     "model.name": ["resnet51", ""],
     "model.attention": ["nam_", "NAM"],
     "model.stem": ["mnist"],
-    "model.dtype": ["float16", "float64"],
+    "model.dtype": ["float16", "float128"],
     "model.sync_bn_devices": [0, -2],
     "data.name": [""],
     "data.dir": [""],

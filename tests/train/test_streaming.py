@@ -154,7 +154,7 @@ def test_evaluation_scales_the_short_side_and_cuts_the_centre(directory):
 
 def feed_batches(feed, start):
     with contextlib.closing(feed.batches(start)) as fed:
-        return [arguments[0] for arguments, _ in fed]
+        return [batch for (batch,) in fed]
 
 
 @pytest.mark.parametrize("num_devices", [1, 2, 4])
@@ -167,7 +167,7 @@ def test_feed_lays_the_rows_on_the_devices_and_starts_anywhere(directory, num_de
     fed, resumed = feed_batches(feed, 0), feed_batches(feed, 5)
     assert (len(fed), len(resumed)) == (7, 2)
     for batch, expected in zip(fed, train_batches(config, range(7)), strict=True):
-        for array, numbers, like in zip(batch, expected[:3], feed.example[0], strict=True):
+        for array, numbers, like in zip(batch, expected[:4], feed.example[0], strict=True):
             np.testing.assert_array_equal(array, numbers)
             assert (array.shape, array.dtype, array.sharding) == (
                 like.shape,
@@ -297,6 +297,8 @@ def test_bad_records_are_replaced_in_training(tmp_path, capfd):
     expected[[3, 4, 10, COUNT - 1]] = 5, 5, 11, 0
     np.testing.assert_array_equal(batch.labels, expected)
     assert batch.mask.all()
+    (places,) = batch.bad_records.nonzero()
+    assert dict(zip(places, batch.bad_records[places], strict=True)) == {3: 2, 4: 1, 10: 1, 41: 1}
     assert sorted(bad.index for bad in batch.bad) == [3, 4, 4, 10, COUNT - 1]
     assert batch.seen == COUNT + 5
 

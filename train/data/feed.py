@@ -18,23 +18,13 @@ class Batch(NamedTuple):
       images: (n, H, W, C) uint8.
       labels: (n,) int32.
       mask: (n,) bool, False for rows that do not count.
+      bad_records: (n,) int32, that were met in making each row.
     """
 
     images: jax.Array
     labels: jax.Array
     mask: jax.Array
-
-
-class Fed(NamedTuple):
-    """What one step is called with.
-
-    Attributes:
-      arguments: of the step, after the state or the variables.
-      bad_records: that this process met in making the batch.
-    """
-
-    arguments: tuple[Any, ...]
-    bad_records: int = 0
+    bad_records: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +32,13 @@ class Feed:
     """Feeds a training or evaluation step from a split.
 
     Attributes:
-      example: arguments of the step, or their shapes, to compile it with.
-      batches: gives the batches from one on, by its number.
+      example: arguments of the step after the state or the variables, or their shapes, to
+        compile it with.
+      batches: gives such arguments for the batches from one on, by its number.
     """
 
     example: tuple[Any, ...]
-    batches: Callable[[int], Generator[Fed]]
+    batches: Callable[[int], Generator[tuple[Any, ...]]]
 
 
 def epoch_orders(key: jax.Array, size: int) -> Callable[[int], np.ndarray]:

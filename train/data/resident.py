@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from train import mesh as mesh_lib
-from train.data.feed import Batch, Fed, Feed, epoch_orders
+from train.data.feed import Batch, Feed, epoch_orders
 from train.data.sources import Split
 from train.errors import ConfigError
 
@@ -106,7 +106,8 @@ def take(split: ResidentSplit, index: jax.Array, batch_size: int, rows: jax.Arra
     size = len(split.labels)
     positions = index * batch_size + rows
     examples = split.order[jnp.minimum(positions, size - 1)]
-    return Batch(split.images[examples], split.labels[examples], positions < size)
+    none = jnp.zeros(len(rows), jnp.int32)
+    return Batch(split.images[examples], split.labels[examples], positions < size, none)
 
 
 def train_feed(
@@ -123,9 +124,9 @@ def train_feed(
     """
     resident = put(split, mesh)
 
-    def steps(start: int) -> Generator[Fed]:
+    def steps(start: int) -> Generator[tuple[ResidentSplit]]:
         ordered = batches(resident, key, start, steps_per_epoch)
-        return (Fed((next(ordered),)) for _ in range(start, total_steps))
+        return ((next(ordered),) for _ in range(start, total_steps))
 
     return Feed((resident,), steps)
 
@@ -140,8 +141,8 @@ def eval_feed(split: Split, mesh: Mesh, batch_size: int) -> Feed:
     """
     resident = put(split, mesh)
 
-    def indices(start: int) -> Generator[Fed]:
+    def indices(start: int) -> Generator[tuple[ResidentSplit, np.int32]]:
         num_batches = -(-split.num_examples // batch_size)
-        return (Fed((resident, np.int32(index))) for index in range(start, num_batches))
+        return ((resident, np.int32(index)) for index in range(start, num_batches))
 
     return Feed((resident, np.int32(0)), indices)

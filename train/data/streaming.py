@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from train import mesh as mesh_lib
-from train.data.feed import Batch, Fed, Feed, cpu_cores, epoch_orders
+from train.data.feed import Batch, Feed, cpu_cores, epoch_orders
 from train.data.records import BadRecord, BadRecordError, BadRecords, Record
 from train.data.sources import Split
 from train.data.transform import Transform, eval_transform, train_transform
@@ -46,6 +46,7 @@ class HostBatch(NamedTuple):
       images: (n, H, W, C) uint8.
       labels: (n,) int32.
       mask: (n,) bool, False for rows that do not count.
+      bad_records: (n,) int32, that were met in making each row.
       seen: how many records were read.
       bad: those of them that could not be used.
     """
@@ -53,6 +54,7 @@ class HostBatch(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
     mask: np.ndarray
+    bad_records: np.ndarray
     seen: int
     bad: list[BadRecord]
 
@@ -102,14 +104,17 @@ class Loader:
 
     def _make(self, examples: np.ndarray, transform: Transform, read: Read) -> HostBatch:
         images = _aligned_zeros((len(examples), *self._split.image_shape))
-        labels, mask = np.zeros(len(examples), np.int32), np.zeros(len(examples), bool)
+        labels, bad_records = np.zeros((2, len(examples)), np.int32)
+        mask = np.zeros(len(examples), bool)
         used = np.flatnonzero(examples < self._split.num_examples)
 
         def make_rows(places: np.ndarray) -> list[BadRecord]:
             bad: list[BadRecord] = []
             for place in places.tolist():
+                before = len(bad)
                 image_of = functools.partial(transform.apply, row=int(self._rows[place]))
                 found = read(int(examples[place]), image_of, bad)
+                bad_records[place] = len(bad) - before
                 if found is not None:
                     images[place], labels[place] = found
                     mask[place] = True
@@ -117,7 +122,8 @@ class Loader:
 
         tasks = [used[i : i + ROWS_OF_A_TASK] for i in range(0, len(used), ROWS_OF_A_TASK)]
         bad = [record for found in self._pool.map(make_rows, tasks) for record in found]
-        return HostBatch(images, labels, mask, int(mask.sum()) + len(bad), bad)
+        seen = int(mask.sum()) + len(bad)
+        return HostBatch(images, labels, mask, bad_records, seen, bad)
 
     def _read(
         self, index: int, image_of: Callable[[Record], np.ndarray], bad: list[BadRecord]
@@ -200,7 +206,7 @@ def _feed(
         *arrays, seen, bad = made
         return Batch(*mesh_lib.put_rows(arrays, mesh, config.batch_size)), seen, bad
 
-    def batches(start: int) -> Generator[Fed]:
+    def batches(start: int) -> Generator[tuple[Batch]]:
         made = grain.MapDataset.range(start, num_batches).map(make).to_iter_dataset(options)
         on_devices = grain.experimental.ThreadPrefetchIterDataset(
             made.map(put), prefetch_buffer_size=DEVICE_BATCHES
@@ -208,7 +214,7 @@ def _feed(
         with loader, contextlib.closing(iter(on_devices)) as iterator:
             for batch, seen, bad in iterator:
                 bad_records.add(seen, bad)
-                yield Fed((batch,), len(bad))
+                yield (batch,)
 
     return Feed((example(split.image_shape, config.batch_size, mesh),), batches)
 
@@ -226,4 +232,5 @@ def example(image_shape: tuple[int, int, int], batch_size: int, mesh: Mesh) -> B
         sharding = mesh_lib.by_rows(mesh)
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
 
-    return Batch(rows(image_shape, np.uint8), rows((), np.int32), rows((), np.bool_))
+    number = rows((), np.int32)
+    return Batch(rows(image_shape, np.uint8), number, rows((), np.bool_), number)
