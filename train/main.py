@@ -4,9 +4,10 @@ Usage: python -m train.main --config FILE [--workdir DIR]
                             [--config.FIELD=VALUE ...]
 
   --config FILE          the experiment; configs/ holds examples
-  --workdir DIR          where the run is written; default: runs/<config name>
+  --workdir DIR          where the run is written, on a disk or gs://BUCKET/DIR;
+                         default: runs/<config name>
   --config.FIELD=VALUE   overrides a field; python -m train.config lists them
-  --profile START:STOP   writes a trace of these steps
+  --profile START:STOP   writes a trace of these steps, on a disk
 
 Several processes find one another where JAX knows the cluster; elsewhere:
 

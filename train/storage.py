@@ -41,16 +41,18 @@ def locate(text: str) -> epath.Path:
 
 def _open(bucket: str) -> None:
     """Asks for a bucket as Orbax will, so that what is wrong shows before the work."""
+    # Where TensorFlow is installed epath would take it in place of gcsfs.
+    os.environ["EPATH_USE_TF"] = "false"
+    # An experiment of gcsfs that asks for the kind of the bucket before each operation.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import fsspec
-    import gcsfs  # noqa: F401  epath opens objects with it
+    import gcsfs  # noqa: F401
     from google.api_core import exceptions
     from google.auth.exceptions import GoogleAuthError
     from google.cloud import storage
 
-    # Where TensorFlow is installed epath would take it instead, which appends differently.
-    os.environ["EPATH_USE_TF"] = "false"
     # Other processes and Orbax's own writer change the directory as well.
-    fsspec.config.conf["gcs"] = {"use_listings_cache": False}
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     try:
         storage.Client().get_bucket(bucket)
     except (GoogleAuthError, exceptions.ClientError, OSError) as error:

@@ -55,9 +55,7 @@ class Server(ThreadingHTTPServer):
             "STORAGE_EMULATOR_HOST": self.url,
             "TENSORSTORE_GCS_HTTP_URL": self.url,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "any",
-            "NO_GCE_CHECK": "true",
-            # With it gcsfs asks over gRPC of which kind the bucket is.
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+            "FSSPEC_GCS_TOKEN": "anon",
         }
 
     def handle_error(self, request, client_address):
@@ -176,7 +174,7 @@ class Handler(BaseHTTPRequestHandler):
 def serve():
     """A server with an empty bucket, as long as the context lasts."""
     with Server() as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
             yield server

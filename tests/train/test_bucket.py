@@ -44,11 +44,16 @@ def run(arguments: list[str], environment: dict[str, str]) -> str:
     return result.stdout
 
 
+def mark(step: int) -> str:
+    """The object that a finished checkpoint holds."""
+    return f"runs/digits/checkpoints/{step}/commit_success.txt"
+
+
 def stop_after_a_checkpoint(server: Server, environment: dict[str, str]) -> None:
     process = subprocess.Popen(
         command(BUCKET_RUN), cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL
     )
-    while "runs/digits/checkpoints/8/commit_success.txt" not in server.blobs:
+    while mark(8) not in server.blobs:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -62,10 +67,10 @@ def rows(text: str) -> list[dict[str, object]]:
     ]
 
 
-def steps(server: Server) -> list[int]:
-    """Of the finished checkpoints."""
-    names = [name.split("/") for name in server.blobs if name.startswith("runs/digits/check")]
-    return sorted(int(name[3]) for name in names if name[4:] == ["commit_success.txt"])
+def checkpoints(server: Server) -> dict[int, bool]:
+    """By their steps: whether they are finished."""
+    found = {int(name.split("/")[3]) for name in server.blobs if "/checkpoints/" in name}
+    return {step: mark(step) in server.blobs for step in sorted(found)}
 
 
 def test_stopped_run_goes_on_and_ends_with_the_same_bits(
@@ -75,19 +80,19 @@ def test_stopped_run_goes_on_and_ends_with_the_same_bits(
     with gcs_server.serve() as server:
         environment = environment | server.environment
         stop_after_a_checkpoint(server, environment)
-        before, last = steps(server)
+        *_, before, last = checkpoints(server)
         # As a kill in the midst of the last checkpoint would have left it.
-        del server.blobs[f"runs/digits/checkpoints/{last}/commit_success.txt"]
+        del server.blobs[mark(last)]
         output = run(command(BUCKET_RUN), environment)
         assert f"going on from the checkpoint of step {before}\n" in output
         assert "no TensorBoard events in a bucket" in output
-
         found = [name for name in server.blobs if name.startswith("runs/digits/metrics/")]
         written = "".join(server.blobs[name].data.decode() for name in sorted(found))
         assert len(found) > 3
         assert rows(written) == rows((tmp_path / "metrics.jsonl").read_text())
         summary = json.loads(server.blobs["runs/digits/summary.json"].data)
         expected = json.loads((tmp_path / "summary.json").read_text())
+        assert checkpoints(server) == dict.fromkeys({expected["best_step"], 24, 32}, True)
         timed = {"wall_seconds", "images_per_second"}
         assert {k: v for k, v in summary.items() if k not in timed} == {
             k: v for k, v in expected.items() if k not in timed

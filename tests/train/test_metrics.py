@@ -6,11 +6,13 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
 from train import metrics as metrics_lib
+from train import rows as rows_lib
 from train.metrics import LAG, Log, NonFiniteError, Progress
-from train.rows import RowFile
+from train.rows import RowFile, RowSegments
 
 SPEED = {"images_per_second", "data_wait"}
 
@@ -111,6 +113,18 @@ def test_rows_before_a_bad_loss_are_written(tmp_path):
         with pytest.raises(NonFiniteError):
             log.flush(3)
     assert steps_written(tmp_path) == [2]
+
+
+def test_rows_before_a_bad_loss_are_written_where_they_wait_for_a_sync(tmp_path, monkeypatch):
+    (tmp_path / "metrics").mkdir()
+    segments = RowSegments(epath.Path(tmp_path) / "metrics")
+    monkeypatch.setattr(rows_lib, "of", lambda workdir: segments)
+    with open_log(tmp_path, log_every_steps=2) as log:
+        for step in range(1, 4):
+            log.train(step, values(step, np.nan if step == 3 else 1.0))
+        with pytest.raises(NonFiniteError):
+            log.flush(3)
+    assert [row["step"] for row in segments.rows()] == [2]
 
 
 def test_evaluation_is_written_at_once(tmp_path):

@@ -4,12 +4,13 @@ import errno
 import os
 import sys
 
+import fsspec
 import pytest
 from etils import epath
 
 from tests.train import gcs_server
 from train import storage
-from train.checkpoint import has_any
+from train.checkpoint import Checkpoints, has_any
 from train.errors import ConfigError
 from train.rows import RowFile, RowSegments, of
 
@@ -19,6 +20,8 @@ def server(monkeypatch):
     with gcs_server.serve() as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
+        # fsspec has read its own part of it already.
+        monkeypatch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})
         yield server
 
 
@@ -83,6 +86,18 @@ def test_missing_credentials_are_said(monkeypatch):
         storage.locate("gs://bucket/run")
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), "Permission denied."),
+        (OSError("Forbidden: b/bucket\nno storage.objects.create"), "Forbidden: b/bucket."),
+        (ValueError(), "ValueError."),
+    ],
+)
+def test_reason_is_one_line(error, expected):
+    assert storage.reason(error) == expected
+
+
 def test_missing_bucket_is_said(server):
     with pytest.raises(ConfigError, match=r"^--workdir: gs://other cannot .* does not exist\.$"):
         storage.locate("gs://other/run")
@@ -96,6 +111,7 @@ def test_objects_are_replaced_and_listed(server):
     for text in ("old and longer", "new"):
         storage.write_text(directory / "b", text)
         assert (directory / "b").read_text() == text
+    assert [path.name for path in storage.children(directory)] == ["b"]
     # As another process or TensorStore would.
     server.write("run/a", b"")
     server.write("run/c/d", b"")
@@ -124,6 +140,15 @@ def test_checkpoint_in_a_bucket_counts_when_it_is_marked_as_finished(server):
     assert not has_any(directory)
     server.write("run/checkpoints/4/commit_success.txt", b"")
     assert has_any(directory)
+
+
+def test_unfinished_checkpoint_in_a_bucket_is_passed_over(server):
+    directory = storage.locate("gs://bucket/run/checkpoints")
+    for name in ("4/state/manifest.ocdbt", "4/commit_success.txt", "8/state/manifest.ocdbt"):
+        server.write(f"run/checkpoints/{name}", b"")
+    # Only to read: Orbax removes the other one in the background, longer than the server lasts.
+    with Checkpoints(directory) as checkpoints:
+        assert checkpoints.latest_step() == 4
 
 
 def test_checkpoint_on_a_disk_counts_when_it_has_its_name(tmp_path):
