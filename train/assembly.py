@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from train import mesh as mesh_lib
+from train import programs
 from train import step as step_lib
 from train.data import resident, streaming
 from train.data.feed import Feed
@@ -53,8 +54,14 @@ def train_feed(experiment: Experiment) -> Feed:
     key = step_lib.streams(config.seed)["order"]
     if config.data.loader == "streaming":
         return streaming.train_feed(split, config, mesh, key, experiment.total_steps)
-    steps = experiment.steps_per_epoch, experiment.total_steps
-    return resident.train_feed(split, mesh, key, *steps)
+    return resident.train_feed(
+        split,
+        mesh,
+        key,
+        experiment.steps_per_epoch,
+        experiment.dispatches,
+        is_grouped=experiment.longest_dispatch > 1,
+    )
 
 
 def train_example(experiment: Experiment) -> tuple[Any, ...]:
@@ -62,7 +69,9 @@ def train_example(experiment: Experiment) -> tuple[Any, ...]:
     split, mesh = experiment.train_split, experiment.mesh
     if experiment.config.data.loader == "streaming":
         return (streaming.example(split.image_shape, experiment.config.batch_size, mesh),)
-    return (resident.example(split, mesh),)
+    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=mesh_lib.replicated(mesh))
+    resident_split = resident.example(split, mesh)
+    return (resident_split, count) if experiment.longest_dispatch > 1 else (resident_split,)
 
 
 def eval_feed(experiment: Experiment) -> Feed:
@@ -82,7 +91,11 @@ def lower_train_step(experiment: Experiment, state: Any, example: tuple[Any, ...
       example: arguments of the step, or their shapes.
     """
     build = experiment.model, experiment.config, experiment.mesh
-    train_step = step_lib.build_train_step(
-        *build, experiment.tx, experiment.learning_rate, experiment.steps_per_epoch
+    train_step = programs.build_train_step(
+        *build,
+        experiment.tx,
+        experiment.learning_rate,
+        experiment.steps_per_epoch,
+        experiment.longest_dispatch,
     )
     return train_step.lower(state, *example)

@@ -136,6 +136,7 @@ class Preemption:
 
     def __init__(self) -> None:
         self._noticed = False
+        self._asked = 0
 
     def __enter__(self) -> "Preemption":
         # JAX's runtime hears SIGTERM itself where it connects processes.
@@ -161,8 +162,9 @@ class Preemption:
         os.write(2, b"error: interrupted\n")
         os._exit(1)
 
-    def reached(self, step: int) -> bool:
-        """Whether to save and stop after this step; all processes have to ask at every step."""
+    def reached(self) -> bool:
+        """Whether to save and stop now; all processes have to ask equally often."""
+        self._asked += 1
         if jax.distributed.is_initialized():
-            return multihost_utils.reached_preemption_sync_point(step)
+            return multihost_utils.reached_preemption_sync_point(self._asked)
         return self._noticed

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -52,6 +53,11 @@ def create(
         )
     shape = (count // group, group)
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
+
+
+def is_cpu(mesh: Mesh) -> bool:
+    """Whether the devices are CPUs."""
+    return mesh.devices.flat[0].platform == "cpu"
 
 
 def norm_axis(mesh: Mesh) -> str | None:
@@ -103,9 +109,18 @@ def put_rows(rows: Any, mesh: Mesh, batch_size: int) -> Any:
     return jax.tree.map(put, rows)
 
 
-def mean(tree: Any) -> Any:
-    """Averages over all devices, inside a sharded function."""
-    return jax.lax.pmean(tree, AXES)
+def mean(tree: Any, *, at_once: bool = False) -> Any:
+    """Averages over all devices, inside a sharded function.
+
+    Args:
+      tree: of arrays.
+      at_once: as one array. GPUs and TPUs combine the messages without copying the arrays; the
+        processes of CPUs would send one for each.
+    """
+    if jax.lax.axis_size(AXES) == 1 or not at_once:
+        return jax.lax.pmean(tree, AXES)
+    flat, unflatten = ravel_pytree(tree)
+    return unflatten(jax.lax.pmean(flat, AXES))
 
 
 def total(tree: Any) -> Any:

@@ -3,11 +3,12 @@
 import collections
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from etils import epath
 from tensorboardX import SummaryWriter
 
@@ -17,7 +18,7 @@ from train.display import Display
 from train.rows import Row
 from train.step import Metrics
 
-# Metrics are fetched this many steps late, so that the device has work while the host logs.
+# Metrics are fetched this many dispatches late, so that the device has work while the host logs.
 LAG = 2
 
 
@@ -141,7 +142,7 @@ class Log:
         self._steps_per_epoch = steps_per_epoch
         self._batch_size = batch_size
         self._log_every_steps = log_every_steps
-        self._pending: collections.deque[tuple[int, Metrics]] = collections.deque()
+        self._pending: collections.deque[tuple[range, Metrics]] = collections.deque()
         self._bad_records = 0
         self._wall = Stopwatch(progress.wall_seconds)
         self._training = Stopwatch(progress.train_seconds)
@@ -171,24 +172,26 @@ class Log:
         """Leaves what happens inside out of the training speed."""
         return self._training.paused()
 
-    def train(self, step: int, metrics: Metrics) -> None:
-        """Takes the metrics of a training step, still on the device.
+    def train(self, steps: range, metrics: Metrics) -> None:
+        """Takes the metrics of steps that were dispatched together, still on the device.
 
-        Waits for the step LAG before it: batches that are dispatched too early would fill the
+        Waits for the dispatch LAG before it: batches that are dispatched too early would fill the
         device's memory, and waiting for them be taken for waiting for data.
 
         Args:
-          step: its number, from 1 on.
-          metrics: on the device; `bad_records` counts those of its batch.
+          steps: their numbers, from 1 on.
+          metrics: of one step, or of each along the first axis, which may be longer;
+            `bad_records` counts those of its batch.
 
         Raises:
           NonFiniteError: by then known of this step or an earlier one.
         """
-        self._pending.append((step, metrics))
+        self._pending.append((steps, metrics))
         if len(self._pending) > LAG:
-            jax.block_until_ready(self._pending[-1 - LAG])
-        if (step - LAG) % self._log_every_steps == 0:
-            self._fetch(step - LAG)
+            done, late = self._pending[-1 - LAG]
+            jax.block_until_ready(late)
+            if done[-1] % self._log_every_steps == 0:
+                self._fetch(done[-1])
 
     def flush(self, step: int) -> None:
         """Fetches, checks and writes all up to a step.
@@ -211,12 +214,10 @@ class Log:
 
     def _fetch(self, last: int) -> None:
         due = []
-        while self._pending and self._pending[0][0] <= last:
+        while self._pending and self._pending[0][0][-1] <= last:
             due.append(self._pending.popleft())
-        fetched = jax.device_get([metrics for _, metrics in due])
         speed: Row = {}
-        for (step, _), values in zip(due, fetched, strict=True):
-            metrics = {name: float(value) for name, value in values.items()}
+        for step, metrics in _by_step(due):
             _check_loss("the loss", step, metrics["loss"])
             self._bad_records += int(metrics["bad_records"])
             if step % self._log_every_steps == 0 or step == self._total_steps:
@@ -246,6 +247,13 @@ class Log:
     def _sync(self) -> None:
         if self._writer:
             self._writer.sync()
+
+
+def _by_step(dispatched: Sequence[tuple[range, Metrics]]) -> Iterator[tuple[int, Row]]:
+    fetched = jax.device_get([metrics for _, metrics in dispatched])
+    for (steps, _), values in zip(dispatched, fetched, strict=True):
+        for index, step in enumerate(steps):
+            yield step, {name: float(np.atleast_1d(v)[index]) for name, v in values.items()}
 
 
 def _check_loss(what: str, step: int, loss: float) -> None:

@@ -61,15 +61,15 @@ class Profiler:
             jax.profiler.stop_trace()
             distributed.say(f"profile: {self._directory}")
 
-    def before(self, step: int) -> None:
-        """Called before a step is dispatched."""
-        is_due = self._span is not None and self._span.first <= step <= self._span.last
+    def before(self, steps: range) -> None:
+        """Called before steps are dispatched together."""
+        is_due = self._span and self._span.first <= steps[-1] and steps[0] <= self._span.last
         if is_due and not self._is_tracing:
             self._is_tracing = True
             jax.profiler.start_trace(str(self._directory))
 
-    def after(self, step: int, results: object) -> None:
-        """Called after a step is dispatched, with what it gives."""
-        if self._span and step == self._span.last:
+    def after(self, steps: range, results: object) -> None:
+        """Called after steps are dispatched, with what they give."""
+        if self._span and self._span.last in steps:
             jax.block_until_ready(results)
             self._stop()

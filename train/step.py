@@ -8,13 +8,10 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax import struct
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nam_jax import sparsity_penalty
 from train import mesh as mesh_lib
-from train.data import augment, resident
-from train.data.feed import Batch
 
 Metrics = Mapping[str, jax.Array]
 
@@ -118,7 +115,7 @@ def train_step(
     new = _accumulate(
         gradients, state.batch_stats, (images, targets), config.accumulate_steps, unroll=on_cpu
     )
-    batch_stats, (grads, metrics) = mesh_lib.mean(new)
+    batch_stats, (grads, metrics) = mesh_lib.mean(new, at_once=on_cpu)
     penalty = sparsity_penalty(state.params, config.optimizer.sparsity)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     state = state.replace(
@@ -218,84 +215,6 @@ def eval_step(
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     wrong = {f"top{k}_wrong": (is_wrong(logits, labels, k) & mask).sum() for k in (1, 5)}
     return mesh_lib.total({"cross_entropy": losses.sum(where=mask), "count": mask.sum(), **wrong})
-
-
-def build_train_step(
-    model: nn.Module,
-    config: ConfigDict,
-    mesh: Mesh,
-    tx: optax.GradientTransformation,
-    learning_rate: optax.Schedule,
-    steps_per_epoch: int,
-) -> Any:
-    """Compiles the training step: batch, augmentation, update.
-
-    Args:
-      model: takes images and `train`.
-      config: of the run.
-      mesh: of the run.
-      tx: the optax chain.
-      learning_rate: the schedule in the chain, for the metrics.
-      steps_per_epoch: batches of a pass over the split.
-
-    Returns:
-      A jitted function of (state, split) for a resident split, of (state, batch) for a
-      streamed one, that gives (state, metrics) and donates the state.
-    """
-    key = streams(config.seed)["augment"]
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        rows = mesh_lib.local_rows(mesh, config.batch_size)
-        keys = augment.row_keys(key, state.step, rows)
-        images, targets = augment.train_batch(
-            keys,
-            batch.images,
-            jax.nn.one_hot(batch.labels, model.num_classes),
-            config.data,
-            config.model.dtype,
-        )
-        new_state, metrics = train_step(
-            state, images, targets, model=model, tx=tx, config=config, on_cpu=on_cpu
-        )
-        # As a float it is summed over the devices together with the rest.
-        bad_records = mesh_lib.total(batch.bad_records.sum().astype(jnp.float32))
-        more = {"learning_rate": learning_rate(state.step), "bad_records": bad_records}
-        return new_state, {**metrics, **more}
-
-    def resident_step(
-        state: TrainState, split: resident.ResidentSplit
-    ) -> tuple[TrainState, Metrics]:
-        rows = mesh_lib.local_rows(mesh, config.batch_size)
-        index = state.step % steps_per_epoch
-        return step(state, resident.take(split, index, config.batch_size, rows))
-
-    if config.data.loader == "streaming":
-        return mesh_lib.jit_replicated(step, mesh, donate_argnums=0, rows_argnum=1)
-    return mesh_lib.jit_replicated(resident_step, mesh, donate_argnums=0)
-
-
-def build_eval_step(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Any:
-    """Compiles the evaluation of one batch.
-
-    Returns:
-      A jitted function of (variables, split, index of the batch) for a resident split, of
-      (variables, batch) for a streamed one, that gives the sums of `eval_step`.
-    """
-
-    def step(variables: Any, batch: Batch) -> Metrics:
-        images = augment.normalize(
-            batch.images, config.data.mean, config.data.std, config.model.dtype
-        )
-        return eval_step(variables, images, batch.labels, batch.mask, model=model)
-
-    def resident_step(variables: Any, split: resident.ResidentSplit, index: jax.Array) -> Metrics:
-        rows = mesh_lib.local_rows(mesh, config.batch_size)
-        return step(variables, resident.take(split, index, config.batch_size, rows))
-
-    if config.data.loader == "streaming":
-        return mesh_lib.jit_replicated(step, mesh, rows_argnum=1)
-    return mesh_lib.jit_replicated(resident_step, mesh)
 
 
 @jax.jit

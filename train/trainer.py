@@ -8,7 +8,7 @@ import jax
 from etils import epath
 
 from nam_jax import sparsity_penalty
-from train import assembly, distributed, pretrained
+from train import assembly, distributed, pretrained, programs
 from train import rows as rows_lib
 from train import step as step_lib
 from train import workdir as workdir_lib
@@ -31,7 +31,7 @@ def evaluate(
 
     Args:
       experiment: the run.
-      eval_step: from `step.build_eval_step`.
+      eval_step: from `programs.build_eval_step`.
       state: whose weights are evaluated, and the averaged ones beside them.
       feed: of the split.
 
@@ -148,7 +148,7 @@ def evaluate_checkpoint(
         if step is None:
             raise RunError(f"the run in {workdir} has no {which} checkpoint yet.")
         state, _ = checkpoints.restore(step, assembly.initial_state(experiment))
-    eval_step = step_lib.build_eval_step(experiment.model, experiment.config, experiment.mesh)
+    eval_step = programs.build_eval_step(experiment.model, experiment.config, experiment.mesh)
     return step, evaluate(experiment, eval_step, state, assembly.eval_feed(experiment))
 
 
@@ -205,14 +205,14 @@ def _run_steps(
         contextlib.closing(training.batches(start)) as batches,
         _open_log(experiment, workdir, progress, start) as log,
     ):
-        for step in range(start + 1, experiment.total_steps + 1):
+        for steps in experiment.dispatches(start):
             with log.waiting_for_data():
                 arguments = next(batches)
-            profiler.before(step)
+            profiler.before(steps)
             state, metrics = train_step(state, *arguments)
-            profiler.after(step, state)
-            log.train(step, metrics)
-            is_preempted = preemption.reached(step)
+            profiler.after(steps, state)
+            log.train(steps, metrics)
+            step, is_preempted = steps[-1], preemption.reached()
             if experiment.is_saved(step) or is_preempted:
                 log.flush(step)
                 with log.training_paused():
@@ -249,7 +249,7 @@ def _compile(experiment: Experiment, state: Any, training: Feed, evaluation: Fee
         f"{model.name}, attention {model.attention}, {parameters(state.params):,} parameters, "
         f"{experiment.total_steps:,} steps, {devices.size} × {devices.flat[0].device_kind}"
     )
-    eval_step = step_lib.build_eval_step(experiment.model, experiment.config, experiment.mesh)
+    eval_step = programs.build_eval_step(experiment.model, experiment.config, experiment.mesh)
     compiled = (
         assembly.lower_train_step(experiment, state, training.example).compile(),
         eval_step.lower(state.variables, *evaluation.example).compile(),

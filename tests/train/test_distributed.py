@@ -1,180 +1,270 @@
-"""Several processes, preemption, and going on with other devices: real processes and signals."""
+"""Several processes train as one does, stop together, and go on with other devices."""
 
-import json
-import os
+import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
-REPOSITORY = Path(__file__).parents[2]
-STEPS = 50
+from tests.train import tfds_writer
+from tests.train.processes import (
+    REPOSITORY,
+    finish,
+    rows,
+    run,
+    saved,
+    start,
+    started,
+    summary,
+    wait_for,
+)
+from train import distributed
+from train.config import default_config
+from train.data import sources
+from train.errors import ConfigError, RunError
 
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
-
-
-def start(workdir: Path, *arguments: str, devices: int) -> subprocess.Popen[str]:
-    """Starts a short run on the digits, with a few virtual devices."""
-    command = [
-        *(sys.executable, "-m", "train.main", "--config", "configs/digits_resnet20.py"),
-        *("--workdir", str(workdir), f"--config.steps={STEPS}", "--config.log_every_steps=1"),
-        *("--config.batch_size=16", "--config.model.sync_bn_devices=-1", *arguments),
-    ]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-    return subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+STEPS = 30
+SHORT = (f"--config.steps={STEPS}", "--config.log_every_steps=1", "--config.batch_size=16")
+GLOBAL_BN = "--config.model.sync_bn_devices=-1"
 
 
-def start_two(workdir: Path, *arguments: str) -> list[subprocess.Popen[str]]:
-    port = free_port()
-    flags = (f"--coordinator=localhost:{port}", "--num_processes=2", "--heartbeat_seconds=10")
-    return [start(workdir, *flags, f"--process_id={i}", *arguments, devices=2) for i in range(2)]
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with the digits as a dataset that can be streamed."""
+    config, directory = default_config().data, tmp_path_factory.mktemp("data")
+    config.name = "digits"
+    for name in ("train", "test"):
+        images, labels = sources.open_split(config, name).load()
+        tfds_writer.write(directory, "png_digits", images, labels, 10, split=name)
+    return directory
 
 
-def finish(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
-    """Exit code, standard output and standard error of each."""
-    return [(p.returncode, out, error) for p in processes for out, error in [p.communicate(300)]]
-
-
-def rows(workdir: Path, split: str = "train") -> list[dict[str, Any]]:
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [row for row in map(json.loads, lines) if row["split"] == split]
-
-
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-
-
-def saved(workdir: Path) -> list[int]:
-    return sorted(int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdecimal())
+def streamed(directory: Path) -> tuple[str, ...]:
+    data = {"name": "png_digits", "dir": directory, "loader": "streaming"}
+    return tuple(f"--config.data.{name}={value}" for name, value in data.items())
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one process with four devices."""
     workdir = tmp_path_factory.mktemp("alone")
-    ((code, _, error),) = finish([start(workdir, devices=4)])
+    ((code, _, error),) = finish([start(workdir, *SHORT, GLOBAL_BN, devices=4)])
     assert code == 0, error
     return workdir
 
 
+EXACT = (
+    *("--config.model.dtype=float64", "--config.steps=10", "--config.log_every_steps=1"),
+    GLOBAL_BN,
+)
+
+
 @pytest.fixture(scope="module")
-def preempted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten steps of one process with one device, in float64."""
+    workdir = tmp_path_factory.mktemp("exact")
+    process = start(workdir, *EXACT, devices=1, JAX_ENABLE_X64="true")
+    ((code, _, error),) = finish([process])
+    assert code == 0, error
+    return workdir
+
+
+@pytest.mark.parametrize(("count", "loader"), [(2, "resident"), (4, "streaming")])
+def test_processes_have_the_losses_of_one(
+    count: int, loader: str, digits: Path, exact: Path, tmp_path: Path
+) -> None:
+    data = streamed(digits) if loader == "streaming" else ()
+    printed = run(count, tmp_path, *EXACT, *data, JAX_ENABLE_X64="true")
+    for split in ("train", "eval"):
+        actual, expected = rows(tmp_path, split), rows(exact, split)
+        assert [row["step"] for row in actual] == [row["step"] for row in expected]
+        for name in ("loss", "cross_entropy", "penalty", "top1_error"):
+            found = [row[name] for row in actual]
+            assert found == pytest.approx([row[name] for row in expected], rel=1e-6, abs=1e-9)
+    # The first process alone writes logs, all of them the checkpoint.
+    assert ["train  step" in text for text in printed] == [True] + [False] * (count - 1)
+    parts = {path.name for path in (tmp_path / "checkpoints/10/state").glob("ocdbt.process_*")}
+    assert parts == {f"ocdbt.process_{i}" for i in range(count)}
+
+
+def test_two_processes_learn_the_digits(tmp_path: Path) -> None:
+    run(2, tmp_path)
+    assert summary(tmp_path)["top1_error"] <= 3
+
+
+@pytest.fixture(scope="module")
+def preempted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two processes with two devices each, of which one was told to stop."""
     workdir = tmp_path_factory.mktemp("preempted")
-    processes = start_two(workdir)
-    wait_for(lambda: len(rows(workdir)) >= 2, processes[0])
-    processes[1].send_signal(signal.SIGTERM)
-    return workdir, finish(processes)
-
-
-def test_all_processes_stop_at_one_step_and_save_it(preempted: tuple[Path, Any]) -> None:
-    workdir, results = preempted
+    with started(2, workdir, *SHORT, GLOBAL_BN) as processes:
+        wait_for(lambda: len(rows(workdir)) >= 2, processes[0])
+        processes[1].send_signal(signal.SIGTERM)
+        results = finish(processes)
     assert [code for code, _, _ in results] == [75, 75], results
     (step,) = saved(workdir)
     assert 2 <= step < STEPS
+    assert [row["step"] for row in rows(workdir)] == list(range(1, step + 1))
     assert f"stopped after step {step}, which is saved" in results[0][1]
+    return workdir
 
 
-def test_the_first_process_alone_writes_logs(preempted: tuple[Path, Any]) -> None:
-    workdir, results = preempted
-    steps = [row["step"] for row in rows(workdir)]
-    assert steps == list(range(1, len(steps) + 1))
-    assert "train  step" in results[0][1]
-    assert "train  step" not in results[1][1]
-
-
-def test_two_processes_train_as_one_does(preempted: tuple[Path, Any], alone: Path) -> None:
-    workdir, _ = preempted
-    # In float32, sums over devices in another order drift apart with the steps.
-    pairs = list(zip(rows(workdir)[:2], rows(alone)[:2], strict=True))
-    for actual, expected in pairs:
-        assert actual["loss"] == pytest.approx(expected["loss"], rel=1e-4)
-
-
+@pytest.mark.parametrize("devices", [1, 8])
 def test_another_number_of_processes_and_devices_goes_on(
-    preempted: tuple[Path, Any], alone: Path
+    devices: int, preempted: Path, alone: Path, tmp_path: Path
 ) -> None:
-    workdir, _ = preempted
-    ((code, out, error),) = finish([start(workdir, devices=8)])
+    shutil.copytree(preempted, tmp_path, dirs_exist_ok=True)
+    ((code, out, error),) = finish([start(tmp_path, *SHORT, GLOBAL_BN, devices=devices)])
     assert code == 0, error
-    assert "going on from the checkpoint of step" in out
-    assert [row["step"] for row in rows(workdir)] == list(range(1, STEPS + 1))
-    evaluations = [rows(directory, "eval")[-1] for directory in (workdir, alone)]
+    assert f"going on from the checkpoint of step {saved(preempted)[0]}" in out
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, STEPS + 1))
+    # In float32, sums over devices in another order drift apart with the steps.
+    evaluations = [rows(directory, "eval")[-1] for directory in (tmp_path, alone)]
     assert evaluations[0]["num_images"] == evaluations[1]["num_images"]
     assert abs(evaluations[0]["loss"] - evaluations[1]["loss"]) < 0.5
 
 
-def test_a_lost_process_ends_the_other(tmp_path: Path) -> None:
-    processes = start_two(tmp_path, "--config.steps=100000")
-    wait_for(lambda: len(rows(tmp_path)) >= 1, processes[0])
-    processes[1].kill()
-    assert all(code != 0 for code, _, _ in finish(processes))
+def test_ctrl_c_stops_all_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    with started(2, tmp_path, *SHORT) as processes:
+        wait_for(lambda: len(rows(tmp_path)) >= 2, processes[0])
+        # A terminal sends it to all of them.
+        for process in processes:
+            process.send_signal(signal.SIGINT)
+        results = finish(processes)
+    assert [code for code, _, _ in results] == [75, 75], results
+    printed = run(2, tmp_path, *SHORT)
+    assert "going on from the checkpoint of step" in printed[0]
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, STEPS + 1))
 
 
-def test_another_config_in_one_of_the_processes_ends_both(tmp_path: Path) -> None:
-    port = free_port()
-    flags = (f"--coordinator=localhost:{port}", "--num_processes=2", "--heartbeat_seconds=10")
-    processes = [
-        start(tmp_path, *flags, f"--process_id={i}", f"--config.seed={i}", devices=2)
-        for i in range(2)
-    ]
-    results = finish(processes)
-    assert all(code != 0 for code, _, _ in results)
-    assert any("seed is 0 there and 1 here" in error for _, _, error in results)
+def test_second_ctrl_c_leaves_at_once() -> None:
+    code = "import time\nfrom train.distributed import Preemption\nwith Preemption():\n"
+    code += "    print('ready', flush=True)\n    while True: time.sleep(0.1)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert process.stderr
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == "\n"
+    assert "Ctrl-C again leaves at once" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "error: interrupted\n"
+    assert process.returncode == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_one_process_saves_and_goes_on_with_the_same_bits(
     tmp_path: Path, alone: Path, number: signal.Signals
 ) -> None:
-    process = start(tmp_path, devices=4)
+    process = start(tmp_path, *SHORT, GLOBAL_BN, devices=4)
     wait_for(lambda: len(rows(tmp_path)) >= 2, process)
     process.send_signal(number)
     ((code, out, error),) = finish([process])
     assert code == 75, error
     assert "the same command goes on" in out
-    ((code, _, error),) = finish([start(tmp_path, devices=4)])
+    ((code, _, error),) = finish([start(tmp_path, *SHORT, GLOBAL_BN, devices=4)])
     assert code == 0, error
-    digests = [
-        json.loads((workdir / "summary.json").read_text())["state_sha256"]
-        for workdir in (tmp_path, alone)
-    ]
-    assert digests[0] == digests[1]
+    assert summary(tmp_path)["state_sha256"] == summary(alone)["state_sha256"]
 
 
+def test_a_lost_process_ends_the_other_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    arguments = (*SHORT, "--config.checkpoint.every_steps=5")
+    with started(2, tmp_path, *arguments) as processes:
+        wait_for(lambda: saved(tmp_path), processes[0])
+        processes[1].kill()
+        assert all(code != 0 for code, _, _ in finish(processes))
+    assert len(rows(tmp_path)) < STEPS
+    printed = run(2, tmp_path, *arguments)
+    assert "going on from the checkpoint of step" in printed[0]
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, STEPS + 1))
+
+
+def test_a_failing_process_shows_its_error_last_and_ends_the_other(
+    digits: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "data"
+    shutil.copytree(digits, damaged)
+    # Metadata and the first images are well, all others are not.
+    for path in damaged.glob("png_digits/*/*-train*"):
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"IDAT", b"XXXX"))
+    with started(
+        2,
+        tmp_path / "run",
+        *(*SHORT, *streamed(digits)),
+        own=lambda i: streamed(damaged) if i == 1 else (),
+    ) as processes:
+        results = finish(processes)
+    assert results[0][0] != 0
+    code, _, error = results[1]
+    assert code == 1
+    assert error.splitlines()[-1].startswith("error: ")
+
+
+def test_different_configs_are_refused_by_all(tmp_path: Path) -> None:
+    with started(
+        2, tmp_path / "run", own=lambda i: (f"--config.checkpoint.keep={2 + i}",)
+    ) as processes:
+        results = finish(processes)
+    line = (
+        "error: the processes have different values of config.checkpoint.keep; start all of "
+        "them with the same command.\n"
+    )
+    assert [(code, error) for code, _, error in results] == [(2, line)] * 2
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def no_flags() -> Iterator[None]:
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(coordinator=None, num_processes=None, process_id=None):
+        yield
+
+
+@pytest.mark.usefixtures("no_flags")
 @pytest.mark.parametrize(
-    "arguments",
+    "values",
     [
-        ("--coordinator=localhost:1",),
-        ("--num_processes=2", "--process_id=0"),
-        ("--coordinator=localhost", "--num_processes=2", "--process_id=0"),
-        ("--coordinator=localhost:1", "--num_processes=2", "--process_id=2"),
-        ("--coordinator=localhost:1", "--num_processes=2", "--process_id=-1"),
+        {"coordinator": "localhost:1"},
+        {"num_processes": 2, "process_id": 0},
+        {"coordinator": "localhost", "num_processes": 2, "process_id": 0},
+        {"coordinator": "localhost:1", "num_processes": 2, "process_id": 2},
+        {"coordinator": "localhost:1", "num_processes": 2, "process_id": -1},
     ],
 )
-def test_incomplete_or_wrong_flags_are_refused(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    ((code, _, error),) = finish([start(tmp_path / "run", *arguments, devices=1)])
-    assert code == 2
-    assert error.startswith("error: --coordinator, --num_processes and --process_id")
-    assert len(error.splitlines()) == 1
-    assert not (tmp_path / "run").exists()
+def test_incomplete_or_wrong_flags_are_refused(values: dict[str, Any]) -> None:
+    with (
+        flagsaver.flagsaver(**values),
+        pytest.raises(ConfigError, match=r"^--coordinator, --num_processes and --process_id"),
+    ):
+        distributed.start()
+
+
+@pytest.mark.usefixtures("no_flags")
+def test_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("Kubernetes API Error: 403 - Forbidden\nIt appears that")
+
+    monkeypatch.setattr("jax.distributed.initialize", fail)
+    with pytest.raises(RunError, match=r"the others: Kubernetes API Error: 403 - Forbidden; give"):
+        distributed.start()
+
+
+@pytest.mark.usefixtures("no_flags")
+@pytest.mark.parametrize("values", [{}, {"num_processes": 1}])
+def test_no_cluster_and_no_flags_make_one_process(values: dict[str, Any]) -> None:
+    with flagsaver.flagsaver(**values):
+        distributed.start()
+    assert distributed.is_main()

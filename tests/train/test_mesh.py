@@ -91,17 +91,31 @@ def test_devices_of_a_group_hold_neighbouring_rows(group):
 
 
 @each_group
-def test_mean_and_total_are_those_of_all_rows_on_every_device(group):
+@pytest.mark.parametrize("at_once", [False, True])
+def test_mean_and_total_are_those_of_all_rows_on_every_device(group, at_once):
     mesh, values = mesh_lib.create(8, group), np.arange(8.0) ** 2
 
     def reduce(values):
         local = values[mesh_lib.local_rows(mesh, 8)]
-        return {"mean": mesh_lib.mean(local.mean()), "total": mesh_lib.total(local.sum())}
+        halves = mesh_lib.mean(list(local.reshape(2, -1).mean(1)), at_once=at_once)
+        return {"mean": (halves[0] + halves[1]) / 2, "total": mesh_lib.total(local.sum())}
 
     result = mesh_lib.jit_replicated(reduce, mesh)(values)
     for name, expected in {"mean": values.mean(), "total": values.sum()}.items():
         shards = [float(shard.data) for shard in result[name].addressable_shards]
         assert shards == [expected] * 4
+
+
+def test_mean_at_once_is_one_message_and_keeps_shapes_and_dtypes():
+    mesh = mesh_lib.create(8)
+    tree = {"a": jnp.ones((2, 3)), "b": jnp.arange(4, dtype=jnp.bfloat16)}
+
+    def program(at_once):
+        return mesh_lib.jit_replicated(lambda x: mesh_lib.mean(x, at_once=at_once), mesh)
+
+    counts = [program(at_once).lower(tree).as_text().count("all_reduce") for at_once in (0, 1)]
+    assert counts == [2, 1]
+    jax.tree.map(np.testing.assert_array_equal, program(at_once=True)(tree), tree)
 
 
 @each_group

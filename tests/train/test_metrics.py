@@ -56,7 +56,7 @@ def steps_written(workdir):
 def test_rows_hold_the_values_of_their_own_steps(tmp_path, every):
     with open_log(tmp_path, total_steps=10, log_every_steps=every) as log:
         for step in range(1, 11):
-            log.train(step, values(step))
+            log.train(range(step, step + 1), values(step))
         log.flush(10)
     rows = written(tmp_path)
     assert [row["step"] for row in rows] == sorted({*range(every, 11, every), 10})
@@ -74,12 +74,12 @@ def test_rows_hold_the_values_of_their_own_steps(tmp_path, every):
 def test_rows_come_late_and_all_with_a_flush(tmp_path, every):
     with open_log(tmp_path, log_every_steps=every) as log:
         for step in range(1, 8):
-            log.train(step, values(step))
+            log.train(range(step, step + 1), values(step))
             assert steps_written(tmp_path) == list(range(every, step - LAG + 1, every))
         log.flush(7)
         assert steps_written(tmp_path) == list(range(every, 8, every))
         for step in range(8, 11):
-            log.train(step, values(step))
+            log.train(range(step, step + 1), values(step))
         log.flush(10)
     assert steps_written(tmp_path) == sorted({*range(every, 11, every), 10})
 
@@ -88,7 +88,7 @@ def feed(log, losses):
     """Feeds losses until one raises; returns the step at which it does."""
     for step, loss in enumerate(losses, start=1):
         try:
-            log.train(step, values(step, loss))
+            log.train(range(step, step + 1), values(step, loss))
         except NonFiniteError as error:
             return step, error
     with pytest.raises(NonFiniteError) as raised:
@@ -109,7 +109,7 @@ def test_loss_that_is_not_finite_names_its_step(tmp_path, loss, bad, steps, noti
 def test_rows_before_a_bad_loss_are_written(tmp_path):
     with open_log(tmp_path, log_every_steps=2) as log:
         for step in range(1, 4):
-            log.train(step, values(step, np.nan if step == 3 else 1.0))
+            log.train(range(step, step + 1), values(step, np.nan if step == 3 else 1.0))
         with pytest.raises(NonFiniteError):
             log.flush(3)
     assert steps_written(tmp_path) == [2]
@@ -137,12 +137,12 @@ def test_evaluation_is_written_at_once(tmp_path):
 def test_restart_drops_later_rows_and_goes_on(tmp_path):
     with open_log(tmp_path, log_every_steps=1) as log:
         for step in range(1, 8):
-            log.train(step, values(step))
+            log.train(range(step, step + 1), values(step))
         log.flush(7)
     with open_log(tmp_path, start_step=4, log_every_steps=1) as log:
         assert steps_written(tmp_path) == [1, 2, 3, 4]
         for step in range(5, 11):
-            log.train(step, values(step, loss=7.0))
+            log.train(range(step, step + 1), values(step, loss=7.0))
         log.flush(10)
     found = [(row["step"], row["loss"] == 7.0) for row in written(tmp_path)]
     assert found == [(step, step > 4) for step in range(1, 11)]
@@ -163,7 +163,7 @@ def events(workdir):
 def test_events_hold_the_scalars_of_the_rows(tmp_path):
     with open_log(tmp_path, total_steps=4) as log:
         for step in range(1, 5):
-            log.train(step, values(step))
+            log.train(range(step, step + 1), values(step))
         log.flush(4)
         log.evaluation(4, {"loss": 0.25, "top1_error": 50.0})
     found = [(v.tag, e.step, v.simple_value) for e in events(tmp_path) for v in e.summary.value]
@@ -183,7 +183,7 @@ def test_speed_covers_the_steps_since_the_row_before(tmp_path, clock):
             with log.waiting_for_data():
                 clock.seconds += 0.125
             clock.seconds += 0.375
-            log.train(step, values(step))
+            log.train(range(step, step + 1), values(step))
             with log.training_paused():
                 clock.seconds += 100.0
         assert log.progress == Progress(7.0 + 8 * 100.5, 5.0 + 8 * 0.5)

@@ -27,16 +27,24 @@ def test_trace_needs_a_local_disk() -> None:
 def test_a_span_is_traced(tmp_path: Path) -> None:
     with profile.Profiler(tmp_path / "profile", profile.parse("2:3", epath.Path())) as profiler:
         for step in range(1, 5):
-            profiler.before(step)
+            profiler.before(range(step, step + 1))
             assert (tmp_path / "profile").exists() == (step > 3)
-            profiler.after(step, jnp.zeros(2) + 1)
+            profiler.after(range(step, step + 1), jnp.zeros(2) + 1)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_steps_that_are_dispatched_together_are_traced_together(tmp_path: Path) -> None:
+    with profile.Profiler(tmp_path / "profile", profile.parse("6:7")) as profiler:
+        for steps in (range(1, 6), range(6, 11), range(11, 16)):
+            profiler.before(steps)
+            profiler.after(steps, jnp.zeros(2) + 1)
+            assert (tmp_path / "profile").exists() == (steps[0] >= 6)
 
 
 def test_no_span_writes_nothing(tmp_path: Path) -> None:
     with profile.Profiler(tmp_path / "profile", None) as profiler:
-        profiler.before(1)
-        profiler.after(1, jnp.zeros(2))
+        profiler.before(range(1, 2))
+        profiler.after(range(1, 2), jnp.zeros(2))
     assert not (tmp_path / "profile").exists()
 
 

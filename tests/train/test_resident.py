@@ -1,7 +1,5 @@
 """Resident splits: their size limit, their order, and every example once."""
 
-import itertools
-
 import jax
 import numpy as np
 import pytest
@@ -31,8 +29,9 @@ def put(size, num_devices=4, batch_size=4):
 
 def orders(split, seed=0, start_step=0, steps=6, steps_per_epoch=3):
     key = jax.random.key(seed)
-    batches = resident.batches(split, key, start_step, steps_per_epoch)
-    return [np.asarray(batch.order) for batch in itertools.islice(batches, steps)]
+    dispatches = [range(step, step + 1) for step in range(start_step + 1, start_step + steps + 1)]
+    splits = resident.in_epoch_orders(split, key, dispatches, steps_per_epoch)
+    return [np.asarray(ordered.order) for ordered in splits]
 
 
 def test_split_above_the_limit_is_refused():
@@ -87,9 +86,18 @@ def test_starting_late_gives_the_orders_of_walking_there(start_step):
     np.testing.assert_array_equal(orders(split, 0, start_step, len(walked)), walked)
 
 
+def test_dispatches_of_several_steps_have_the_order_of_their_epoch():
+    split, _ = put(50)
+    grouped = [range(1, 3), range(3, 4), range(4, 7)]
+    splits = resident.in_epoch_orders(split, jax.random.key(0), grouped, steps_per_epoch=3)
+    first, second = orders(split, steps=6)[::3]
+    for ordered, expected in zip(splits, (first, first, second), strict=True):
+        np.testing.assert_array_equal(ordered.order, expected)
+
+
 def test_order_lies_on_every_device():
     split, mesh = put(50)
-    batch = next(resident.batches(split, jax.random.key(0), 0, 3))
+    batch = next(resident.in_epoch_orders(split, jax.random.key(0), [range(1, 2)], 3))
     assert batch.order.sharding.is_equivalent_to(mesh_lib.replicated(mesh), 1)
     assert batch.images is split.images
 

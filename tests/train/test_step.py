@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.parity import assert_close
 from train import mesh as mesh_lib
-from train import optimizer, step
+from train import optimizer, programs, step
 from train.config import default_config
 from train.data import resident
 
@@ -62,7 +62,7 @@ def initial_state(
 
 
 @functools.cache
-def train(num_devices: int, steps: int, **changes: Any) -> Any:
+def train(num_devices: int, steps: int, longest_dispatch: int = 1, **changes: Any) -> Any:
     """Trains a small model on random images; returns the state and the last metrics."""
     config = small_config(**changes)
     mesh = mesh_lib.create(
@@ -75,7 +75,13 @@ def train(num_devices: int, steps: int, **changes: Any) -> Any:
     images = np.random.default_rng(0).integers(0, 256, (16, 6, 6, 1), np.uint8)
     split = resident.ResidentSplit(images, LABELS, np.arange(16, dtype=np.int32))
     state, split = jax.device_put((state, split), mesh_lib.replicated(mesh))
-    train_step = step.build_train_step(model, config, mesh, tx, learning_rate, steps_per_epoch=2)
+    train_step = programs.build_train_step(
+        model, config, mesh, tx, learning_rate, steps_per_epoch=2, longest_dispatch=longest_dispatch
+    )
+    if longest_dispatch > 1:
+        state, stacked = train_step(state, split, np.int32(steps))
+        assert all(len(values) == longest_dispatch for values in stacked.values())
+        return state, {name: values[steps - 1] for name, values in stacked.items()}
     for _ in range(steps):
         state, metrics = train_step(state, split)
     return state, metrics
@@ -89,6 +95,17 @@ def test_global_statistics_equal_one_device(mix: float) -> None:
     four, four_metrics = train(4, 3, **{"model.sync_bn_devices": -1}, **changes)
     assert_close(four.variables, jax.tree.map(np.asarray, one.variables))
     assert_close(four_metrics, jax.tree.map(np.asarray, one_metrics))
+
+
+@pytest.mark.usefixtures("x64")
+def test_steps_of_one_dispatch_equal_those_of_several() -> None:
+    changes = {"model.dtype": "float64", "ema_decay": 0.5}
+    expected, last = train(2, 5, **changes)
+    state, metrics = train(2, 5, longest_dispatch=8, **changes)
+    assert int(state.step) == 5
+    assert_close(state.variables, jax.tree.map(np.asarray, expected.variables))
+    assert_close(state.ema, jax.tree.map(np.asarray, expected.ema))
+    assert_close(metrics, jax.tree.map(np.asarray, last))
 
 
 @pytest.mark.usefixtures("x64")

@@ -5,15 +5,13 @@ import itertools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from nam_jax import models
 from nam_jax.models.resnet import BasicBlock, ResNet
-from tests.train import imagenet, tfds_writer
-from train import assembly, trainer
+from tests.train import imagenet, tfds_writer, tiny
+from train import assembly, programs, trainer
 from train import experiment as experiment_lib
 from train import mesh as mesh_lib
 from train import step as step_lib
@@ -204,21 +202,6 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-class Tiny(nn.Module):
-    """The smallest network with statistics; compiling real ones takes minutes."""
-
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, x, train):
-        x = nn.BatchNorm(use_running_average=not train)(x.astype(jnp.float32))
-        return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
-
-
-def small_run(monkeypatch):
-    monkeypatch.setattr(models, "create", lambda name, *, num_classes, **_: Tiny(num_classes))
-
-
 def run(config, workdir):
     summary = trainer.train(experiment_lib.build(config), workdir)
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
@@ -226,7 +209,9 @@ def run(config, workdir):
 
 
 def test_imagenet_run_trains_and_evaluates(directory, tmp_path, monkeypatch):
-    def create(name, *, num_classes, attention, stem, dtype, zero_init_last_scale, axis_name):
+    def create(
+        name, *, num_classes, attention, stem, dtype, zero_init_last_scale, remat, axis_name
+    ):
         fields = {"attention": attention, "stem": stem, "dtype": dtype, "axis_name": axis_name}
         return ResNet(BasicBlock, (1,), num_classes=num_classes, width=4, **fields)
 
@@ -245,7 +230,7 @@ class StopHereError(Exception):
 
 
 def test_interrupted_run_goes_on_with_the_same_bits(directory, tmp_path, monkeypatch):
-    small_run(monkeypatch)
+    tiny.use(monkeypatch)
     config = imagenet.config(directory, steps=8, log_every_steps=1)
     config.checkpoint.every_steps = 3
     whole, whole_rows = run(config, tmp_path / "whole")
@@ -267,7 +252,7 @@ def test_interrupted_run_goes_on_with_the_same_bits(directory, tmp_path, monkeyp
 @pytest.mark.parametrize("size", [8, 6])
 def test_resident_and_streaming_train_to_the_same_bits(tmp_path, monkeypatch, size):
     """Images of one size, as those of CIFAR-100, at their own size and scaled."""
-    small_run(monkeypatch)
+    tiny.use(monkeypatch)
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
     for split in ("train", "validation"):
         tfds_writer.write(tmp_path, "tiny", images, np.arange(40) % 7, 7, split)
@@ -304,7 +289,7 @@ def test_bad_records_are_replaced_in_training(tmp_path, capfd):
 
 
 def test_bad_records_are_masked_out_of_an_evaluation(tmp_path, monkeypatch, capsys):
-    small_run(monkeypatch)
+    tiny.use(monkeypatch)
     imagenet.write(tmp_path, imagenet.jpegs(COUNT))
     imagenet.write(tmp_path, damaged(imagenet.jpegs(21), {2, 20}), "validation")
     config = imagenet.config(tmp_path, steps=2)
@@ -317,7 +302,7 @@ def test_bad_records_are_masked_out_of_an_evaluation(tmp_path, monkeypatch, caps
 
 
 def test_run_stops_at_too_many_bad_records(tmp_path, monkeypatch):
-    small_run(monkeypatch)
+    tiny.use(monkeypatch)
     imagenet.write(tmp_path, damaged(imagenet.jpegs(COUNT), set(range(0, COUNT, 2))))
     imagenet.write(tmp_path, imagenet.jpegs(8), "validation")
     with pytest.raises(RunError, match=r"1\d of the \d+ records .*max_bad_fraction = 0\.001") as e:
@@ -349,7 +334,7 @@ def test_bad_record_is_named_once(capsys):
 
 
 def test_split_of_bad_records_alone_is_an_error_and_no_endless_search(tmp_path, monkeypatch):
-    small_run(monkeypatch)
+    tiny.use(monkeypatch)
     monkeypatch.setattr(streaming, "LONGEST_SEARCH", 5)
     imagenet.write(tmp_path, [None] * 8)
     imagenet.write(tmp_path, [None] * 8, "validation")
@@ -358,7 +343,7 @@ def test_split_of_bad_records_alone_is_an_error_and_no_endless_search(tmp_path, 
         run(config, tmp_path / "train")
     config.data.train_split = "validation"
     experiment = experiment_lib.build(config)
-    eval_step = step_lib.build_eval_step(experiment.model, config, experiment.mesh)
+    eval_step = programs.build_eval_step(experiment.model, config, experiment.mesh)
     with pytest.raises(RunError, match="no image of the split validation can be read"):
         trainer.evaluate(
             experiment,

@@ -1,0 +1,115 @@
+"""Real processes of a run, on loopback, each with some virtual devices."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[2]
+# A lost process is noticed after so long.
+HEARTBEAT_SECONDS = 10
+# Everything ends within this; only what hangs does not.
+LIMIT_SECONDS = 300
+
+# Compiling takes most of the time here.
+CACHE = tempfile.TemporaryDirectory()
+QUICK_COMPILATION = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+    "JAX_ENABLE_COMPILATION_CACHE": "true",
+    "JAX_COMPILATION_CACHE_DIR": CACHE.name,
+}
+
+Process = subprocess.Popen[str]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def start(workdir: Path, *arguments: str, devices: int, **environment: str) -> Process:
+    """Starts a run on the digits."""
+    virtual = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    command = [sys.executable, "-m", "train.main", "--config", "configs/digits_resnet20.py"]
+    return subprocess.Popen(
+        [*command, "--workdir", str(workdir), *arguments],
+        cwd=REPOSITORY,
+        env=os.environ | QUICK_COMPILATION | virtual | environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+@contextmanager
+def started(
+    count: int,
+    workdir: Path,
+    *arguments: str,
+    own: Callable[[int], Sequence[str]] = lambda i: (),
+    **environment: str,
+) -> Iterator[list[Process]]:
+    """Starts the processes of a run, with two devices each; none of them outlives the block.
+
+    Args:
+      count: of processes; one alone has no others to find.
+      workdir: of the run.
+      *arguments: of all.
+      own: arguments of each, by its number.
+      **environment: of all.
+    """
+    flags = (f"--coordinator=localhost:{free_port()}", f"--num_processes={count}")
+    shared = (*flags, f"--heartbeat_seconds={HEARTBEAT_SECONDS}", *arguments)
+    processes = [
+        start(workdir, *shared, f"--process_id={i}", *own(i), devices=2, **environment)
+        for i in range(count)
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def finish(processes: Sequence[Process]) -> list[tuple[int, str, str]]:
+    """Exit code, standard output and standard error of each."""
+    outputs = [process.communicate(timeout=LIMIT_SECONDS) for process in processes]
+    return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
+
+
+def run(count: int, workdir: Path, *arguments: str, **environment: str) -> list[str]:
+    """Trains to the end; what each process printed."""
+    with started(count, workdir, *arguments, **environment) as processes:
+        results = finish(processes)
+    assert [code for code, _, _ in results] == [0] * count, results
+    return [out for _, out, _ in results]
+
+
+def rows(workdir: Path, split: str = "train") -> list[dict[str, Any]]:
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [row for row in map(json.loads, lines) if row["split"] == split]
+
+
+def summary(workdir: Path) -> dict[str, Any]:
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def saved(workdir: Path) -> list[int]:
+    """Steps of the finished checkpoints."""
+    return sorted(int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdecimal())
+
+
+def wait_for(condition: Callable[[], Any], process: Process) -> None:
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)

@@ -1,0 +1,113 @@
+"""Several updates in one dispatch: where the groups end, and that nothing else changes."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from configs import digits_resnet20
+from tests.train import tiny
+from train import experiment as experiment_lib
+from train import mesh as mesh_lib
+from train import trainer
+from train.errors import PreemptedError
+from train.experiment import Experiment
+
+SPEED = {"images_per_second", "data_wait"}
+
+
+@pytest.fixture(autouse=True)
+def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.use(monkeypatch)
+
+
+@pytest.fixture
+def grouped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups updates, as on GPUs and TPUs."""
+    monkeypatch.setattr(mesh_lib, "is_cpu", lambda mesh: False)
+
+
+def build(**changes: Any) -> Experiment:
+    """22 steps an epoch."""
+    config = digits_resnet20.get_config()
+    config.update_from_flattened_dict({"optimizer.sparsity": 0.0, "epochs": 4, **changes})
+    return experiment_lib.build(config)
+
+
+def rows(workdir: Path) -> list[dict[str, Any]]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in SPEED} for line in lines]
+
+
+def test_on_a_cpu_every_update_is_a_dispatch() -> None:
+    assert list(build(steps=3).dispatches(1)) == [range(2, 3), range(3, 4)]
+
+
+@pytest.mark.usefixtures("grouped")
+def test_streamed_batches_are_dispatched_one_by_one() -> None:
+    config = build().config.copy_and_resolve_references()
+    experiment = build()
+    config.data.loader = "streaming"
+    object.__setattr__(experiment, "config", config)
+    assert experiment.longest_dispatch == 1
+
+
+@pytest.mark.usefixtures("grouped")
+@pytest.mark.parametrize(
+    ("changes", "start", "ends"),
+    [
+        ({"log_every_steps": 1000}, 0, [22, 44, 66, 88]),
+        ({"log_every_steps": 10}, 15, [20, 22, 30, 40, 44, 50, 60, 66, 70, 80, 88]),
+        ({"log_every_steps": 1000, "checkpoint.every_steps": 16}, 40, [44, 48, 64, 66, 80, 88]),
+        ({"log_every_steps": 1000, "steps": 30}, 0, [22, 30]),
+        ({"log_every_steps": 1000, "batch_size": 8, "steps": 150}, 0, [64, 128, 150]),
+    ],
+)
+def test_groups_end_where_something_is_due(
+    changes: dict[str, Any], start: int, ends: list[int]
+) -> None:
+    dispatches = list(build(**changes).dispatches(start))
+    assert [steps[-1] for steps in dispatches] == ends
+    assert [step for steps in dispatches for step in steps] == list(range(start + 1, ends[-1] + 1))
+
+
+@pytest.mark.parametrize("every", [5, 1000])
+def test_groups_change_neither_rows_nor_weights(
+    every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"log_every_steps": every, "checkpoint.every_steps": 9, "steps": 50}
+    one = trainer.train(build(**changes), tmp_path / "one")
+    monkeypatch.setattr(mesh_lib, "is_cpu", lambda mesh: False)
+    grouped = trainer.train(build(**changes), tmp_path / "grouped")
+    assert grouped["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    pairs = list(zip(rows(tmp_path / "grouped"), rows(tmp_path / "one"), strict=True))
+    assert [actual["step"] for actual, _ in pairs] == [expected["step"] for _, expected in pairs]
+    for actual, expected in pairs:
+        assert actual.keys() == expected.keys()
+        np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=1e-4)
+    saved = {path.name for path in (tmp_path / "grouped/checkpoints").iterdir()}
+    assert saved == {path.name for path in (tmp_path / "one/checkpoints").iterdir()}
+
+
+@pytest.mark.usefixtures("grouped")
+def test_signal_ends_a_run_after_the_group_that_it_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"log_every_steps": 5, "eval_every_epochs": 4}
+    expected = trainer.train(build(**changes), tmp_path / "expected")
+    take = trainer.Log.train
+
+    def interrupted(log: Any, steps: range, metrics: Any) -> None:
+        take(log, steps, metrics)
+        if 12 in steps:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(trainer.Log, "train", interrupted)
+    with pytest.raises(PreemptedError, match="stopped after step 15, which is saved"):
+        trainer.train(build(**changes), tmp_path / "run")
+    resumed = trainer.train(build(**changes), tmp_path / "run")
+    assert resumed["state_sha256"] == expected["state_sha256"]
+    assert rows(tmp_path / "run") == rows(tmp_path / "expected")
