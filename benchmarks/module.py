@@ -24,7 +24,7 @@ import nam_jax
 from benchmarks.peers import nam, timing
 from nam_jax.batch_norm import batch_moments
 from train import rounds, table
-from train.metrics import write_json
+from train.storage import write_json
 
 PEERS: dict[str, Callable[..., torch.nn.Module]] = {
     "nam_channel": lambda c, h, w: nam.ChannelNAM(c),

@@ -38,7 +38,7 @@ from nam_jax import models, torch_import
 from train import attentions, command_line, json_file, rounds, table
 from train.data import sources
 from train.errors import ConfigError
-from train.metrics import write_json
+from train.storage import write_json
 
 
 class JaxTraining:

@@ -44,7 +44,7 @@ from train import (
     table,
 )
 from train.errors import RunError
-from train.metrics import write_json
+from train.storage import write_json
 
 LOADER_ONLY = flags.DEFINE_bool("loader-only", False, "Measure the loader alone.")
 

@@ -1,18 +1,21 @@
 """Checkpoints through Orbax: asynchronous, the latest ones and the best.
 
 Layout: `<directory>/<step>/state` holds the train state, `progress` the time that it took,
-and `metrics`, where the step was evaluated, the result.
+and `metrics`, where the step was evaluated, the result. While a checkpoint is being written its
+directory has a longer name; in a bucket it lacks `commit_success.txt`.
 """
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers
+
+from train import storage
 
 State = TypeVar("State")
 
@@ -27,13 +30,18 @@ def state_sha256(state: Any) -> str:
     return digest.hexdigest()
 
 
+def has_any(directory: epath.Path) -> bool:
+    """Whether a directory holds a finished checkpoint."""
+    return any(ocp.path.step.standard_name_format().find_all(directory))
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
     A context manager: leaving it waits until the last checkpoint is on disk.
     """
 
-    def __init__(self, directory: Path, keep: int | None = None):
+    def __init__(self, directory: epath.Path, keep: int | None = None):
         """Opens the directory.
 
         Args:
@@ -59,7 +67,9 @@ class Checkpoints:
             ),
             cleanup_tmp_directories=keep is not None,
         )
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        # Orbax wants absolute paths, which those of a bucket are; epath does not know that.
+        directory = directory if storage.is_bucket(directory) else directory.absolute()
+        self._manager = ocp.CheckpointManager(directory, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self

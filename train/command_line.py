@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import config_flags
 
-from train import distributed
+from train import distributed, storage
 from train.config import FIELDS, refusal, validate
 from train.errors import ConfigError, PreemptedError, RunError
 
@@ -51,11 +52,15 @@ def run(main: Callable[..., None], usage: str, actions: Sequence[str] = ()) -> N
     app.run(guarded, flags_parser=lambda argv: _parse(argv, usage, actions))
 
 
-def workdir() -> Path:
-    """The directory of the run: --workdir, or runs/<config name>."""
+def workdir() -> epath.Path:
+    """The directory of the run: --workdir, or runs/<config name>.
+
+    Raises:
+      ConfigError: --workdir names a bucket that cannot be used.
+    """
     if WORKDIR.value is not None:
-        return Path(WORKDIR.value).expanduser()
-    return Path("runs") / config_name()
+        return storage.locate(WORKDIR.value)
+    return epath.Path("runs") / config_name()
 
 
 def config_name() -> str:

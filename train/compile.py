@@ -35,7 +35,7 @@ from train import experiment as experiment_lib
 from train.data import sources
 from train.errors import ConfigError, RunError
 from train.experiment import Experiment
-from train.metrics import write_json
+from train.storage import write_json
 
 TOPOLOGY = flags.DEFINE_string("topology", None, "The TPU slice to compile for.")
 

@@ -103,6 +103,7 @@ FIELDS: dict[str, Field] = {
         f"a file's name that ends in {', '.join(SUFFIXES)}, or an empty text",
         lambda v: v == "" or v.lower().endswith(SUFFIXES),
     ),
+    "model.remat": _switch(False, "less memory: compute blocks anew in the backward pass"),
     "model.zero_init_last_scale": _switch(False, "start every residual branch at zero"),
     "data.name": Field(
         "cifar100",
@@ -220,6 +221,7 @@ EVALUATION_FREE_FIELDS = (
     "batch_size",
     "data.eval_split",
     "model.pretrained",
+    "model.remat",
     "data.eval_crop_ratio",
     "model.sync_bn_devices",
 )

@@ -24,12 +24,12 @@ WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "The checkpoint to 
 
 def main() -> None:
     """Prints the evaluation of the checkpoint, one figure a line."""
-    config = command_line.CONFIG.value
+    config, workdir = command_line.CONFIG.value, command_line.workdir()
     # Running statistics need no groups, and the devices here may not divide into them.
     config.model.sync_bn_devices = 1
     config.accumulate_steps = 1
     experiment = experiment_lib.build(config)
-    step, result = trainer.evaluate_checkpoint(experiment, command_line.workdir(), WHICH.value)
+    step, result = trainer.evaluate_checkpoint(experiment, workdir, WHICH.value)
     print(f"step {step}")
     for name, value in result.items():
         print(f"{name} {value:.6g}")

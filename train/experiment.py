@@ -141,6 +141,7 @@ def create_model(config: ConfigDict, num_classes: int, axis_name: str | None = N
         stem=config.model.stem,
         dtype=config.model.dtype,
         zero_init_last_scale=config.model.zero_init_last_scale,
+        remat=config.model.remat,
         axis_name=axis_name,
     )
 

@@ -4,9 +4,10 @@ Usage: python -m train.main --config FILE [--workdir DIR]
                             [--config.FIELD=VALUE ...]
 
   --config FILE          the experiment; configs/ holds examples
-  --workdir DIR          where the run is written; default: runs/<config name>
+  --workdir DIR          where the run is written, on a disk or gs://BUCKET/DIR;
+                         default: runs/<config name>
   --config.FIELD=VALUE   overrides a field; python -m train.config lists them
-  --profile START:STOP   writes a trace of these steps
+  --profile START:STOP   writes a trace of these steps, on a disk
 
 Several processes find one another where JAX knows the cluster; elsewhere:
 
@@ -31,7 +32,8 @@ PROFILE = flags.DEFINE_string("profile", None, "The steps to trace, START:STOP."
 
 def main() -> None:
     """Runs the experiment of the command line and prints its result."""
-    span = None if PROFILE.value is None else profile.parse(PROFILE.value)
+    workdir = command_line.workdir()
+    span = None if PROFILE.value is None else profile.parse(PROFILE.value, workdir)
     distributed.start()
     config = command_line.CONFIG.value
     distributed.check_agreement(
@@ -39,7 +41,7 @@ def main() -> None:
     )
     compilation_cache.enable()
     experiment = experiment_lib.build(config)
-    summary = trainer.train(experiment, command_line.workdir(), span)
+    summary = trainer.train(experiment, workdir, span)
     if summary is not None:
         print(
             f"done: top-1 error {summary['top1_error']:.2f} %, top-5 error "

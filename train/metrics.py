@@ -1,29 +1,25 @@
-"""What a run tells of itself: rows of metrics.jsonl, TensorBoard events, log lines."""
+"""What a run tells of itself: rows, TensorBoard events, log lines."""
 
 import collections
-import datetime
-import json
 import math
-import os
-import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 from tensorboardX import SummaryWriter
 
-from train import distributed
+from train import distributed, storage
+from train import rows as rows_lib
+from train.display import Display
+from train.rows import Row
 from train.step import Metrics
 
 # Metrics are fetched this many dispatches late, so that the device has work while the host logs.
 LAG = 2
-
-Row = dict[str, Any]
 
 
 class Progress(NamedTuple):
@@ -40,51 +36,6 @@ class Progress(NamedTuple):
 
 class NonFiniteError(RuntimeError):
     """A loss or an update is NaN or infinite; the message names the step."""
-
-
-class RowFile:
-    """A file of one JSON object a line, whole lines only."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def rows(self) -> list[Row]:
-        """All rows; a torn last line is left out."""
-        if not self._path.exists():
-            return []
-        lines = self._path.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-
-    def truncate(self, step: int) -> None:
-        """Drops the rows after a step, atomically."""
-        kept = [row for row in self.rows() if row["step"] <= step]
-        write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-
-    def append(self, row: Row) -> None:
-        """Adds a row and hands it to the operating system."""
-        with self._path.open("a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
-
-    def sync(self) -> None:
-        """Waits until all rows are on disk."""
-        if self._path.exists():
-            with self._path.open("a") as file:
-                os.fsync(file.fileno())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 class Stopwatch:
@@ -109,9 +60,9 @@ class Stopwatch:
 
 
 class Writer:
-    """Writes rows to metrics.jsonl, as events for TensorBoard, and as log lines."""
+    """Writes rows for the run, as events for TensorBoard, and as log lines."""
 
-    def __init__(self, workdir: Path, start_step: int, total_steps: int):
+    def __init__(self, workdir: epath.Path, start_step: int, total_steps: int):
         """Drops what an earlier process wrote after start_step.
 
         Args:
@@ -119,32 +70,42 @@ class Writer:
           start_step: updates done so far.
           total_steps: updates at the end of the run.
         """
-        self._file = RowFile(workdir / "metrics.jsonl")
-        self._file.truncate(start_step)
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        self._rows = rows_lib.of(workdir)
+        self._rows.truncate(start_step)
+        self._events = _open_events(workdir, start_step)
         self._display = Display(total_steps)
 
     def write(self, row: Row, wall_seconds: float) -> None:
         """Writes a row.
 
         Args:
-          row: of metrics.jsonl.
+          row: of the run.
           wall_seconds: that the run has taken up to it.
         """
-        self._file.append(row)
-        for name, value in row.items():
-            if name not in ("step", "split"):
-                self._events.add_scalar(f"{row['split']}/{name}", value, row["step"])
+        self._rows.append(row)
+        if self._events:
+            for name, value in row.items():
+                if name not in ("step", "split"):
+                    self._events.add_scalar(f"{row['split']}/{name}", value, row["step"])
         self._display.show(row, wall_seconds)
 
     def sync(self) -> None:
-        """Waits until all rows are on disk."""
-        self._file.sync()
+        """Waits until all rows are safe."""
+        self._rows.sync()
 
     def close(self) -> None:
-        """Ends the events and the live line."""
+        """Ends the rows, the events and the live line."""
         self._display.close()
-        self._events.close()
+        self._rows.sync()
+        if self._events:
+            self._events.close()
+
+
+def _open_events(workdir: epath.Path, start_step: int) -> SummaryWriter | None:
+    if storage.is_bucket(workdir):
+        distributed.say(f"no TensorBoard events in a bucket; {workdir}/metrics has their figures")
+        return None
+    return SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
 
 
 class Log:
@@ -156,7 +117,7 @@ class Log:
 
     def __init__(
         self,
-        workdir: Path,
+        workdir: epath.Path,
         progress: Progress,
         *,
         start_step: int,
@@ -298,43 +259,3 @@ def _by_step(dispatched: Sequence[tuple[range, Metrics]]) -> Iterator[tuple[int,
 def _check_loss(what: str, step: int, loss: float) -> None:
     if not math.isfinite(loss):
         raise NonFiniteError(f"{what} of step {step} is {loss}")
-
-
-class Display:
-    """Log lines: the last training row as a live line on a terminal, each row a line elsewhere."""
-
-    def __init__(self, total_steps: int):
-        self._total_steps = total_steps
-        self._live = sys.stdout.isatty()
-
-    def show(self, row: Row, wall_seconds: float) -> None:
-        """Prints a row.
-
-        Args:
-          row: of metrics.jsonl.
-          wall_seconds: that the run has taken up to it.
-        """
-        left = wall_seconds / row["step"] * (self._total_steps - row["step"])
-        parts = [
-            f"{row['split']:5}",
-            f"step {row['step']}/{self._total_steps}",
-            f"epoch {row['epoch']:.2f}",
-            f"loss {row['loss']:.4f}",
-            f"error {row['top1_error']:.2f} %",
-        ]
-        if row["split"] == "train":
-            parts.append(f"{row['images_per_second']:,.0f} images/s")
-            parts.append(f"{datetime.timedelta(seconds=round(left))} left")
-        line = "  ".join(parts)
-        if not self._live:
-            print(line, flush=True)
-        else:
-            # A line that wraps could not be rewritten.
-            line = line[: shutil.get_terminal_size().columns - 1]
-            end = "" if row["split"] == "train" else "\n"
-            print(f"\r\x1b[K{line}", end=end, flush=True)
-
-    def close(self) -> None:
-        """Leaves the live line where it is."""
-        if self._live:
-            print(flush=True)

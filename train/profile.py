@@ -1,12 +1,12 @@
 """A trace of some steps, for TensorBoard or Perfetto."""
 
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from etils import epath
 
-from train import distributed
+from train import distributed, storage
 from train.errors import ConfigError
 
 
@@ -17,12 +17,18 @@ class Span(NamedTuple):
     last: int
 
 
-def parse(text: str) -> Span:
+def parse(text: str, workdir: epath.Path) -> Span:
     """Reads START:STOP.
 
+    Args:
+      text: of the command line.
+      workdir: of the run, where the trace is written.
+
     Raises:
-      ConfigError: it is something else.
+      ConfigError: it is something else, or no trace can be written there.
     """
+    if storage.is_bucket(workdir):
+        raise ConfigError(f"--profile: a trace needs a local --workdir; got {workdir}.")
     match = re.fullmatch(r"(\d+):(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise ConfigError(f"--profile: got {text!r}; allowed: START:STOP, steps from 1 on.")
@@ -32,7 +38,7 @@ def parse(text: str) -> Span:
 class Profiler:
     """Traces a span of steps; a context manager, whose end ends the trace at the latest."""
 
-    def __init__(self, directory: Path, span: Span | None):
+    def __init__(self, directory: epath.Path, span: Span | None):
         """Traces nothing yet.
 
         Args:

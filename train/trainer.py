@@ -2,23 +2,26 @@
 
 import contextlib
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
 from nam_jax import sparsity_penalty
 from train import assembly, distributed, pretrained, programs
+from train import rows as rows_lib
 from train import step as step_lib
 from train import workdir as workdir_lib
-from train.checkpoint import Checkpoints, state_sha256
+from train.checkpoint import Checkpoints, has_any, state_sha256
 from train.config import EVALUATION_FREE_FIELDS
 from train.data.feed import Feed
 from train.errors import PreemptedError, RunError
 from train.experiment import Experiment
-from train.metrics import LAG, Log, NonFiniteError, Progress, Row, RowFile, write_json
+from train.metrics import LAG, Log, NonFiniteError, Progress
 from train.profile import Profiler, Span
+from train.rows import Row
 from train.size import multiply_adds, parameters
+from train.storage import write_json
 
 
 def evaluate(
@@ -75,7 +78,7 @@ def _errors(sums: dict[str, float], variables: Any, sparsity: float) -> dict[str
 
 
 def train(
-    experiment: Experiment, workdir: Path, profile: Span | None = None
+    experiment: Experiment, workdir: epath.Path, profile: Span | None = None
 ) -> dict[str, Any] | None:
     """Trains to the end, from the last checkpoint in workdir where there is one.
 
@@ -92,7 +95,7 @@ def train(
       RunError: a loss or an update is not finite.
       PreemptedError: it was told to stop, and has saved a checkpoint.
     """
-    imported = None if workdir_lib.has_checkpoint(workdir) else _pretrained(experiment)
+    imported = None if has_any(workdir / "checkpoints") else _pretrained(experiment)
     if distributed.is_main():
         workdir_lib.claim(workdir, experiment.config)
     distributed.barrier("the directory is claimed")
@@ -117,13 +120,13 @@ def train(
                 raise RunError(_advice(error, checkpoints, workdir)) from error
     if not distributed.is_main():
         return None
-    summary = summarize(experiment, state, progress, RowFile(workdir / "metrics.jsonl").rows())
+    summary = summarize(experiment, state, progress, rows_lib.of(workdir).rows())
     write_json(workdir / "summary.json", summary)
     return summary
 
 
 def evaluate_checkpoint(
-    experiment: Experiment, workdir: Path, which: str
+    experiment: Experiment, workdir: epath.Path, which: str
 ) -> tuple[int, dict[str, float]]:
     """Evaluates a checkpoint of a run.
 
@@ -174,7 +177,7 @@ def _restore_or_init(
     return state, Progress(**progress)
 
 
-def _advice(error: NonFiniteError, checkpoints: Checkpoints, workdir: Path) -> str:
+def _advice(error: NonFiniteError, checkpoints: Checkpoints, workdir: epath.Path) -> str:
     checkpoints.wait()
     latest = checkpoints.latest_step()
     kept = (
@@ -188,7 +191,7 @@ def _advice(error: NonFiniteError, checkpoints: Checkpoints, workdir: Path) -> s
 
 def _run_steps(
     experiment: Experiment,
-    workdir: Path,
+    workdir: epath.Path,
     checkpoints: Checkpoints,
     preemption: distributed.Preemption,
     profiler: Profiler,
@@ -226,7 +229,7 @@ def _run_steps(
         return state, log.progress
 
 
-def _open_log(experiment: Experiment, workdir: Path, progress: Progress, start: int) -> Log:
+def _open_log(experiment: Experiment, workdir: epath.Path, progress: Progress, start: int) -> Log:
     return Log(
         workdir,
         progress,
@@ -264,7 +267,7 @@ def summarize(
       experiment: the run.
       state: after the last update.
       progress: after the last update.
-      rows: of metrics.jsonl.
+      rows: of the run.
     """
     evaluations = [row for row in rows if row["split"] == "eval"]
     best = min(evaluations, key=lambda row: (row["top1_error"], -row["step"]))

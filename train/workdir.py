@@ -1,17 +1,17 @@
 """A run's directory: it belongs to one config."""
 
 import json
-from pathlib import Path
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from train.config import FREE_FIELDS, flatten
 from train.errors import ConfigError
-from train.metrics import write_json
+from train.storage import reason, write_json
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
+def claim(workdir: epath.Path, config: ConfigDict) -> None:
     """Makes the directory and writes config.json, or checks that the run in it is this one.
 
     Args:
@@ -26,11 +26,11 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         if not (workdir / "config.json").exists():
             write_json(workdir / "config.json", config.to_dict())
     except OSError as error:
-        raise ConfigError(f"--workdir {workdir}: {error.strerror}.") from error
+        raise ConfigError(f"--workdir {workdir}: {reason(error)}") from error
     check(workdir, config)
 
 
-def check(workdir: Path, config: ConfigDict, free: tuple[str, ...] = FREE_FIELDS) -> None:
+def check(workdir: epath.Path, config: ConfigDict, free: tuple[str, ...] = FREE_FIELDS) -> None:
     """Checks that the run in a directory has this config.
 
     Args:
@@ -63,13 +63,7 @@ def check(workdir: Path, config: ConfigDict, free: tuple[str, ...] = FREE_FIELDS
         )
 
 
-def has_checkpoint(workdir: Path) -> bool:
-    """Whether the run in a directory has saved anything to go on from."""
-    # An unfinished one has a longer name.
-    return any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*"))
-
-
-def summary(workdir: Path) -> dict[str, Any] | None:
+def summary(workdir: epath.Path) -> dict[str, Any] | None:
     """The summary of a finished run, None before it is finished."""
     path = workdir / "summary.json"
     return json.loads(path.read_text()) if path.exists() else None

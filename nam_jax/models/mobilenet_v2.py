@@ -106,6 +106,8 @@ class MobileNetV2(nn.Module):
         than 1280.
       zero_init_last_scale: start every residual branch at zero, through the scale of its
         last BatchNorm (P. Goyal et al. 2017, https://arxiv.org/abs/1706.02677).
+      remat: compute the inside of every block anew in the backward pass, in place of keeping it:
+        less memory for more computation.
       dtype: of the computation (default: inferred); pooling and classifier are at least
         float32.
       axis_name: mapped axis (or axes) of devices that share their batch statistics.
@@ -129,6 +131,7 @@ class MobileNetV2(nn.Module):
     stem: str = "imagenet"
     width_multiplier: float = 1.0
     zero_init_last_scale: bool = False
+    remat: bool = False
     dtype: Dtype | None = None
     axis_name: AxisNames | None = None
 
@@ -147,10 +150,11 @@ class MobileNetV2(nn.Module):
         strides = 2 if self.stem == "imagenet" else 1
         stem_features = scaled(32, self.width_multiplier)
         x = _layer(x, stem_features, 3, options, name="stem", strides=strides)
+        block = nn.remat(InvertedResidual) if self.remat else InvertedResidual
         for number, (expansion, features, strides) in enumerate(self._blocks(), start=1):
             if strides > 1:
                 x = layers.between_stages(x, self.attention, options, name=f"bam{number - 1}")
-            x = InvertedResidual(
+            x = block(
                 scaled(features, self.width_multiplier),
                 strides,
                 expansion,

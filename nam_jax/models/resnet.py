@@ -92,6 +92,8 @@ class ResNet(nn.Module):
         and pad with zero channels, without parameters.
       zero_init_last_scale: start every residual branch at zero, through the scale of its
         last BatchNorm (P. Goyal et al. 2017, https://arxiv.org/abs/1706.02677).
+      remat: compute the inside of every block anew in the backward pass, in place of keeping it:
+        less memory for more computation.
       dtype: of the computation (default: inferred); pooling and classifier are at least
         float32.
       axis_name: mapped axis (or axes) of devices that share their batch statistics.
@@ -117,6 +119,7 @@ class ResNet(nn.Module):
     width: int = 64
     projection: bool = True
     zero_init_last_scale: bool = False
+    remat: bool = False
     dtype: Dtype | None = None
     axis_name: AxisNames | None = None
 
@@ -134,9 +137,10 @@ class ResNet(nn.Module):
         options = layers.shared_options(train=train, dtype=self.dtype, axis_name=self.axis_name)
         x = self._stem(x, options)
         zeros, ones = nn.initializers.zeros, nn.initializers.ones
+        block = nn.remat(self.block) if self.remat else self.block
         for stage, num_blocks in enumerate(self.stage_sizes):
             for index in range(num_blocks):
-                x = self.block(
+                x = block(
                     features=self.width * 2**stage,
                     strides=2 if stage > 0 and index == 0 else 1,
                     attention=self.attention,

@@ -1,19 +1,18 @@
-"""Rows of metrics.jsonl, TensorBoard events and log lines."""
+"""Rows as they follow from the steps, and TensorBoard events."""
 
-import errno
-import json
-import os
 import struct
-import sys
 from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
 from train import metrics as metrics_lib
-from train.metrics import LAG, Display, Log, NonFiniteError, Progress, RowFile, write_text
+from train import rows as rows_lib
+from train.metrics import LAG, Log, NonFiniteError, Progress
+from train.rows import RowFile, RowSegments
 
 SPEED = {"images_per_second", "data_wait"}
 
@@ -51,62 +50,6 @@ def written(workdir):
 
 def steps_written(workdir):
     return [row["step"] for row in written(workdir)]
-
-
-def test_row_file_holds_what_was_appended(tmp_path):
-    file = RowFile(tmp_path / "rows")
-    assert file.rows() == []
-    rows = [{"step": 1, "loss": 0.1 + 0.2}, {"step": 2, "split": "eval \n \u2028"}]
-    for row in rows:
-        file.append(row)
-    file.sync()
-    assert file.rows() == RowFile(tmp_path / "rows").rows() == rows
-    assert [json.loads(line) for line in (tmp_path / "rows").read_text().split("\n")[:-1]] == rows
-
-
-@pytest.mark.parametrize("torn", ['{"step": 3', '{"step": 3}', "{"])
-def test_torn_last_line_is_left_out_and_truncated_away(tmp_path, torn):
-    path = tmp_path / "rows"
-    path.write_text('{"step": 1}\n{"step": 2}\n' + torn)
-    assert RowFile(path).rows() == [{"step": 1}, {"step": 2}]
-    RowFile(path).truncate(3)
-    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
-
-
-@pytest.mark.parametrize("step", [0, 2, 3, 9])
-def test_truncate_keeps_the_rows_up_to_a_step(tmp_path, step):
-    file = RowFile(tmp_path / "rows")
-    rows = [{"step": n, "split": split} for n in (1, 2, 4) for split in ("train", "eval")]
-    for row in rows:
-        file.append(row)
-    file.truncate(step)
-    assert file.rows() == [row for row in rows if row["step"] <= step]
-    assert os.listdir(tmp_path) == ["rows"]
-
-
-def full_disk(_):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [lambda path: write_text(path, "new"), lambda path: RowFile(path).truncate(0)],
-    ids=["write_text", "truncate"],
-)
-def test_write_that_fails_midway_leaves_the_old_file(tmp_path, monkeypatch, change):
-    path = tmp_path / "rows"
-    path.write_text('{"step": 1}\n')
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        change(path)
-    assert path.read_text() == '{"step": 1}\n'
-
-
-def test_write_text_replaces_the_old_file(tmp_path):
-    for text in ("old and longer", "new"):
-        write_text(tmp_path / "file", text)
-        assert (tmp_path / "file").read_text() == text
-    assert os.listdir(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 20])
@@ -172,6 +115,18 @@ def test_rows_before_a_bad_loss_are_written(tmp_path):
     assert steps_written(tmp_path) == [2]
 
 
+def test_rows_before_a_bad_loss_are_written_where_they_wait_for_a_sync(tmp_path, monkeypatch):
+    (tmp_path / "metrics").mkdir()
+    segments = RowSegments(epath.Path(tmp_path) / "metrics")
+    monkeypatch.setattr(rows_lib, "of", lambda workdir: segments)
+    with open_log(tmp_path, log_every_steps=2) as log:
+        for step in range(1, 4):
+            log.train(step, values(step, np.nan if step == 3 else 1.0))
+        with pytest.raises(NonFiniteError):
+            log.flush(3)
+    assert [row["step"] for row in segments.rows()] == [2]
+
+
 def test_evaluation_is_written_at_once(tmp_path):
     with open_log(tmp_path, steps_per_epoch=4) as log:
         log.evaluation(6, {"loss": 0.25, "top1_error": 50.0})
@@ -235,31 +190,3 @@ def test_speed_covers_the_steps_since_the_row_before(tmp_path, clock):
     # The first row waits for the steps that the log is late by.
     rates = {row["step"]: (row["images_per_second"], row["data_wait"]) for row in written(tmp_path)}
     assert rates == {2: (10.0, 0.25), 4: (20.0, 0.25), 6: (20.0, 0.25)}
-
-
-ROWS = [
-    {"split": "train", "step": 5, "epoch": 2.5, "loss": 0.5, "top1_error": 12.5},
-    {"split": "eval", "step": 5, "epoch": 2.5, "loss": 0.25, "top1_error": 10.0},
-]
-LINES = [
-    "train  step 5/20  epoch 2.50  loss 0.5000  error 12.50 %  1,234 images/s  0:00:30 left",
-    "eval   step 5/20  epoch 2.50  loss 0.2500  error 10.00 %",
-]
-
-
-@pytest.mark.parametrize("columns", [120, 60])
-@pytest.mark.parametrize("is_terminal", [False, True])
-def test_display_prints_lines_or_on_a_terminal_a_live_one(
-    monkeypatch, capsys, is_terminal, columns
-):
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
-    monkeypatch.setenv("COLUMNS", str(columns))
-    display = Display(total_steps=20)
-    for row in (ROWS[0], ROWS[0], ROWS[1], ROWS[0]):
-        display.show(row | {"images_per_second": 1234.0}, wall_seconds=10.0)
-    display.close()
-    expected = "{0}\n{0}\n{1}\n{0}\n".format(*LINES)
-    if is_terminal:
-        clear, lines = "\r\x1b[K", [line[: columns - 1] for line in LINES]
-        expected = "{2}{0}{2}{0}{2}{1}\n{2}{0}\n".format(*lines, clear)
-    assert capsys.readouterr().out == expected

@@ -15,6 +15,7 @@ from nam_jax.initialization import abstract_variables
 from nam_jax.torch_import import names
 from train import assembly, pretrained, trainer, workdir
 from train import experiment as experiment_lib
+from train.checkpoint import has_any
 from train.errors import ConfigError
 
 IMAGE = (8, 8, 1)
@@ -122,7 +123,7 @@ def test_an_unfinished_checkpoint_is_nothing_to_go_on_from(tmp_path: Path) -> No
     save(tmp_path / "w.npz", 10, "nam_channel")
     config = digits(**{"model.pretrained": str(tmp_path / "w.npz")})
     (tmp_path / "run" / "checkpoints" / "22.orbax-checkpoint-tmp").mkdir(parents=True)
-    assert not workdir.has_checkpoint(tmp_path / "run")
+    assert not has_any(tmp_path / "run" / "checkpoints")
     workdir.claim(tmp_path / "run", config)
     (tmp_path / "w.npz").unlink()
     with pytest.raises(ConfigError, match="No such file"):

@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from etils import epath
 
 from train import compilation_cache, profile
 from train.errors import ConfigError
@@ -13,11 +14,18 @@ from train.errors import ConfigError
 @pytest.mark.parametrize("text", ["", "3", "0:2", "3:2", "a:b", "1:2:3", "-1:2"])
 def test_wrong_spans_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^--profile: got .* allowed: START:STOP"):
-        profile.parse(text)
+        profile.parse(text, epath.Path())
+
+
+def test_trace_needs_a_local_disk() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^--profile: .* local --workdir; got gs://bucket/run\.$"
+    ):
+        profile.parse("2:3", epath.Path("gs://bucket/run"))
 
 
 def test_a_span_is_traced(tmp_path: Path) -> None:
-    with profile.Profiler(tmp_path / "profile", profile.parse("2:3")) as profiler:
+    with profile.Profiler(tmp_path / "profile", profile.parse("2:3", epath.Path())) as profiler:
         for step in range(1, 5):
             profiler.before(range(step, step + 1))
             assert (tmp_path / "profile").exists() == (step > 3)

@@ -8,7 +8,7 @@ import pytest
 from train import workdir as workdir_lib
 from train.config import FREE_FIELDS, default_config, flatten
 from train.errors import ConfigError
-from train.metrics import write_json
+from train.storage import write_json
 
 OTHER_VALUES = {
     "log_every_steps": 7,

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from train.data import crop, sources
 from train.data.records import BadRecordError, Record, array_records, decode
 from train.errors import ConfigError
-from train.metrics import write_json
+from train.storage import write_json
 
 SHORT_SIDE = 400
 QUALITY = 90

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import cv2
-import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -199,6 +198,9 @@ def _feed(
     config: ConfigDict,
     mesh: Mesh,
 ) -> Feed:
+    # It takes a third of a second, which resident runs need not wait.
+    import grain
+
     bad_records = BadRecords(config.data.max_bad_fraction)
     options = grain.ReadOptions(num_threads=HOST_BATCHES, prefetch_buffer_size=HOST_BATCHES)
 

@@ -1,0 +1,126 @@
+"""Rows in a file, and in segments where nothing can be appended to."""
+
+import errno
+import json
+import os
+
+import pytest
+from etils import epath
+
+from train.rows import RowFile, RowSegments
+
+
+def test_row_file_holds_what_was_appended(tmp_path):
+    file = RowFile(tmp_path / "rows")
+    assert file.rows() == []
+    rows = [{"step": 1, "loss": 0.1 + 0.2}, {"step": 2, "split": "eval \n \u2028"}]
+    for row in rows:
+        file.append(row)
+    file.sync()
+    assert file.rows() == RowFile(tmp_path / "rows").rows() == rows
+    assert [json.loads(line) for line in (tmp_path / "rows").read_text().split("\n")[:-1]] == rows
+
+
+@pytest.mark.parametrize("torn", ['{"step": 3', '{"step": 3}', "{"])
+def test_torn_last_line_is_left_out_and_truncated_away(tmp_path, torn):
+    path = tmp_path / "rows"
+    path.write_text('{"step": 1}\n{"step": 2}\n' + torn)
+    assert RowFile(path).rows() == [{"step": 1}, {"step": 2}]
+    RowFile(path).truncate(3)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+@pytest.mark.parametrize("step", [0, 2, 3, 9])
+def test_truncate_keeps_the_rows_up_to_a_step(tmp_path, step):
+    file = RowFile(tmp_path / "rows")
+    rows = [{"step": n, "split": split} for n in (1, 2, 4) for split in ("train", "eval")]
+    for row in rows:
+        file.append(row)
+    file.truncate(step)
+    assert file.rows() == [row for row in rows if row["step"] <= step]
+    assert os.listdir(tmp_path) == ["rows"]
+
+
+SPLITS = ("train", "eval")
+ROWS = [{"step": step, "split": split} for step in (2, 4, 6, 8, 10) for split in SPLITS]
+
+
+def up_to(step):
+    return [row for row in ROWS if row["step"] <= step]
+
+
+def written(directory, sizes):
+    """The rows in segments of these sizes."""
+    segments = RowSegments(epath.Path(directory))
+    rows = iter(ROWS)
+    for size in sizes:
+        for _ in range(size):
+            segments.append(next(rows))
+        segments.sync()
+    return segments
+
+
+def test_segment_is_written_by_sync_and_read_by_others(tmp_path):
+    segments = RowSegments(epath.Path(tmp_path / "metrics"))
+    (tmp_path / "metrics").mkdir()
+    assert segments.rows() == []
+    segments.sync()
+    assert not list((tmp_path / "metrics").iterdir())
+    for row in ROWS[:3]:
+        segments.append(row)
+        assert segments.rows() == []
+    segments.sync()
+    segments.append(ROWS[3])
+    segments.sync()
+    segments.sync()
+    assert segments.rows() == RowSegments(epath.Path(tmp_path / "metrics")).rows() == ROWS[:4]
+    assert sorted(os.listdir(tmp_path / "metrics")) == ["000000.jsonl", "000001.jsonl"]
+
+
+def test_no_segments_where_there_is_no_directory(tmp_path):
+    segments = RowSegments(epath.Path(tmp_path / "metrics"))
+    segments.truncate(0)
+    assert segments.rows() == []
+
+
+SIZES = pytest.mark.parametrize("sizes", [(10,), (1,) * 10, (3, 3, 3, 1), (2, 2, 2, 2, 2)])
+
+
+@SIZES
+@pytest.mark.parametrize("step", [0, 2, 3, 6, 10, 12])
+def test_truncated_segments_hold_the_rows_up_to_a_step_and_go_on(tmp_path, sizes, step):
+    written(tmp_path, sizes).truncate(step)
+    segments = RowSegments(epath.Path(tmp_path))
+    assert segments.rows() == up_to(step)
+    for row in ROWS[len(up_to(step)) :]:
+        segments.append(row)
+        segments.sync()
+    assert segments.rows() == ROWS
+
+
+@SIZES
+@pytest.mark.parametrize("step", [0, 3, 6])
+@pytest.mark.parametrize("last", [0, 1, 2])
+def test_truncation_that_fails_midway_loses_no_row_up_to_the_step(
+    tmp_path, monkeypatch, sizes, step, last
+):
+    segments = written(tmp_path, sizes)
+    removed = []
+    remove = os.remove
+
+    def fail_later(path):
+        if len(removed) == last:
+            raise OSError(errno.EIO, "Input/output error")
+        removed.append(path)
+        remove(path)
+
+    monkeypatch.setattr(os, "remove", fail_later)
+    try:
+        segments.truncate(step)
+    except OSError:
+        rows = segments.rows()
+        assert rows == ROWS[: len(rows)]
+        assert len(rows) > len(up_to(step))
+    monkeypatch.undo()
+    segments.truncate(step)
+    assert segments.rows() == up_to(step)

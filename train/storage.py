@@ -1,0 +1,96 @@
+"""Where a run's directory lies: on a local disk, or in a bucket of Google Cloud Storage.
+
+Objects in a bucket are written whole or not at all, cannot be appended to, and need no directory.
+"""
+
+import json
+import os
+import re
+from typing import Any
+
+from etils import epath
+
+from train.errors import ConfigError, RunError
+
+
+def locate(text: str) -> epath.Path:
+    """The directory that --workdir names.
+
+    Args:
+      text: a local path, where a tilde is the user's home, or gs://BUCKET/DIRECTORY.
+
+    Raises:
+      ConfigError: it is something else, or the bucket cannot be used.
+      RunError: the bucket cannot be reached.
+    """
+    if "://" not in text:
+        return epath.Path(text).expanduser()
+    match = re.fullmatch(r"gs://([^/]+)/+[^/].*", text)
+    if not match:
+        raise ConfigError(
+            f"--workdir: got {text!r}; allowed: a local directory, or gs://BUCKET/DIRECTORY."
+        )
+    try:
+        _open(match[1])
+    except ImportError as error:
+        raise ConfigError(
+            f"--workdir {text} needs more packages ({error}); get them with pip install '.[gcs]'."
+        ) from error
+    return epath.Path(text)
+
+
+def _open(bucket: str) -> None:
+    """Asks for a bucket as Orbax will, so that what is wrong shows before the work."""
+    # Where TensorFlow is installed epath would take it in place of gcsfs.
+    os.environ["EPATH_USE_TF"] = "false"
+    # An experiment of gcsfs that asks for the kind of the bucket before each operation.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    import fsspec
+    import gcsfs  # noqa: F401
+    from google.api_core import exceptions
+    from google.auth.exceptions import GoogleAuthError
+    from google.cloud import storage
+
+    # Other processes and Orbax's own writer change the directory as well.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    try:
+        storage.Client().get_bucket(bucket)
+    except (GoogleAuthError, exceptions.ClientError, OSError) as error:
+        raise ConfigError(f"--workdir: gs://{bucket} cannot be used: {reason(error)}") from error
+    except exceptions.GoogleAPIError as error:
+        raise RunError(f"--workdir: gs://{bucket} cannot be reached: {reason(error)}") from error
+
+
+def is_bucket(path: epath.PathLike) -> bool:
+    """Whether a path lies in a bucket."""
+    return os.fspath(path).startswith("gs://")
+
+
+def children(directory: epath.Path) -> list[epath.Path]:
+    """What a directory holds, in the order of the names; nothing where there is none."""
+    return sorted(directory.iterdir()) if directory.exists() else []
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+    """Writes a file whole or not at all."""
+    path = epath.Path(path)
+    if is_bucket(path):
+        path.write_text(text)
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return f"{text.splitlines()[0].rstrip('.')}."
