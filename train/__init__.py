@@ -1,1 +1,6 @@
 """The trainer: python -m train.<command>."""
+
+import time
+
+# When the command began, of time.monotonic().
+BEGIN = time.monotonic()

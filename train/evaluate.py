@@ -16,7 +16,7 @@ Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 
 from absl import flags
 
-from train import command_line, trainer
+from train import command_line, evaluation
 from train import experiment as experiment_lib
 
 WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "The checkpoint to evaluate.")
@@ -29,7 +29,7 @@ def main() -> None:
     config.model.sync_bn_devices = 1
     config.accumulate_steps = 1
     experiment = experiment_lib.build(config)
-    step, result = trainer.evaluate_checkpoint(experiment, workdir, WHICH.value)
+    step, result = evaluation.evaluate_checkpoint(experiment, workdir, WHICH.value)
     print(f"step {step}")
     for name, value in result.items():
         print(f"{name} {value:.6g}")

@@ -23,15 +23,18 @@ Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong,
 
 from absl import flags
 
-from train import command_line, compilation_cache, distributed, profile, trainer
+from train import BEGIN, command_line, compilation_cache, distributed, profile, trainer
 from train import experiment as experiment_lib
 from train.config import LOCAL_FIELDS, flatten
+from train.startup import Laps
 
 PROFILE = flags.DEFINE_string("profile", None, "The steps to trace, START:STOP.")
 
 
 def main() -> None:
     """Runs the experiment of the command line and prints its result."""
+    startup = Laps(BEGIN)
+    startup.end("imports")
     workdir = command_line.workdir()
     span = None if PROFILE.value is None else profile.parse(PROFILE.value, workdir)
     distributed.start()
@@ -41,7 +44,7 @@ def main() -> None:
     )
     compilation_cache.enable()
     experiment = experiment_lib.build(config)
-    summary = trainer.train(experiment, workdir, span)
+    summary = trainer.train(experiment, workdir, span, startup)
     if summary is not None:
         print(
             f"done: top-1 error {summary['top1_error']:.2f} %, top-5 error "

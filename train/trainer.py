@@ -1,84 +1,45 @@
 """The training loop."""
 
 import contextlib
-import time
+import dataclasses
 from typing import Any
 
-import jax
 from etils import epath
 
-from nam_jax import sparsity_penalty
 from train import assembly, distributed, pretrained, programs
 from train import rows as rows_lib
 from train import step as step_lib
 from train import workdir as workdir_lib
 from train.checkpoint import Checkpoints, has_any, state_sha256
-from train.config import EVALUATION_FREE_FIELDS
 from train.data.feed import Feed
 from train.errors import PreemptedError, RunError
+from train.evaluation import evaluate
 from train.experiment import Experiment
-from train.metrics import LAG, Log, NonFiniteError, Progress
+from train.metrics import Log, NonFiniteError, Progress
 from train.profile import Profiler, Span
 from train.rows import Row
 from train.size import multiply_adds, parameters
+from train.startup import Laps
 from train.storage import write_json
 
 
-def evaluate(
-    experiment: Experiment, eval_step: Any, state: step_lib.TrainState, feed: Feed
-) -> dict[str, float]:
-    """Evaluates every image of a split once.
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What the steps of a run are made with."""
 
-    Args:
-      experiment: the run.
-      eval_step: from `programs.build_eval_step`.
-      state: whose weights are evaluated, and the averaged ones beside them.
-      feed: of the split.
-
-    Returns:
-      `num_images`, `bad_records`, `loss`, `cross_entropy`, `penalty`, and `top1_error` and
-      `top5_error` in percent; the same of the averaged weights, where there are any, with the
-      prefix `ema_`.
-
-    Raises:
-      RunError: no image can be read.
-    """
-    weights = {"": state.variables} | ({"ema_": state.ema} if state.ema is not None else {})
-    batches = []
-    with contextlib.closing(feed.batches(0)) as fed:
-        for arguments in fed:
-            batches.append({name: eval_step(v, *arguments) for name, v in weights.items()})
-            # The device holds no more batches than it has begun with.
-            jax.block_until_ready(batches[-LAG:][0])
-    fetched = jax.device_get(batches)
-    sums = jax.tree.map(lambda *values: sum(map(float, values)), *fetched)
-    count = int(sums[""]["count"])
-    if count == 0:
-        raise RunError(f"no image of the split {experiment.eval_split.name} can be read.")
-    result: dict[str, float] = {
-        "num_images": count,
-        "bad_records": experiment.eval_split.num_examples - count,
-    }
-    for prefix, variables in weights.items():
-        errors = _errors(sums[prefix], variables, experiment.config.optimizer.sparsity)
-        result |= {f"{prefix}{name}": value for name, value in errors.items()}
-    return result
-
-
-def _errors(sums: dict[str, float], variables: Any, sparsity: float) -> dict[str, float]:
-    penalty = float(sparsity_penalty(variables["params"], sparsity))
-    cross_entropy = sums["cross_entropy"] / sums["count"]
-    return {
-        "loss": cross_entropy + penalty,
-        "cross_entropy": cross_entropy,
-        "penalty": penalty,
-        "top1_error": 100 * sums["top1_wrong"] / sums["count"],
-        "top5_error": 100 * sums["top5_wrong"] / sums["count"],
-    }
+    experiment: Experiment
+    workdir: epath.Path
+    checkpoints: Checkpoints
+    preemption: distributed.Preemption
+    profiler: Profiler
+    startup: Laps
 
 
 def train(
-    experiment: Experiment, workdir: epath.Path, profile: Span | None = None
+    experiment: Experiment,
+    workdir: epath.Path,
+    profile: Span | None = None,
+    startup: Laps | None = None,
 ) -> dict[str, Any] | None:
     """Trains to the end, from the last checkpoint in workdir where there is one.
 
@@ -86,6 +47,7 @@ def train(
       experiment: the run.
       workdir: where everything is written.
       profile: the steps to trace.
+      startup: what has been done so far; default: nothing.
 
     Returns:
       The summary, as in summary.json; None in all processes but the main one.
@@ -95,6 +57,7 @@ def train(
       RunError: a loss or an update is not finite.
       PreemptedError: it was told to stop, and has saved a checkpoint.
     """
+    startup = startup or Laps()
     imported = None if has_any(workdir / "checkpoints") else _pretrained(experiment)
     if distributed.is_main():
         workdir_lib.claim(workdir, experiment.config)
@@ -111,11 +74,11 @@ def train(
         Profiler(workdir / "profile", profile) as profiler,
     ):
         state, progress = _restore_or_init(experiment, checkpoints, imported)
+        startup.end("set-up")
+        run = _Run(experiment, workdir, checkpoints, preemption, profiler, startup)
         if state.step < experiment.total_steps:
             try:
-                state, progress = _run_steps(
-                    experiment, workdir, checkpoints, preemption, profiler, state, progress
-                )
+                state, progress = _run_steps(run, state, progress)
             except NonFiniteError as error:
                 raise RunError(_advice(error, checkpoints, workdir)) from error
     if not distributed.is_main():
@@ -123,33 +86,6 @@ def train(
     summary = summarize(experiment, state, progress, rows_lib.of(workdir).rows())
     write_json(workdir / "summary.json", summary)
     return summary
-
-
-def evaluate_checkpoint(
-    experiment: Experiment, workdir: epath.Path, which: str
-) -> tuple[int, dict[str, float]]:
-    """Evaluates a checkpoint of a run.
-
-    Args:
-      experiment: the run; its config may differ in EVALUATION_FREE_FIELDS.
-      workdir: of the run.
-      which: `last` or `best`.
-
-    Returns:
-      The step of the checkpoint, and the result as of `evaluate`.
-
-    Raises:
-      ConfigError: there is no such run.
-      RunError: there is no such checkpoint.
-    """
-    workdir_lib.check(workdir, experiment.config, EVALUATION_FREE_FIELDS)
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        step = checkpoints.latest_step() if which == "last" else checkpoints.best_step()
-        if step is None:
-            raise RunError(f"the run in {workdir} has no {which} checkpoint yet.")
-        state, _ = checkpoints.restore(step, assembly.initial_state(experiment))
-    eval_step = programs.build_eval_step(experiment.model, experiment.config, experiment.mesh)
-    return step, evaluate(experiment, eval_step, state, assembly.eval_feed(experiment))
 
 
 def _pretrained(experiment: Experiment) -> Any:
@@ -190,29 +126,24 @@ def _advice(error: NonFiniteError, checkpoints: Checkpoints, workdir: epath.Path
 
 
 def _run_steps(
-    experiment: Experiment,
-    workdir: epath.Path,
-    checkpoints: Checkpoints,
-    preemption: distributed.Preemption,
-    profiler: Profiler,
-    state: step_lib.TrainState,
-    progress: Progress,
+    run: _Run, state: step_lib.TrainState, progress: Progress
 ) -> tuple[step_lib.TrainState, Progress]:
-    start = int(state.step)
+    experiment, start = run.experiment, int(state.step)
     training, evaluation_feed = assembly.train_feed(experiment), assembly.eval_feed(experiment)
-    train_step, eval_step = _compile(experiment, state, training, evaluation_feed)
+    run.startup.end("data")
+    train_step, eval_step = _compile(run, state, training, evaluation_feed)
     with (
         contextlib.closing(training.batches(start)) as batches,
-        _open_log(experiment, workdir, progress, start) as log,
+        _open_log(run, progress, start) as log,
     ):
         for steps in experiment.dispatches(start):
             with log.waiting_for_data():
                 arguments = next(batches)
-            profiler.before(steps)
+            run.profiler.before(steps)
             state, metrics = train_step(state, *arguments)
-            profiler.after(steps, state)
+            run.profiler.after(steps, state)
             log.train(steps, metrics)
-            step, is_preempted = steps[-1], preemption.reached()
+            step, is_preempted = steps[-1], run.preemption.reached()
             if experiment.is_saved(step) or is_preempted:
                 log.flush(step)
                 with log.training_paused():
@@ -222,16 +153,17 @@ def _run_steps(
                         log.evaluation(step, evaluation)
                     if not step_lib.is_finite(state):
                         raise NonFiniteError(f"the update of step {step} is not finite")
-                    checkpoints.save(step, state, log.progress._asdict(), evaluation)
+                    run.checkpoints.save(step, state, log.progress._asdict(), evaluation)
             if is_preempted and step < experiment.total_steps:
-                checkpoints.wait()
+                run.checkpoints.wait()
                 raise PreemptedError(f"stopped after step {step}, which is saved")
         return state, log.progress
 
 
-def _open_log(experiment: Experiment, workdir: epath.Path, progress: Progress, start: int) -> Log:
+def _open_log(run: _Run, progress: Progress, start: int) -> Log:
+    experiment = run.experiment
     return Log(
-        workdir,
+        run.workdir,
         progress,
         start_step=start,
         total_steps=experiment.total_steps,
@@ -241,20 +173,23 @@ def _open_log(experiment: Experiment, workdir: epath.Path, progress: Progress, s
     )
 
 
-def _compile(experiment: Experiment, state: Any, training: Feed, evaluation: Feed) -> Any:
+def _compile(run: _Run, state: Any, training: Feed, evaluation: Feed) -> Any:
     """Compiles both steps ahead of time, so that no speed figure contains a compilation."""
-    start = time.monotonic()
+    experiment = run.experiment
     model, devices = experiment.config.model, experiment.mesh.devices
     distributed.say(
         f"{model.name}, attention {model.attention}, {parameters(state.params):,} parameters, "
         f"{experiment.total_steps:,} steps, {devices.size} × {devices.flat[0].device_kind}"
     )
     eval_step = programs.build_eval_step(experiment.model, experiment.config, experiment.mesh)
-    compiled = (
-        assembly.lower_train_step(experiment, state, training.example).compile(),
-        eval_step.lower(state.variables, *evaluation.example).compile(),
+    lowered = (
+        assembly.lower_train_step(experiment, state, training.example),
+        eval_step.lower(state.variables, *evaluation.example),
     )
-    distributed.say(f"compiled in {time.monotonic() - start:.1f} s")
+    run.startup.end("tracing")
+    compiled = [program.compile() for program in lowered]
+    run.startup.end("compilation")
+    distributed.say(f"ready after {run.startup}")
     return compiled
 
 

@@ -121,7 +121,7 @@ def test_rows_before_a_bad_loss_are_written_where_they_wait_for_a_sync(tmp_path,
     monkeypatch.setattr(rows_lib, "of", lambda workdir: segments)
     with open_log(tmp_path, log_every_steps=2) as log:
         for step in range(1, 4):
-            log.train(step, values(step, np.nan if step == 3 else 1.0))
+            log.train(range(step, step + 1), values(step, np.nan if step == 3 else 1.0))
         with pytest.raises(NonFiniteError):
             log.flush(3)
     assert [row["step"] for row in segments.rows()] == [2]

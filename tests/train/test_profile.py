@@ -34,7 +34,7 @@ def test_a_span_is_traced(tmp_path: Path) -> None:
 
 
 def test_steps_that_are_dispatched_together_are_traced_together(tmp_path: Path) -> None:
-    with profile.Profiler(tmp_path / "profile", profile.parse("6:7")) as profiler:
+    with profile.Profiler(tmp_path / "profile", profile.parse("6:7", epath.Path())) as profiler:
         for steps in (range(1, 6), range(6, 11), range(11, 16)):
             profiler.before(steps)
             profiler.after(steps, jnp.zeros(2) + 1)

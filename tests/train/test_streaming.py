@@ -11,7 +11,7 @@ import pytest
 from nam_jax import models
 from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.train import imagenet, tfds_writer, tiny
-from train import assembly, programs, trainer
+from train import assembly, evaluation, programs, trainer
 from train import experiment as experiment_lib
 from train import mesh as mesh_lib
 from train import step as step_lib
@@ -345,7 +345,7 @@ def test_split_of_bad_records_alone_is_an_error_and_no_endless_search(tmp_path, 
     experiment = experiment_lib.build(config)
     eval_step = programs.build_eval_step(experiment.model, config, experiment.mesh)
     with pytest.raises(RunError, match="no image of the split validation can be read"):
-        trainer.evaluate(
+        evaluation.evaluate(
             experiment,
             eval_step,
             assembly.initial_state(experiment),

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from configs import digits_resnet20
 from nam_jax.attention import NAMES
 from tests.train import tfds_writer
+from train import evaluation, trainer
 from train import experiment as experiment_lib
-from train import trainer
 from train.errors import ConfigError, RunError
 
 SUMMARY_FIELDS = {
@@ -87,7 +87,7 @@ def test_evaluation_does_not_depend_on_batch_and_groups(learned: Path) -> None:
     trained = rows(learned)[-1]
     config = digits(epochs=4, ema_decay=0.9, eval_every_epochs=2, batch_size=100)
     config.model.sync_bn_devices = -1
-    step, result = trainer.evaluate_checkpoint(experiment_lib.build(config), learned, "last")
+    step, result = evaluation.evaluate_checkpoint(experiment_lib.build(config), learned, "last")
     assert step == 88
     assert result == pytest.approx({name: trained[name] for name in result}, rel=1e-5)
 
