@@ -10,13 +10,15 @@ def figures(program: Any) -> dict[str, Any]:
       program: from `jax.jit(…).lower(…).compile()`.
     """
     cost, memory = program.cost_analysis() or {}, program.memory_analysis()
-    used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    peak = memory.peak_memory_in_bytes
+    # The figure for CPUs leaves the temporaries out.
+    if peak < memory.temp_size_in_bytes:
+        peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return {
         "flops": cost.get("flops"),
         "bytes_accessed": cost.get("bytes accessed"),
         "argument_bytes": memory.argument_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes,
         "temp_bytes": memory.temp_size_in_bytes,
-        # On CPUs the compiler's own figure leaves the temporaries out.
-        "peak_bytes": max(used, memory.peak_memory_in_bytes),
+        "peak_bytes": peak,
     }
