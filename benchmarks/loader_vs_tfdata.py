@@ -63,7 +63,7 @@ def loader_batches(directory: Path) -> Iterator[Any]:
     """Batches of the streaming loader, on the device."""
     config = imagenet_resnet50.get_config()
     config.batch_size, config.data.dir, config.steps = BATCH_SIZE, str(directory), 10**9
-    return (fed.arguments for fed in assembly.train_feed(experiment_lib.build(config)).batches(0))
+    return assembly.train_feed(experiment_lib.build(config)).batches(0)
 
 
 def measure(batches: Iterator[Any], seconds: float) -> tuple[float, float]:

@@ -60,7 +60,7 @@ def train_feed(experiment: Experiment) -> Feed:
         key,
         experiment.steps_per_epoch,
         experiment.dispatches,
-        is_grouped=experiment.longest_dispatch > 1,
+        is_grouped=experiment.is_grouped,
     )
 
 
@@ -71,7 +71,7 @@ def train_example(experiment: Experiment) -> tuple[Any, ...]:
         return (streaming.example(split.image_shape, experiment.config.batch_size, mesh),)
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=mesh_lib.replicated(mesh))
     resident_split = resident.example(split, mesh)
-    return (resident_split, count) if experiment.longest_dispatch > 1 else (resident_split,)
+    return (resident_split, count) if experiment.is_grouped else (resident_split,)
 
 
 def eval_feed(experiment: Experiment) -> Feed:

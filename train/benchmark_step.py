@@ -48,7 +48,7 @@ class Run:
         self.compile_seconds = time.perf_counter() - begin
 
     def _arguments(self, count: int) -> tuple[Any, ...]:
-        is_grouped = self.experiment.longest_dispatch > 1
+        is_grouped = self.experiment.is_grouped
         return (self._images, np.int32(count)) if is_grouped else (self._images,)
 
     def start(self, count: int) -> None:

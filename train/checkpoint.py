@@ -32,7 +32,8 @@ def state_sha256(state: Any) -> str:
 
 def has_any(directory: epath.Path) -> bool:
     """Whether a directory holds a finished checkpoint."""
-    return any(ocp.path.step.standard_name_format().find_all(directory))
+    with storage.reporting(directory):
+        return any(ocp.path.step.standard_name_format().find_all(directory))
 
 
 class Checkpoints:
@@ -113,7 +114,7 @@ class Checkpoints:
         """
         self._manager.wait_until_finished()
 
-    def restore(self, step: int, like: State) -> tuple[State, dict[str, float]]:
+    def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
         """Reads a checkpoint.
 
         Args:

@@ -38,8 +38,11 @@ def run(main: Callable[..., None], usage: str, actions: Sequence[str] = ()) -> N
             main(*argv[1:])
         except ConfigError as error:
             _exit(WRONG_USAGE, error)
-        except (RunError, OSError) as error:
+        except RunError as error:
             _exit(FAILED, error)
+        except OSError as error:
+            # Those of a bucket have many lines.
+            _exit(FAILED, str(error).partition("\n")[0])
         except PreemptedError as error:
             distributed.say(f"{error}; the same command goes on from there")
             sys.exit(PREEMPTED)

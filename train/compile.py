@@ -4,18 +4,18 @@ Usage: python -m train.compile --config FILE --topology NAME [--json FILE]
                                [--config.FIELD=VALUE ...]
 
   --config FILE          the experiment; configs/ holds examples
-  --topology NAME        generation and chips, such as v5e:16x16, v4:2x2x1, tpu7x:2x2x1
+  --topology NAME        generation and chips, such as v5e:16x16, v4:2x2x1
   --json FILE            writes the figures there too
   --config.FIELD=VALUE   overrides a field; python -m train.config lists them
 
-It is the step that train.main runs on such a slice. For one device of it are printed: memory
-against what there is, operations, bytes that they read and write, and the collectives. A step
-that does not fit fails. Needs libtpu (pip install '.[tpu]'), and no network. With the loader
-`streaming` the dataset need not be on disk.
+It is the step that train.main runs on such a slice. For one device of it are
+printed: memory against what there is, operations, bytes that they read and
+write, and the collectives. A step that does not fit fails. Needs libtpu
+(pip install '.[tpu]') and no network; with the loader `streaming` no dataset.
 
 Example:
-  python -m train.compile --config configs/imagenet_resnet50.py --topology v5e:2x2 \
-      --config.batch_size=512
+  python -m train.compile --config configs/imagenet_resnet50.py \
+      --topology v5e:2x2 --config.batch_size=512
 
 Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 """

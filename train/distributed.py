@@ -89,27 +89,25 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def check_agreement(fields: Mapping[str, Any]) -> None:
-    """Checks that all processes have the same config: each of them would wait for the others.
+def check_agreement(values: Mapping[str, Any]) -> None:
+    """Checks that all processes train the same: each would wait for the others in vain.
 
     Args:
-      fields: that have to be equal, by name.
+      values: that have to be equal, by name.
 
     Raises:
-      ConfigError: in all processes, naming the fields that differ.
+      ConfigError: in all processes, naming those that differ.
     """
     if jax.process_count() == 1:
         return
-    own = np.array([zlib.crc32(repr(value).encode()) for value in fields.values()], np.uint32)
+    own = np.array([zlib.crc32(repr(value).encode()) for value in values.values()], np.uint32)
     columns = multihost_utils.process_allgather(own).T
-    differing = [
-        f"config.{name}" for name, column in zip(fields, columns, strict=True) if np.ptp(column)
-    ]
+    differing = [name for name, column in zip(values, columns, strict=True) if np.ptp(column)]
     if differing:
         jax.distributed.shutdown()
         raise ConfigError(
             f"the processes have different values of {', '.join(differing)}; start all of them "
-            "with the same command."
+            "with the same command, and give them the same files."
         )
 
 
@@ -153,7 +151,7 @@ class Preemption:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self._leave)
             # Not print, which the signal may have interrupted.
-            os.write(2, b"\nstopping after this step; Ctrl-C again leaves at once\n")
+            os.write(2, b"\nstopping soon, with a checkpoint; Ctrl-C again leaves at once\n")
             if jax.distributed.is_initialized():
                 os.kill(os.getpid(), signal.SIGTERM)
         self._noticed = True

@@ -16,8 +16,8 @@ from train import optimizer
 from train.data import resident, sources
 from train.errors import ConfigError
 
-# Small enough for a signal to be heard soon.
-LONGEST_DISPATCH = 64
+# As many as make the time of a dispatch not count; a signal is heard after a few dispatches.
+LONGEST_DISPATCH = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,11 @@ class Experiment:
     model: nn.Module
     learning_rate: optax.Schedule
     tx: optax.GradientTransformation
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether the step is told how many updates to make."""
+        return self.longest_dispatch > 1
 
     @property
     def longest_dispatch(self) -> int:

@@ -7,7 +7,7 @@ Usage: python -m train.main --config FILE [--workdir DIR]
   --workdir DIR          where the run is written, on a disk or gs://BUCKET/DIR;
                          default: runs/<config name>
   --config.FIELD=VALUE   overrides a field; python -m train.config lists them
-  --profile START:STOP   writes a trace of these steps, on a disk
+  --profile START:STOP   writes a trace of these steps (not to a bucket)
 
 Several processes find one another where JAX knows the cluster; elsewhere:
 
@@ -40,10 +40,12 @@ def main() -> None:
     distributed.start()
     config = command_line.CONFIG.value
     distributed.check_agreement(
-        {name: value for name, value in flatten(config) if name not in LOCAL_FIELDS}
+        {f"config.{name}": value for name, value in flatten(config) if name not in LOCAL_FIELDS}
     )
     compilation_cache.enable()
     experiment = experiment_lib.build(config)
+    for split in (experiment.train_split, experiment.eval_split):
+        distributed.check_agreement(split.description)
     summary = trainer.train(experiment, workdir, span, startup)
     if summary is not None:
         print(

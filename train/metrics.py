@@ -23,15 +23,17 @@ LAG = 2
 
 
 class Progress(NamedTuple):
-    """Seconds that a run has taken, over all restarts, without compilation.
+    """What a run has counted, over all restarts.
 
     Attributes:
-      wall_seconds: all of it.
-      train_seconds: without evaluations and checkpoints.
+      wall_seconds: that it has taken, without compilation.
+      train_seconds: of them, without evaluations and checkpoints.
+      bad_records: met since the last row.
     """
 
     wall_seconds: float = 0.0
     train_seconds: float = 0.0
+    bad_records: int = 0
 
 
 class NonFiniteError(RuntimeError):
@@ -143,7 +145,7 @@ class Log:
         self._batch_size = batch_size
         self._log_every_steps = log_every_steps
         self._pending: collections.deque[tuple[range, Metrics]] = collections.deque()
-        self._bad_records = 0
+        self._bad_records = progress.bad_records
         self._wall = Stopwatch(progress.wall_seconds)
         self._training = Stopwatch(progress.train_seconds)
         self._waiting_seconds = 0.0
@@ -158,8 +160,8 @@ class Log:
 
     @property
     def progress(self) -> Progress:
-        """The time that the run has taken so far."""
-        return Progress(self._wall.seconds, self._training.seconds)
+        """What the run has counted up to the last flush."""
+        return Progress(self._wall.seconds, self._training.seconds, self._bad_records)
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:

@@ -36,7 +36,10 @@ def parse(text: str, workdir: epath.Path) -> Span:
 
 
 class Profiler:
-    """Traces a span of steps; a context manager, whose end ends the trace at the latest."""
+    """Traces a span of steps, and what is dispatched with them, in the main process.
+
+    A context manager, whose end ends the trace at the latest.
+    """
 
     def __init__(self, directory: epath.Path, span: Span | None):
         """Traces nothing yet.
@@ -64,7 +67,7 @@ class Profiler:
     def before(self, steps: range) -> None:
         """Called before steps are dispatched together."""
         is_due = self._span and self._span.first <= steps[-1] and steps[0] <= self._span.last
-        if is_due and not self._is_tracing:
+        if is_due and not self._is_tracing and distributed.is_main():
             self._is_tracing = True
             jax.profiler.start_trace(str(self._directory))
 

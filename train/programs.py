@@ -59,7 +59,7 @@ def build_train_step(
         new_state, metrics = train_step(
             state, images, targets, model=model, tx=tx, config=config, on_cpu=on_cpu
         )
-        # As a float it is summed over the devices together with the rest.
+        # As a float GPUs and TPUs sum it over the devices together with the rest.
         bad_records = mesh_lib.total(batch.bad_records.sum().astype(jnp.float32))
         more = {"learning_rate": learning_rate(state.step), "bad_records": bad_records}
         return new_state, {**metrics, **more}

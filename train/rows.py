@@ -26,7 +26,7 @@ class RowFile:
 
     def rows(self) -> list[Row]:
         """All rows; a torn last line is left out."""
-        return _parse(self._path.read_text()) if self._path.exists() else []
+        return _parse(storage.read_text(self._path) or "")
 
     def truncate(self, step: int) -> None:
         """Drops the rows after a step, atomically."""
@@ -56,19 +56,20 @@ class RowSegments:
 
     def rows(self) -> list[Row]:
         """All rows that are written."""
-        return [row for path in self._paths() for row in _parse(path.read_text())]
+        return [row for path in self._paths() for row in _parse(storage.read_text(path) or "")]
 
     def truncate(self, step: int) -> None:
         """Drops the rows after a step, from the last one on: a part of it leaves no gap."""
         for path in reversed(self._paths()):
-            rows = _parse(path.read_text())
+            rows = _parse(storage.read_text(path) or "")
             kept = _up_to(step, rows)
             if kept == rows:
                 return
             if kept:
                 storage.write_text(path, _format(kept))
             else:
-                path.unlink()
+                with storage.reporting(path):
+                    path.unlink()
 
     def append(self, row: Row) -> None:
         """Adds a row, which waits for the next `sync`."""

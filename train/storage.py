@@ -3,9 +3,11 @@
 Objects in a bucket are written whole or not at all, cannot be appended to, and need no directory.
 """
 
+import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
@@ -48,16 +50,16 @@ def _open(bucket: str) -> None:
     import fsspec
     import gcsfs  # noqa: F401
     from google.api_core import exceptions
-    from google.auth.exceptions import GoogleAuthError
+    from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
     from google.cloud import storage
 
     # Other processes and Orbax's own writer change the directory as well.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     try:
         storage.Client().get_bucket(bucket)
-    except (GoogleAuthError, exceptions.ClientError, OSError) as error:
+    except (DefaultCredentialsError, exceptions.ClientError, OSError) as error:
         raise ConfigError(f"--workdir: gs://{bucket} cannot be used: {reason(error)}") from error
-    except exceptions.GoogleAPIError as error:
+    except (GoogleAuthError, exceptions.GoogleAPIError) as error:
         raise RunError(f"--workdir: gs://{bucket} cannot be reached: {reason(error)}") from error
 
 
@@ -66,16 +68,41 @@ def is_bucket(path: epath.PathLike) -> bool:
     return os.fspath(path).startswith("gs://")
 
 
+@contextlib.contextmanager
+def reporting(path: epath.PathLike) -> Iterator[None]:
+    """Says in one line what goes wrong in a bucket, where it is not an OSError as on a disk.
+
+    Raises:
+      RunError: another error was raised inside, and the path lies in a bucket.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if not is_bucket(path):
+            raise
+        raise RunError(f"{os.fspath(path)}: {reason(error)}") from error
+
+
+def read_text(path: epath.Path) -> str | None:
+    """What a file holds; None where there is none."""
+    with reporting(path):
+        return path.read_text() if path.exists() else None
+
+
 def children(directory: epath.Path) -> list[epath.Path]:
     """What a directory holds, in the order of the names; nothing where there is none."""
-    return sorted(directory.iterdir()) if directory.exists() else []
+    with reporting(directory):
+        return sorted(directory.iterdir()) if directory.exists() else []
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
     """Writes a file whole or not at all."""
     path = epath.Path(path)
     if is_bucket(path):
-        path.write_text(text)
+        with reporting(path):
+            path.write_text(text)
         return
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w") as file:

@@ -59,6 +59,8 @@ def train(
     """
     startup = startup or Laps()
     imported = None if has_any(workdir / "checkpoints") else _pretrained(experiment)
+    if imported is not None:
+        distributed.check_agreement({"config.model.pretrained's weights": state_sha256(imported)})
     if distributed.is_main():
         workdir_lib.claim(workdir, experiment.config)
     distributed.barrier("the directory is claimed")

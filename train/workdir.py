@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from train.config import FREE_FIELDS, flatten
 from train.errors import ConfigError
-from train.storage import reason, write_json
+from train.storage import read_text, reason, reporting, write_json
 
 
 def claim(workdir: epath.Path, config: ConfigDict) -> None:
@@ -42,10 +42,12 @@ def check(workdir: epath.Path, config: ConfigDict, free: tuple[str, ...] = FREE_
       ConfigError: there is no run, or its config differs; names the fields.
     """
     path = workdir / "config.json"
-    if not path.exists():
+    with reporting(path):
+        is_there = path.exists()
+    if not is_there:
         raise ConfigError(f"--workdir {workdir}: there is no run, {path.name} is missing.")
     try:
-        saved = dict(flatten(ConfigDict(json.loads(path.read_text()))))
+        saved = dict(flatten(ConfigDict(json.loads(read_text(path) or ""))))
     except (OSError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"--workdir {workdir}: {path.name} is not the config of a run ({error})."
@@ -65,5 +67,5 @@ def check(workdir: epath.Path, config: ConfigDict, free: tuple[str, ...] = FREE_
 
 def summary(workdir: epath.Path) -> dict[str, Any] | None:
     """The summary of a finished run, None before it is finished."""
-    path = workdir / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    text = read_text(workdir / "summary.json")
+    return None if text is None else json.loads(text)

@@ -35,41 +35,38 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def start(workdir: Path, *arguments: str, devices: int, **environment: str) -> Process:
-    """Starts a run on the digits."""
-    virtual = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-    command = [sys.executable, "-m", "train.main", "--config", "configs/digits_resnet20.py"]
-    return subprocess.Popen(
-        [*command, "--workdir", str(workdir), *arguments],
-        cwd=REPOSITORY,
-        env=os.environ | QUICK_COMPILATION | virtual | environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
 @contextmanager
 def started(
     count: int,
     workdir: Path,
     *arguments: str,
+    devices: int = 2,
     own: Callable[[int], Sequence[str]] = lambda i: (),
     **environment: str,
 ) -> Iterator[list[Process]]:
-    """Starts the processes of a run, with two devices each; none of them outlives the block.
+    """Starts the processes of a run on the digits; none of them outlives the block.
 
     Args:
       count: of processes; one alone has no others to find.
       workdir: of the run.
       *arguments: of all.
+      devices: of each.
       own: arguments of each, by its number.
       **environment: of all.
     """
+    command = [sys.executable, "-m", "train.main", "--config", "configs/digits_resnet20.py"]
     flags = (f"--coordinator=localhost:{free_port()}", f"--num_processes={count}")
-    shared = (*flags, f"--heartbeat_seconds={HEARTBEAT_SECONDS}", *arguments)
+    shared = (*flags, f"--heartbeat_seconds={HEARTBEAT_SECONDS}", "--workdir", str(workdir))
+    virtual = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     processes = [
-        start(workdir, *shared, f"--process_id={i}", *own(i), devices=2, **environment)
+        subprocess.Popen(
+            [*command, *shared, f"--process_id={i}", *arguments, *own(i)],
+            cwd=REPOSITORY,
+            env=os.environ | QUICK_COMPILATION | virtual | environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         for i in range(count)
     ]
     try:
@@ -86,9 +83,11 @@ def finish(processes: Sequence[Process]) -> list[tuple[int, str, str]]:
     return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
 
 
-def run(count: int, workdir: Path, *arguments: str, **environment: str) -> list[str]:
+def run(
+    count: int, workdir: Path, *arguments: str, devices: int = 2, **environment: str
+) -> list[str]:
     """Trains to the end; what each process printed."""
-    with started(count, workdir, *arguments, **environment) as processes:
+    with started(count, workdir, *arguments, devices=devices, **environment) as processes:
         results = finish(processes)
     assert [code for code, _, _ in results] == [0] * count, results
     return [out for _, out, _ in results]
@@ -110,6 +109,8 @@ def saved(workdir: Path) -> list[int]:
 
 
 def wait_for(condition: Callable[[], Any], process: Process) -> None:
+    deadline = time.monotonic() + LIMIT_SECONDS
     while not condition():
         assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -44,7 +44,11 @@ def evaluate_best(server: Server) -> str:
     return subprocess.run(
         [*command, "--workdir", WORKDIR, *OPTIONS, "--which", "best"],
         cwd=processes.REPOSITORY,
-        env=os.environ | processes.QUICK_COMPILATION | server.environment,
+        env=os.environ
+        | {"JAX_PLATFORMS": "cpu"}
+        | processes.QUICK_COMPILATION
+        | server.environment,
+        timeout=processes.LIMIT_SECONDS,
         check=True,
         text=True,
         stdout=subprocess.PIPE,

@@ -86,7 +86,10 @@ def test_broken_config_file(source: str, expected: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["train.main", "train.evaluate", "train.summary", "train.benchmark", "train.prepare"],
+    [
+        *("train.main", "train.evaluate", "train.summary", "train.benchmark", "train.prepare"),
+        "train.compile",
+    ],
 )
 def test_help_fits_a_screen_and_shows_an_example(command: str) -> None:
     result = call("--help", command=command)

@@ -70,6 +70,37 @@ def test_rows_hold_the_values_of_their_own_steps(tmp_path, every):
         assert row.keys() >= SPEED
 
 
+@pytest.mark.parametrize("every", [2, 3, 5])
+def test_steps_of_one_dispatch_have_rows_as_if_they_came_alone(tmp_path, every):
+    def train(workdir, dispatches, padding):
+        workdir.mkdir()
+        with open_log(workdir, total_steps=10, log_every_steps=every) as log:
+            for steps in dispatches:
+                each = [values(step) for step in steps] + [values(99)] * padding
+                stacked = {name: jnp.stack([v[name] for v in each]) for name in each[0]}
+                log.train(steps, stacked)
+            log.flush(10)
+        rows = written(workdir)
+        return [{k: v for k, v in row.items() if k not in SPEED} for row in rows]
+
+    alone = train(tmp_path / "alone", [range(step, step + 1) for step in range(1, 11)], 0)
+    grouped = [range(1, 3), range(3, 8), range(8, 11)]
+    assert train(tmp_path / "grouped", grouped, padding=4) == alone
+
+
+def test_bad_records_are_not_lost_where_a_run_goes_on(tmp_path):
+    with open_log(tmp_path, total_steps=10, log_every_steps=5) as log:
+        for step in range(1, 8):
+            log.train(range(step, step + 1), values(step))
+        log.flush(7)
+        progress = log.progress
+    with open_log(tmp_path, progress, start_step=7, total_steps=10, log_every_steps=5) as log:
+        for step in range(8, 11):
+            log.train(range(step, step + 1), values(step))
+        log.flush(10)
+    assert [row["bad_records"] for row in written(tmp_path)] == [15, 40]
+
+
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_rows_come_late_and_all_with_a_flush(tmp_path, every):
     with open_log(tmp_path, log_every_steps=every) as log:

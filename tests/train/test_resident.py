@@ -31,7 +31,7 @@ def orders(split, seed=0, start_step=0, steps=6, steps_per_epoch=3):
     key = jax.random.key(seed)
     dispatches = [range(step, step + 1) for step in range(start_step + 1, start_step + steps + 1)]
     splits = resident.in_epoch_orders(split, key, dispatches, steps_per_epoch)
-    return [np.asarray(ordered.order) for ordered in splits]
+    return [np.asarray(ordered.order) for ordered, _ in splits]
 
 
 def test_split_above_the_limit_is_refused():
@@ -91,13 +91,13 @@ def test_dispatches_of_several_steps_have_the_order_of_their_epoch():
     grouped = [range(1, 3), range(3, 4), range(4, 7)]
     splits = resident.in_epoch_orders(split, jax.random.key(0), grouped, steps_per_epoch=3)
     first, second = orders(split, steps=6)[::3]
-    for ordered, expected in zip(splits, (first, first, second), strict=True):
+    for (ordered, _), expected in zip(splits, (first, first, second), strict=True):
         np.testing.assert_array_equal(ordered.order, expected)
 
 
 def test_order_lies_on_every_device():
     split, mesh = put(50)
-    batch = next(resident.in_epoch_orders(split, jax.random.key(0), [range(1, 2)], 3))
+    batch, _ = next(resident.in_epoch_orders(split, jax.random.key(0), [range(1, 2)], 3))
     assert batch.order.sharding.is_equivalent_to(mesh_lib.replicated(mesh), 1)
     assert batch.images is split.images
 

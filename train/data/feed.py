@@ -34,7 +34,8 @@ class Feed:
     Attributes:
       example: arguments of the step after the state or the variables, or their shapes, to
         compile it with.
-      batches: gives such arguments for the batches from one on, by its number.
+      batches: gives such arguments, one dispatch after another, by the updates (of an
+        evaluation: the batches) done so far.
     """
 
     example: tuple[Any, ...]

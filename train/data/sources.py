@@ -45,6 +45,15 @@ class Split:
     load: Callable[[], Arrays]
     open_records: Callable[[], Records] = _not_on_disk
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """What a network and a schedule are made for, by words for it."""
+        return {
+            f"the images of the split {self.name}": self.num_examples,
+            f"the classes of the split {self.name}": self.num_classes,
+            f"the size of images of the split {self.name}": self.image_shape,
+        }
+
 
 def open_split(config: ConfigDict, name: str) -> Split:
     """Opens a split of the dataset `config.name`; reads its metadata, no images.
