@@ -1,4 +1,4 @@
-r"""Compiles the training step for a TPU slice, on a machine that need not have a TPU.
+r"""Compiles the training step for TPUs, on a machine that need not have any.
 
 Usage: python -m train.compile --config FILE --topology NAME [--json FILE]
                                [--config.FIELD=VALUE ...]
