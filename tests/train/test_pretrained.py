@@ -18,6 +18,8 @@ from train import experiment as experiment_lib
 from train.checkpoint import has_any
 from train.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 IMAGE = (8, 8, 1)
 
 

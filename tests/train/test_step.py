@@ -1,7 +1,6 @@
 """The training step: the same numbers on one device and on four, and what it reports."""
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,16 +17,10 @@ from train import optimizer, programs, step
 from train.config import default_config
 from train.data import resident
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 IDENTITY = optax.identity()
 LABELS = np.arange(16, dtype=np.int32) % 3
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation() -> Iterator[None]:
-    # Compiling takes most of the time here; optimisation changes nothing in what is compared.
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def small_config(**changes: Any) -> ConfigDict:

@@ -19,6 +19,8 @@ from train.data import crop, records, sources, streaming
 from train.data.feed import epoch_orders
 from train.errors import ConfigError, RunError
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 COUNT = 42
 
 
@@ -192,14 +194,6 @@ def test_digits_are_not_streamed(directory):
     config = imagenet.config(directory, **{"data.name": "digits"})
     with pytest.raises(ConfigError, match=r"^config\.data\.loader: .*loader=resident"):
         sources.open_split(config.data, "train")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    # Compiling takes most of the time here.
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def run(config, workdir):
