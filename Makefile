@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test test-compile lint clean
+.PHONY: quickstart test test-long test-compile lint clean
 
 quickstart: .venv/train # train the small digits network to the end
 	$(BIN)/python -m train.main --config configs/digits_resnet20.py
 
-test: .venv/dev # run every test
+test: .venv/dev # run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-long: .venv/dev # run the tests that take minutes each
+	$(BIN)/python -m pytest -m long
 
 test-compile: .venv/dev .venv/libtpu # run the tests that compile for TPUs; they need no TPU
 	PYTHONPATH=.venv/libtpu $(BIN)/python -m pytest tests/train/test_compile.py

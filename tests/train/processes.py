@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[2]
 # A lost process is noticed after so long.
 HEARTBEAT_SECONDS = 10
 # Everything ends within this; only what hangs does not.
-LIMIT_SECONDS = 300
+LIMIT_SECONDS = 600
 
 # Compiling takes most of the time here.
 CACHE = tempfile.TemporaryDirectory()

@@ -94,6 +94,14 @@ def test_processes_have_the_losses_of_one(
     assert parts == {f"ocdbt.process_{i}" for i in range(count)}
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(("count", "loader"), [(2, "streaming"), (4, "resident"), (4, "streaming")])
+def test_processes_learn_the_digits(count: int, loader: str, digits: Path, tmp_path: Path) -> None:
+    data = streamed(digits) if loader == "streaming" else ()
+    run(count, tmp_path, *data, JAX_DISABLE_MOST_OPTIMIZATIONS="false")
+    assert summary(tmp_path)["top1_error"] <= 3
+
+
 def test_killed_and_interrupted_processes_learn_the_digits(tmp_path: Path) -> None:
     # The steps are many: what makes compiling quick makes them slow.
     options = ("--config.checkpoint.every_steps=11",)
