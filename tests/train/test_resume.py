@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.train.processes import QUICK_COMPILATION, REPOSITORY
+
 SPEED_FIELDS = {"images_per_second", "data_wait"}
+# One run compiles for all; what makes compiling quick would make the steps slow.
+ENVIRONMENT = os.environ | QUICK_COMPILATION | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "false"}
 
 
 def command(workdir: Path, *overrides: str) -> list[str]:
@@ -22,13 +25,17 @@ def command(workdir: Path, *overrides: str) -> list[str]:
     ]
 
 
-def run(workdir: Path, *overrides: str) -> None:
-    subprocess.run(command(workdir, *overrides), cwd=REPOSITORY, check=True, capture_output=True)
+def call(arguments: list[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        arguments, cwd=REPOSITORY, env=ENVIRONMENT, check=check, capture_output=True, text=True
+    )
 
 
 def kill_when(workdir: Path, reached: Callable[[], bool]) -> bool:
     """Starts the run and kills it at once when a condition holds; False if it ended first."""
-    process = subprocess.Popen(command(workdir), cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(workdir), cwd=REPOSITORY, env=ENVIRONMENT, stdout=subprocess.DEVNULL
+    )
     while process.poll() is None:
         if reached():
             os.kill(process.pid, signal.SIGKILL)
@@ -52,7 +59,7 @@ def digest(workdir: Path) -> str:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("uninterrupted")
-    run(workdir)
+    call(command(workdir))
     return workdir
 
 
@@ -69,7 +76,7 @@ def test_killed_runs_end_with_the_same_bits(uninterrupted: Path, tmp_path: Path)
     assert kill_when(tmp_path, inside_a_checkpoint)
     assert inside_a_checkpoint(), "the kill came too late to interrupt the checkpoint"
     assert kill_when(tmp_path, between_checkpoints)
-    run(tmp_path)
+    call(command(tmp_path))
     assert not inside_a_checkpoint()
     assert digest(tmp_path) == digest(uninterrupted)
     assert rows(tmp_path) == rows(uninterrupted)
@@ -84,21 +91,12 @@ def test_rows_hold_each_step_once(uninterrupted: Path) -> None:
 
 def test_finished_run_does_nothing(uninterrupted: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
-    result = subprocess.run(
-        command(uninterrupted), cwd=REPOSITORY, check=True, capture_output=True, text=True
-    )
-    assert "finished" in result.stdout
+    assert "finished" in call(command(uninterrupted)).stdout
     assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")} == before
 
 
 def test_other_config_is_refused(uninterrupted: Path) -> None:
-    result = subprocess.run(
-        command(uninterrupted, "--config.optimizer.sparsity=0.5"),
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = call(command(uninterrupted, "--config.optimizer.sparsity=0.5"), check=False)
     assert result.returncode == 2
     assert "optimizer.sparsity is 0.0001 there and 0.5 here" in result.stderr
 
@@ -106,7 +104,7 @@ def test_other_config_is_refused(uninterrupted: Path) -> None:
 def test_evaluate_command_repeats_the_last_evaluation(uninterrupted: Path) -> None:
     arguments = command(uninterrupted)
     arguments[2] = "train.evaluate"
-    result = subprocess.run(arguments, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    output = call(arguments).stdout
     expected = json.loads((uninterrupted / "summary.json").read_text())
-    assert f"top1_error {expected['top1_error']:.6g}" in result.stdout
-    assert f"step {expected['steps']}\nnum_images 359\n" in result.stdout
+    assert f"top1_error {expected['top1_error']:.6g}" in output
+    assert f"step {expected['steps']}\nnum_images 359\n" in output

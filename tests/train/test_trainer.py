@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import digits_resnet20
 from nam_jax.attention import NAMES
-from tests.train import tfds_writer
+from tests.train import tfds_writer, tiny
 from train import evaluation, trainer
 from train import experiment as experiment_lib
 from train.errors import ConfigError, RunError
@@ -23,6 +23,10 @@ ROW_FIELDS = {
     *("step", "epoch", "split", "loss", "cross_entropy", "penalty", "top1_error", "top5_error"),
 }
 TRAIN_FIELDS = {"learning_rate", "images_per_second", "data_wait"}
+DIVERGING = {
+    **{"optimizer.learning_rate": 1e30, "optimizer.schedule": "constant"},
+    "optimizer.sparsity": 0.0,
+}
 
 
 def digits(**changes: Any) -> ConfigDict:
@@ -92,8 +96,14 @@ def test_evaluation_does_not_depend_on_batch_and_groups(learned: Path) -> None:
     assert result == pytest.approx({name: trained[name] for name in result}, rel=1e-5)
 
 
+@pytest.fixture
+def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.use(monkeypatch)
+
+
+@pytest.mark.usefixtures("tiny_network")
 def test_infinite_loss_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
-    changes = {"optimizer.learning_rate": 1e30, "steps": 30}
+    changes = {**DIVERGING, "steps": 30}
     with pytest.raises(
         RunError, match=r"the loss of step \d+ is (nan|inf); there is no checkpoint"
     ) as error:
@@ -113,8 +123,9 @@ def test_update_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 
+@pytest.mark.usefixtures("tiny_network")
 def test_infinite_evaluation_is_not_a_result(tmp_path: Path) -> None:
-    changes = {"optimizer.learning_rate": 1e38, "steps": 1, "optimizer.schedule": "constant"}
+    changes = {**DIVERGING, "optimizer.learning_rate": 1e38, "steps": 1}
     with pytest.raises(RunError, match=r"the evaluation of step 1 is (nan|inf); there is no"):
         train(tmp_path, **changes)
     assert not (tmp_path / "summary.json").exists()
