@@ -15,7 +15,7 @@ test-long: .venv/dev # run the tests that take minutes each
 	$(BIN)/python -m pytest -m long
 
 test-compile: .venv/dev .venv/libtpu # run the tests that compile for TPUs; they need no TPU
-	PYTHONPATH=.venv/libtpu $(BIN)/python -m pytest tests/train/test_compile.py
+	PYTHONPATH=.venv/libtpu $(BIN)/python -m pytest tests/train/test_compile.py tests/train/test_compiled_bytes.py
 
 lint: .venv/dev # lint, formatting and types
 	$(BIN)/ruff check .

@@ -14,10 +14,41 @@ AxisNames = str | Sequence[str]
 
 
 class Moments(NamedTuple):
-    """Mean and biased variance of an array over all axes but its features'."""
+    """Mean and biased variance of an array over all axes but its features'.
+
+    `of` may hold the array itself, computed once more, for reductions to read. Its gradient then
+    meets the array's own only behind BatchNorm's reductions, and these need fewer passes over
+    the data of each alone than of their sum.
+    """
 
     mean: jax.Array
     var: jax.Array
+    of: jax.Array | None = None
+
+
+def to_reduce(x: jax.Array, moments: Moments | None) -> jax.Array:
+    """x, as reductions over it should take it: see `Moments`."""
+    return x if moments is None or moments.of is None else moments.of
+
+
+def batch_norm_affine(
+    moments: Moments, scale: jax.Array, bias: jax.Array, *, epsilon: float = 1e-5
+) -> tuple[jax.Array, jax.Array]:
+    """Batch normalisation, equation 1 of NAM's paper, as one multiply-add.
+
+    BN(x) = scale (x − mean) / sqrt(var + epsilon) + bias = multiplier x + offset
+
+    Args:
+      moments: mean and variance that normalise x.
+      scale: γ, of the shape of the moments.
+      bias: β, of the same shape.
+      epsilon: added to the variance.
+
+    Returns:
+      The multiplier and the offset, of the same shape.
+    """
+    multiplier = scale * jax.lax.rsqrt(moments.var + epsilon)
+    return multiplier, bias - moments.mean * multiplier
 
 
 def batch_moments(x: jax.Array, axes: Sequence[int], axis_name: AxisNames | None = None) -> Moments:
@@ -121,18 +152,16 @@ class BatchNorm(nn.Module):
           y, of the shape of x; with `return_moments` the pair (y, moments), where moments is
           None under running statistics: those of this batch are then not known.
         """
+        given, x = x, x.astype(jnp.promote_types(x.dtype, jnp.float32))
         moments = self.statistics(x, use_running_average)
-        params = self.variables["params"]
-        mean, var, scale, bias = (
-            self._broadcast(value, x.ndim) for value in (*moments, params["scale"], params["bias"])
-        )
-        y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
-        y = y.astype(canonicalize_dtype(x, scale, bias, dtype=self.dtype))
+        y = self._normalize(x, moments)
+        params = self.variables["params"].values()
+        y = y.astype(canonicalize_dtype(given, *params, dtype=self.dtype))
         if not return_moments:
             return y
         if self._use_running_average(use_running_average):
             return y, None
-        return y, self._output_moments(moments)
+        return y, self._output_moments(x, moments)
 
     @nn.compact
     def statistics(
@@ -183,7 +212,13 @@ class BatchNorm(nn.Module):
         others = set(range(ndim)) - set(self._feature_axes(ndim))
         return jnp.expand_dims(value, tuple(sorted(others)))
 
-    def _output_moments(self, moments: Moments) -> Moments:
+    def _normalize(self, x: jax.Array, moments: Moments) -> jax.Array:
+        params = self.variables["params"]
+        affine = batch_norm_affine(moments, params["scale"], params["bias"], epsilon=self.epsilon)
+        multiplier, offset = (self._broadcast(value, x.ndim) for value in affine)
+        return multiplier * x + offset
+
+    def _output_moments(self, x: jax.Array, moments: Moments) -> Moments:
         params = self.variables["params"]
         var = jnp.square(params["scale"]) * moments.var / (moments.var + self.epsilon)
-        return Moments(params["bias"].astype(var.dtype), var)
+        return Moments(params["bias"].astype(var.dtype), var, self._normalize(x, moments))

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.linen.dtypes import canonicalize_dtype
 from flax.typing import Dtype
@@ -47,8 +49,11 @@ class AttentionModule(nn.Module, kw_only=True):
             raise ValueError(f"{name} takes (N, H, W, C) arrays; got the shape {x.shape}.")
 
     def _gated(self, x: jax.Array, gate: jax.Array) -> jax.Array:
+        return self._result(x, x * gate)
+
+    def _result(self, x: jax.Array, y: jax.Array) -> jax.Array:
         params = jax.tree.leaves(self.variables.get("params", {}))
-        return (x * gate).astype(canonicalize_dtype(x, *params, dtype=self.dtype))
+        return y.astype(canonicalize_dtype(x, *params, dtype=self.dtype))
 
 
 def shared_fields(module: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:
@@ -72,20 +77,40 @@ def widened(x: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def maximum(x: jax.Array, axis: int) -> jax.Array:
-    """The maximum along an axis, with the whole gradient at the first place that has it.
+def mean_and_maximum(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Mean and maximum along some axes; the maximum's gradient goes to its first place alone.
 
     That of jnp.max compares x with its maximum. Where the compiler computes x anew and rounds
     it otherwise, no place compares equal, and the gradient is 0 / 0.
     """
-    return x.max(axis)
+    return x.mean(axes), x.max(axes)
 
 
-@maximum.defjvp
-def _maximum_jvp(
-    axis: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
+@mean_and_maximum.defjvp
+def _mean_and_maximum_jvp(
+    axes: tuple[int, ...], primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     (x,), (tangent,) = primals, tangents
-    first = jnp.argmax(x, axis, keepdims=True)
-    is_first = jax.lax.broadcasted_iota(first.dtype, x.shape, axis) == first
-    return maximum(x, axis), jnp.where(is_first, tangent, 0).sum(axis)
+    places = _places(x.shape, axes)
+    # One reduction, for one pass over x.
+    start = (x.dtype.type(0), x.dtype.type(-np.inf), np.int32(places.size))
+    total, highest, first = jax.lax.reduce((x, x, places), start, _sum_and_higher, axes)
+    is_first = places == jnp.expand_dims(first, axes)
+    mean = total / math.prod(x.shape[axis] for axis in axes)
+    return (mean, highest), (tangent.mean(axes), jnp.where(is_first, tangent, 0).sum(axes))
+
+
+def _places(shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
+    """Numbers the places along the axes, in row-major order."""
+    places = jnp.zeros(shape, jnp.int32)
+    for axis in axes:
+        places = shape[axis] * places + jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+    return places
+
+
+def _sum_and_higher(
+    a: tuple[jax.Array, jax.Array, jax.Array], b: tuple[jax.Array, jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    (sum_a, x, i), (sum_b, y, j) = a, b
+    first = (x > y) | jnp.isnan(x) | ((x == y) & (i < j))
+    return sum_a + sum_b, jnp.where(first, x, y), jnp.where(first, i, j)

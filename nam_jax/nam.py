@@ -8,28 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from nam_jax.batch_norm import Moments
+from nam_jax.batch_norm import BatchNorm, Moments, batch_norm_affine, to_reduce
 from nam_jax.module import AttentionModule, shared_fields
-
-
-def batch_norm_affine(
-    moments: Moments, scale: jax.Array, bias: jax.Array, *, epsilon: float = 1e-5
-) -> tuple[jax.Array, jax.Array]:
-    """Equation 1, batch normalisation, as one multiply-add.
-
-    BN(x) = scale (x − mean) / sqrt(var + epsilon) + bias = multiplier x + offset
-
-    Args:
-      moments: mean and variance that normalise x.
-      scale: γ, of the shape of the moments.
-      bias: β, of the same shape.
-      epsilon: added to the variance.
-
-    Returns:
-      The multiplier and the offset, of the same shape.
-    """
-    multiplier = scale * jax.lax.rsqrt(moments.var + epsilon)
-    return multiplier, bias - moments.mean * multiplier
 
 
 def magnitude(scale: jax.Array) -> jax.Array:
@@ -65,67 +45,66 @@ def attention_weights(scale: jax.Array, *, gradient: bool = False) -> jax.Array:
     return weights if gradient else jax.lax.stop_gradient(weights)
 
 
-def channel_attention(
-    x: jax.Array,
+def gate_affine(
     moments: Moments,
     scale: jax.Array,
     bias: jax.Array,
     *,
     epsilon: float = 1e-5,
     weight_gradient: bool = False,
-) -> jax.Array:
-    """Equation 2: M_c = sigmoid(W_γ BN(x)), with one BN scale per channel.
+) -> tuple[jax.Array, jax.Array]:
+    """The gates of equations 2 and 3, M = sigmoid(W BN(x)), with W folded into BN's multiply-add.
+
+    M = sigmoid(multiplier x + offset)
 
     Args:
-      x: (N, ..., C).
-      moments: mean and variance of every channel, (C,).
-      scale: γ, (C,).
-      bias: β, (C,).
+      moments: mean and variance of every channel, (C,), or of every pixel, (H, W).
+      scale: γ (C,) or λ (H, W).
+      bias: the shift, of the same shape.
       epsilon: added to the variance.
-      weight_gradient: let the gradient flow through W_γ.
+      weight_gradient: let the gradient flow through W.
 
     Returns:
-      The gate M_c, of the shape of x, in (0, 1), at least float32.
+      The multiplier and the offset, of the shape of scale, at least float32.
     """
     weights = attention_weights(scale, gradient=weight_gradient)
     multiplier, offset = batch_norm_affine(moments, scale, bias, epsilon=epsilon)
-    # One multiply-add per element: the weights are folded into BN's own.
-    return jax.nn.sigmoid((weights * multiplier) * x + weights * offset)
+    return weights * multiplier, weights * offset
 
 
-def spatial_attention(
-    x: jax.Array,
-    moments: Moments,
-    scale: jax.Array,
-    bias: jax.Array,
-    *,
-    epsilon: float = 1e-5,
-    weight_gradient: bool = False,
-) -> jax.Array:
-    """Equation 3: M_s = sigmoid(W_λ BN_s(x)), with one BN scale per pixel.
+@jax.custom_jvp
+def gated(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
+    """What both equations do with their gate: y = x sigmoid(multiplier x + offset).
+
+    A compiler computes a short chain of cheap operations anew in every pass over the data that
+    needs it, but writes the result of a long one, or of a division, to memory. Hence tanh, for
+    sigmoid(x) = (1 + tanh(x / 2)) / 2, and a derivative in as few operations as there can be.
 
     Args:
-      x: (N, H, W, C).
-      moments: mean and variance of every pixel over batch and channels, (H, W).
-      scale: λ, (H, W).
-      bias: the shift of every pixel, (H, W).
-      epsilon: added to the variance.
-      weight_gradient: let the gradient flow through W_λ.
+      x: array of any shape.
+      multiplier: of a shape that broadcasts to that of x.
+      offset: likewise.
 
     Returns:
-      The gate M_s, of the shape of x, in (0, 1), at least float32.
+      The gated array, of the shape of x.
     """
-    # Equation 2 with the pixels as channels; only indices move, no data.
-    per_pixel = (array[..., None] for array in (*moments, scale, bias))
-    mean, var, scale, bias = per_pixel
-    return channel_attention(
-        x,
-        Moments(mean, var),
-        scale,
-        bias,
-        epsilon=epsilon,
-        weight_gradient=weight_gradient,
-    )
+    return x * _gate(x, multiplier, offset)
+
+
+@gated.defjvp
+def _gated_jvp(
+    primals: tuple[jax.Array, jax.Array, jax.Array],
+    tangents: tuple[jax.Array, jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    (x, multiplier, _), (dx, dmultiplier, doffset) = primals, tangents
+    gate = _gate(*primals)
+    y = x * gate
+    slope = y * (1 - gate)
+    return y, (gate + multiplier * slope) * dx + slope * (x * dmultiplier + doffset)
+
+
+def _gate(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
+    return 0.5 + 0.5 * jnp.tanh(0.5 * multiplier * x + 0.5 * offset)
 
 
 class _NormalizationAttention(AttentionModule, kw_only=True):
@@ -134,6 +113,16 @@ class _NormalizationAttention(AttentionModule, kw_only=True):
     momentum: float = 0.9
     epsilon: float = 1e-5
     weight_gradient: bool = False
+
+    def _gate_affine(self, bn: BatchNorm, moments: Moments) -> tuple[jax.Array, jax.Array]:
+        params = bn.variables["params"]
+        return gate_affine(
+            moments,
+            params["scale"],
+            params["bias"],
+            epsilon=bn.epsilon,
+            weight_gradient=self.weight_gradient,
+        )
 
 
 class ChannelNAM(_NormalizationAttention, kw_only=True):
@@ -163,7 +152,6 @@ class ChannelNAM(_NormalizationAttention, kw_only=True):
     Source: https://arxiv.org/abs/2111.12419, section 3, equations 1 and 2.
     """
 
-    @nn.compact
     def __call__(
         self,
         x: jax.Array,
@@ -186,19 +174,16 @@ class ChannelNAM(_NormalizationAttention, kw_only=True):
         """
         if scale is not None:
             weights = attention_weights(scale, gradient=self.weight_gradient)
-            return self._gated(x, jax.nn.sigmoid(weights * x))
+            return self._result(x, gated(x, weights, jnp.zeros_like(weights)))
+        return self._result(x, gated(x, *self.gate(x, use_running_average, moments)))
+
+    @nn.compact
+    def gate(
+        self, x: jax.Array, use_running_average: bool | None, moments: Moments | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The multiplier and the offset of x in M_c's sigmoid; the arguments are `__call__`'s."""
         bn = self._batch_norm("nam_bn")
-        moments = bn.statistics(x, use_running_average, moments)
-        params = bn.variables["params"]
-        gate = channel_attention(
-            x,
-            moments,
-            params["scale"],
-            params["bias"],
-            epsilon=bn.epsilon,
-            weight_gradient=self.weight_gradient,
-        )
-        return self._gated(x, gate)
+        return self._gate_affine(bn, bn.statistics(x, use_running_average, moments))
 
 
 class SpatialNAM(_NormalizationAttention, kw_only=True):
@@ -227,7 +212,6 @@ class SpatialNAM(_NormalizationAttention, kw_only=True):
     Source: https://arxiv.org/abs/2111.12419, section 3, equation 3.
     """
 
-    @nn.compact
     def __call__(
         self,
         x: jax.Array,
@@ -239,8 +223,8 @@ class SpatialNAM(_NormalizationAttention, kw_only=True):
         Args:
           x: (N, H, W, C).
           use_running_average: see the attribute of this name.
-          moments: accepted so that all attention modules are called alike; moments per
-            channel say nothing about pixels, and are not used.
+          moments: moments per channel say nothing about pixels; used is `moments.of`, x itself
+            where it is to be reduced.
 
         Returns:
           M_s x, of the shape of x.
@@ -249,20 +233,15 @@ class SpatialNAM(_NormalizationAttention, kw_only=True):
           ValueError: x is no (N, H, W, C) array, or its map has not the size that the
             module was initialised for.
         """
-        del moments
+        return self._result(x, gated(x, *self.gate(to_reduce(x, moments), use_running_average)))
+
+    @nn.compact
+    def gate(self, x: jax.Array, use_running_average: bool | None) -> tuple[jax.Array, jax.Array]:
+        """The multiplier and the offset of x in M_s's sigmoid; the arguments are `__call__`'s."""
         self._check_map(x)
         bn = self._batch_norm("nam_bn", axis=(1, 2))
-        moments = bn.statistics(x, use_running_average)
-        params = bn.variables["params"]
-        gate = spatial_attention(
-            x,
-            moments,
-            params["scale"],
-            params["bias"],
-            epsilon=bn.epsilon,
-            weight_gradient=self.weight_gradient,
-        )
-        return self._gated(x, gate)
+        multiplier, offset = self._gate_affine(bn, bn.statistics(x, use_running_average))
+        return multiplier[..., None], offset[..., None]
 
     def _check_map(self, x: jax.Array) -> None:
         self._check_rank(x)
@@ -324,5 +303,8 @@ class NAM(_NormalizationAttention, kw_only=True):
           ValueError: as SpatialNAM.
         """
         fields = shared_fields(self, _NormalizationAttention)
-        x = ChannelNAM(**fields, name="channel")(x, use_running_average, moments)
-        return SpatialNAM(**fields, name="spatial")(x, use_running_average)
+        channel = ChannelNAM(**fields, name="channel").gate(x, use_running_average, moments)
+        spatial = SpatialNAM(**fields, name="spatial").gate(
+            gated(to_reduce(x, moments), *channel), use_running_average
+        )
+        return self._result(x, gated(gated(x, *channel), *spatial))

@@ -6,8 +6,8 @@ from flax import linen as nn
 
 from nam_jax.attention.mlp import MLP
 from nam_jax.attention.pooled_gate import PooledGate
-from nam_jax.batch_norm import Moments
-from nam_jax.module import AttentionModule, maximum, shared_fields, widened
+from nam_jax.batch_norm import Moments, to_reduce
+from nam_jax.module import AttentionModule, mean_and_maximum, shared_fields, widened
 
 
 class CBAM(AttentionModule, kw_only=True):
@@ -56,7 +56,8 @@ class CBAM(AttentionModule, kw_only=True):
         Args:
           x: (N, H, W, C).
           use_running_average: see the attribute of this name.
-          moments: not used.
+          moments: of x, as `nam_jax.BatchNorm` returns them; used is `moments.of`, x itself
+            where it is to be reduced.
 
         Returns:
           M_s M_c x, of the shape of x.
@@ -64,15 +65,14 @@ class CBAM(AttentionModule, kw_only=True):
         Raises:
           ValueError: x is no (N, H, W, C) array, or a hyper-parameter is out of its range.
         """
-        del moments
         self._check_rank(x)
-        channel_gate = self._channel_gate(x)
+        reduced = to_reduce(x, moments)
+        channel_gate = self._channel_gate(reduced)
         spatial = PooledGate(**shared_fields(self, PooledGate), pooled_axis=3, name="spatial")
-        spatial_gate = spatial(x * channel_gate, use_running_average)
+        spatial_gate = spatial(reduced * channel_gate, use_running_average)
         return self._gated(x, channel_gate * spatial_gate)
 
     def _channel_gate(self, x: jax.Array) -> jax.Array:
-        pixels = widened(x).reshape(len(x), -1, x.shape[-1])
-        pooled = jnp.stack([pixels.mean(1), maximum(pixels, 1)])
+        pooled = jnp.stack(mean_and_maximum(widened(x), (1, 2)))
         mlp = MLP(**shared_fields(self, MLP), use_bias=True, name="channel")
         return nn.sigmoid(mlp(pooled).sum(0))[:, None, None]

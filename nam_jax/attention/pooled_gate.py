@@ -7,7 +7,7 @@ from flax.typing import Dtype
 
 from nam_jax import initializers
 from nam_jax.batch_norm import AxisNames, BatchNorm
-from nam_jax.module import check_at_least_1, maximum, shared_fields, widened
+from nam_jax.module import check_at_least_1, mean_and_maximum, shared_fields, widened
 
 
 class PooledGate(nn.Module, kw_only=True):
@@ -41,9 +41,8 @@ class PooledGate(nn.Module, kw_only=True):
         check_at_least_1(self, "kernel_size")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size has to be odd; got {self.kernel_size}.")
-        x = widened(x)
-        highest = maximum(x, self.pooled_axis)
-        pooled = jnp.stack([highest, x.mean(self.pooled_axis)], axis=-1)
+        mean, highest = mean_and_maximum(widened(x), (self.pooled_axis,))
+        pooled = jnp.stack([highest, mean], axis=-1)
         conv = nn.Conv(
             1,
             (self.kernel_size, self.kernel_size),

@@ -4,7 +4,7 @@ import jax
 from flax import linen as nn
 
 from nam_jax.attention.mlp import MLP
-from nam_jax.batch_norm import Moments
+from nam_jax.batch_norm import Moments, to_reduce
 from nam_jax.module import AttentionModule, shared_fields, widened
 
 
@@ -47,7 +47,8 @@ class SqueezeExcite(AttentionModule, kw_only=True):
         Args:
           x: (N, H, W, C).
           use_running_average: not needed.
-          moments: not used.
+          moments: of x, as `nam_jax.BatchNorm` returns them; used is `moments.of`, x itself
+            where it is to be reduced.
 
         Returns:
           s x, of the shape of x.
@@ -55,7 +56,8 @@ class SqueezeExcite(AttentionModule, kw_only=True):
         Raises:
           ValueError: x is no (N, H, W, C) array, or a hyper-parameter is out of its range.
         """
-        del use_running_average, moments
+        del use_running_average
         self._check_rank(x)
+        pooled = widened(to_reduce(x, moments)).mean((1, 2), keepdims=True)
         mlp = MLP(**shared_fields(self, MLP), use_bias=False, name="mlp")
-        return self._gated(x, nn.sigmoid(mlp(widened(x).mean((1, 2), keepdims=True))))
+        return self._gated(x, nn.sigmoid(mlp(pooled)))

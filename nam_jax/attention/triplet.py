@@ -4,7 +4,7 @@ import jax
 from flax import linen as nn
 
 from nam_jax.attention.pooled_gate import PooledGate
-from nam_jax.batch_norm import Moments
+from nam_jax.batch_norm import Moments, to_reduce
 from nam_jax.module import AttentionModule, shared_fields
 
 
@@ -51,7 +51,8 @@ class TripletAttention(AttentionModule, kw_only=True):
         Args:
           x: (N, H, W, C).
           use_running_average: see the attribute of this name.
-          moments: not used.
+          moments: of x, as `nam_jax.BatchNorm` returns them; used is `moments.of`, x itself
+            where it is to be reduced.
 
         Returns:
           (g_h + g_w + g_c) x / 3, of the shape of x.
@@ -59,11 +60,13 @@ class TripletAttention(AttentionModule, kw_only=True):
         Raises:
           ValueError: x is no (N, H, W, C) array, or a hyper-parameter is out of its range.
         """
-        del moments
         self._check_rank(x)
+        reduced = to_reduce(x, moments)
         fields = shared_fields(self, PooledGate)
         gate_h, gate_w, gate_c = (
-            PooledGate(**fields, pooled_axis=axis, name=f"gate_{letter}")(x, use_running_average)
+            PooledGate(**fields, pooled_axis=axis, name=f"gate_{letter}")(
+                reduced, use_running_average
+            )
             for axis, letter in enumerate("hwc", start=1)
         )
         return self._gated(x, (gate_h + gate_w + gate_c) / 3)

@@ -80,10 +80,11 @@ def norm_and_attention(
       scale_init: initialiser of the BatchNorm's scale.
     """
     tied = attention_name == "nam_tied"
-    bn = batch_norm(options, name="nam_bn" if tied else norm_name, scale_init=scale_init)
+    module = None if attention_name == "bam" else attention(attention_name)
+    norm_options = options if module is None else {**options, "dtype": None}
+    bn = batch_norm(norm_options, name="nam_bn" if tied else norm_name, scale_init=scale_init)
     x, moments = bn(x, return_moments=True)
-    module = attention(attention_name)
-    if module is None or attention_name == "bam":
+    if module is None:
         return x
     call = {"scale": bn.variables["params"]["scale"]} if tied else {"moments": moments}
     return module(**options, name="attention")(x, **call)

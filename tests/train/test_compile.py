@@ -1,6 +1,5 @@
 """Compilation for TPU slices that are not there."""
 
-import importlib.util
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from configs import cifar100_resnet20, digits_resnet20
+from tests.train.libtpu import environment, needs_libtpu  # noqa: F401
 from train import assembly, topology
 from train import compile as compile_lib
 from train import experiment as experiment_lib
@@ -47,17 +47,6 @@ FIGURES = {
     "collectives": {"all-reduce": {"count": 2, "bytes": 102800000}},
     "compile_seconds": 385.5,
 }
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
-)
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Takes back what is set for libtpu."""
-    for name, value in topology.ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
 
 
 def smallest(**changes: Any) -> ConfigDict:
