@@ -3,10 +3,10 @@
 python -m benchmarks.module [--shape 32,32,32,256] [--steps 50] [--json FILE]
 
 A call gives the output, the gradients of input and parameters for a given one of the output, and
-new running statistics, in float32. nam_jax comes plain and with the moments of its input, as a
-BatchNorm before it would hand them on (their gradients are then taken too); PyTorch eager and
-compiled, each with its default layout and with channels_last. The forms take turns; they are
-compared with the faster layout of PyTorch. Needs pip install '.[train,peers]'.
+new running statistics, in float32. nam_jax comes plain and with mean and variance of its input
+given (their gradients are then taken too); PyTorch eager and compiled, each with its default layout
+and with channels_last. The forms take turns; they are compared with the faster layout of PyTorch.
+Needs pip install '.[train,peers]'.
 """
 
 import argparse

@@ -10,15 +10,21 @@ from flax.linen.dtypes import canonicalize_dtype
 from flax.linen.module import merge_param
 from flax.typing import Dtype, Initializer
 
+from nam_jax.dtypes import widened
+
 AxisNames = str | Sequence[str]
 
 
 class Moments(NamedTuple):
     """Mean and biased variance of an array over all axes but its features'.
 
-    `of` may hold the array itself, computed once more, for reductions to read. Its gradient then
-    meets the array's own only behind BatchNorm's reductions, and these need fewer passes over
-    the data of each alone than of their sum.
+    Attributes:
+      mean: of the shape of the features' axes.
+      var: of the same shape.
+      of: where it is given, the array itself, unrounded and computed a second time, for
+        reductions to read. The gradient through these then joins the other one only behind
+        BatchNorm's own reductions, which the compiler makes in fewer passes of each alone
+        than of their sum.
     """
 
     mean: jax.Array
@@ -27,8 +33,19 @@ class Moments(NamedTuple):
 
 
 def to_reduce(x: jax.Array, moments: Moments | None) -> jax.Array:
-    """x, as reductions over it should take it: see `Moments`."""
-    return x if moments is None or moments.of is None else moments.of
+    """x, as reductions over it should take it: see `Moments`.
+
+    Raises:
+      ValueError: the moments are those of an array of another shape.
+    """
+    if moments is None or moments.of is None:
+        return x
+    if moments.of.shape != x.shape:
+        raise ValueError(
+            f"The moments are those of an array of the shape {moments.of.shape}; x has the shape "
+            f"{x.shape}. Leave moments out where x is not BatchNorm's own output."
+        )
+    return moments.of
 
 
 def batch_norm_affine(
@@ -37,6 +54,9 @@ def batch_norm_affine(
     """Batch normalisation, equation 1 of NAM's paper, as one multiply-add.
 
     BN(x) = scale (x − mean) / sqrt(var + epsilon) + bias = multiplier x + offset
+
+    In float32 the second form loses digits where |mean| is very much larger than sqrt(var): with a
+    mean of 100 standard deviations it is exact to 5e-6.
 
     Args:
       moments: mean and variance that normalise x.
@@ -64,7 +84,7 @@ def batch_moments(x: jax.Array, axes: Sequence[int], axis_name: AxisNames | None
     Returns:
       The moments, of the shape of the axes that remain, in float32 or wider.
     """
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = widened(x)
     means = jnp.stack([x.mean(axes), jnp.square(x).mean(axes)])
     if axis_name is not None:
         means = jax.lax.pmean(means, axis_name)
@@ -146,22 +166,23 @@ class BatchNorm(nn.Module):
         Args:
           x: (N, ..., C) with the default `axis`.
           use_running_average: see the attribute of this name.
-          return_moments: also return the moments of the output.
+          return_moments: also return the moments of the output, with the output itself,
+            unrounded, as `moments.of`.
 
         Returns:
           y, of the shape of x; with `return_moments` the pair (y, moments), where moments is
           None under running statistics: those of this batch are then not known.
         """
-        given, x = x, x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        moments = self.statistics(x, use_running_average)
-        y = self._normalize(x, moments)
+        wide = widened(x)
+        moments = self.statistics(wide, use_running_average)
         params = self.variables["params"].values()
-        y = y.astype(canonicalize_dtype(given, *params, dtype=self.dtype))
+        dtype = canonicalize_dtype(x, *params, dtype=self.dtype)
+        y = self._normalize(wide, moments).astype(dtype)
         if not return_moments:
             return y
         if self._use_running_average(use_running_average):
             return y, None
-        return y, self._output_moments(x, moments)
+        return y, self._output_moments(wide, moments)
 
     @nn.compact
     def statistics(

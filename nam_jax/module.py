@@ -21,7 +21,8 @@ class AttentionModule(nn.Module, kw_only=True):
 
     The fields here are those of every module, whether it has a BatchNorm or not; each adds
     its own hyper-parameters, by keyword. `module(x, use_running_average=…, moments=…)` returns
-    an array of the shape of x.
+    an array of the shape of x. The moments are those of x itself: leave them out where anything
+    stands between the BatchNorm that gave them and the module.
 
     Attributes:
       use_running_average: normalise with the running statistics instead of the batch's;
@@ -71,11 +72,6 @@ def check_at_least_1(module: nn.Module, *names: str) -> None:
             raise ValueError(f"{name} has to be a whole number of at least 1; got {value!r}.")
 
 
-def widened(x: jax.Array) -> jax.Array:
-    """Converts x to float32 unless it is wider: what a gate is computed from."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def mean_and_maximum(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """Mean and maximum along some axes; the maximum's gradient goes to its first place alone.
@@ -87,17 +83,38 @@ def mean_and_maximum(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, ja
 
 
 @mean_and_maximum.defjvp
-def _mean_and_maximum_jvp(
-    axes: tuple[int, ...], primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    (x,), (tangent,) = primals, tangents
-    places = _places(x.shape, axes)
-    # One reduction, for one pass over x.
-    start = (x.dtype.type(0), x.dtype.type(-np.inf), np.int32(places.size))
-    total, highest, first = jax.lax.reduce((x, x, places), start, _sum_and_higher, axes)
-    is_first = places == jnp.expand_dims(first, axes)
-    mean = total / math.prod(x.shape[axis] for axis in axes)
-    return (mean, highest), (tangent.mean(axes), jnp.where(is_first, tangent, 0).sum(axes))
+def _mean_and_maximum_jvp(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any:
+    *values, first = _mean_maximum_place(*primals, axes)
+    return tuple(values), _tangents(first, tangents[0], axes)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _mean_maximum_place(
+    x: jax.Array, axes: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Also the first place of the maximum, all in one reduction: for one pass over x."""
+    count = math.prod(x.shape[axis] for axis in axes)
+    start = (x.dtype.type(0), x.dtype.type(-np.inf), np.int32(count))
+    total, highest, first = jax.lax.reduce(
+        (x, x, _places(x.shape, axes)), start, _sum_and_higher, axes
+    )
+    return total / count, highest, first
+
+
+@_mean_maximum_place.defjvp
+def _mean_maximum_place_jvp(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any:
+    values = _mean_maximum_place(*primals, axes)
+    first = values[2]
+    no_tangent = np.zeros(first.shape, jax.dtypes.float0)
+    return values, (*_tangents(first, tangents[0], axes), no_tangent)
+
+
+def _tangents(
+    first: jax.Array, tangent: jax.Array, axes: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """Those of mean and maximum, from that of x and the first place of the maximum."""
+    is_first = _places(tangent.shape, axes) == jnp.expand_dims(first, axes)
+    return tangent.mean(axes), jnp.where(is_first, tangent, 0).sum(axes)
 
 
 def _places(shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
@@ -112,5 +129,5 @@ def _sum_and_higher(
     a: tuple[jax.Array, jax.Array, jax.Array], b: tuple[jax.Array, jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     (sum_a, x, i), (sum_b, y, j) = a, b
-    first = (x > y) | jnp.isnan(x) | ((x == y) & (i < j))
-    return sum_a + sum_b, jnp.where(first, x, y), jnp.where(first, i, j)
+    take_a = (x > y) | jnp.isnan(x) | ((x == y) & (i < j))
+    return sum_a + sum_b, jnp.where(take_a, x, y), jnp.where(take_a, i, j)

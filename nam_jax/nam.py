@@ -78,7 +78,8 @@ def gated(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
 
     A compiler computes a short chain of cheap operations anew in every pass over the data that
     needs it, but writes the result of a long one, or of a division, to memory. Hence tanh, for
-    sigmoid(x) = (1 + tanh(x / 2)) / 2, and a derivative in as few operations as there can be.
+    sigmoid(x) = (1 + tanh(x / 2)) / 2, which is exact to 1e-7 but not relative to a gate near 0,
+    and a derivative in as few operations as there can be.
 
     Args:
       x: array of any shape.
@@ -114,7 +115,7 @@ class _NormalizationAttention(AttentionModule, kw_only=True):
     epsilon: float = 1e-5
     weight_gradient: bool = False
 
-    def _gate_affine(self, bn: BatchNorm, moments: Moments) -> tuple[jax.Array, jax.Array]:
+    def _affine_of(self, bn: BatchNorm, moments: Moments) -> tuple[jax.Array, jax.Array]:
         params = bn.variables["params"]
         return gate_affine(
             moments,
@@ -175,15 +176,15 @@ class ChannelNAM(_NormalizationAttention, kw_only=True):
         if scale is not None:
             weights = attention_weights(scale, gradient=self.weight_gradient)
             return self._result(x, gated(x, weights, jnp.zeros_like(weights)))
-        return self._result(x, gated(x, *self.gate(x, use_running_average, moments)))
+        return self._result(x, gated(x, *self.affine(x, use_running_average, moments)))
 
     @nn.compact
-    def gate(
+    def affine(
         self, x: jax.Array, use_running_average: bool | None, moments: Moments | None
     ) -> tuple[jax.Array, jax.Array]:
         """The multiplier and the offset of x in M_c's sigmoid; the arguments are `__call__`'s."""
         bn = self._batch_norm("nam_bn")
-        return self._gate_affine(bn, bn.statistics(x, use_running_average, moments))
+        return self._affine_of(bn, bn.statistics(x, use_running_average, moments))
 
 
 class SpatialNAM(_NormalizationAttention, kw_only=True):
@@ -233,14 +234,14 @@ class SpatialNAM(_NormalizationAttention, kw_only=True):
           ValueError: x is no (N, H, W, C) array, or its map has not the size that the
             module was initialised for.
         """
-        return self._result(x, gated(x, *self.gate(to_reduce(x, moments), use_running_average)))
+        return self._result(x, gated(x, *self.affine(to_reduce(x, moments), use_running_average)))
 
     @nn.compact
-    def gate(self, x: jax.Array, use_running_average: bool | None) -> tuple[jax.Array, jax.Array]:
+    def affine(self, x: jax.Array, use_running_average: bool | None) -> tuple[jax.Array, jax.Array]:
         """The multiplier and the offset of x in M_s's sigmoid; the arguments are `__call__`'s."""
         self._check_map(x)
         bn = self._batch_norm("nam_bn", axis=(1, 2))
-        multiplier, offset = self._gate_affine(bn, bn.statistics(x, use_running_average))
+        multiplier, offset = self._affine_of(bn, bn.statistics(x, use_running_average))
         return multiplier[..., None], offset[..., None]
 
     def _check_map(self, x: jax.Array) -> None:
@@ -294,7 +295,8 @@ class NAM(_NormalizationAttention, kw_only=True):
         Args:
           x: (N, H, W, C).
           use_running_average: see the attribute of this name.
-          moments: mean and variance of x per channel, for the channel part; see ChannelNAM.
+          moments: mean and variance of x per channel, for the channel part, see ChannelNAM; and
+            `moments.of`, for the statistics of the pixels.
 
         Returns:
           M_s M_c x, of the shape of x.
@@ -303,8 +305,8 @@ class NAM(_NormalizationAttention, kw_only=True):
           ValueError: as SpatialNAM.
         """
         fields = shared_fields(self, _NormalizationAttention)
-        channel = ChannelNAM(**fields, name="channel").gate(x, use_running_average, moments)
-        spatial = SpatialNAM(**fields, name="spatial").gate(
+        channel = ChannelNAM(**fields, name="channel").affine(x, use_running_average, moments)
+        spatial = SpatialNAM(**fields, name="spatial").affine(
             gated(to_reduce(x, moments), *channel), use_running_average
         )
         return self._result(x, gated(gated(x, *channel), *spatial))

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import jax
 import pytest
 
+from train import topology
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 # Tests, and the commands that they start, leave nothing behind in the user's directory.
@@ -26,3 +28,10 @@ def quick_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def libtpu_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes back what is set for libtpu."""
+    for name, value in topology.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)

@@ -6,7 +6,8 @@ from flax import linen as nn
 from nam_jax import initializers
 from nam_jax.attention.mlp import MLP, hidden_features
 from nam_jax.batch_norm import Moments
-from nam_jax.module import AttentionModule, check_at_least_1, shared_fields, widened
+from nam_jax.dtypes import widened
+from nam_jax.module import AttentionModule, check_at_least_1, shared_fields
 
 
 class BAM(AttentionModule, kw_only=True):

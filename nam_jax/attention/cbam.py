@@ -7,7 +7,8 @@ from flax import linen as nn
 from nam_jax.attention.mlp import MLP
 from nam_jax.attention.pooled_gate import PooledGate
 from nam_jax.batch_norm import Moments, to_reduce
-from nam_jax.module import AttentionModule, mean_and_maximum, shared_fields, widened
+from nam_jax.dtypes import widened
+from nam_jax.module import AttentionModule, mean_and_maximum, shared_fields
 
 
 class CBAM(AttentionModule, kw_only=True):

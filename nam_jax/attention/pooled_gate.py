@@ -7,7 +7,8 @@ from flax.typing import Dtype
 
 from nam_jax import initializers
 from nam_jax.batch_norm import AxisNames, BatchNorm
-from nam_jax.module import check_at_least_1, mean_and_maximum, shared_fields, widened
+from nam_jax.dtypes import widened
+from nam_jax.module import check_at_least_1, mean_and_maximum, shared_fields
 
 
 class PooledGate(nn.Module, kw_only=True):

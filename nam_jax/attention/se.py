@@ -5,7 +5,8 @@ from flax import linen as nn
 
 from nam_jax.attention.mlp import MLP
 from nam_jax.batch_norm import Moments, to_reduce
-from nam_jax.module import AttentionModule, shared_fields, widened
+from nam_jax.dtypes import widened
+from nam_jax.module import AttentionModule, shared_fields
 
 
 class SqueezeExcite(AttentionModule, kw_only=True):

@@ -9,7 +9,7 @@ from flax.typing import Dtype, Initializer
 from nam_jax import initializers
 from nam_jax.attention import BAM, attention
 from nam_jax.batch_norm import AxisNames, BatchNorm
-from nam_jax.module import widened
+from nam_jax.dtypes import widened
 
 
 def shared_options(
@@ -81,6 +81,7 @@ def norm_and_attention(
     """
     tied = attention_name == "nam_tied"
     module = None if attention_name == "bam" else attention(attention_name)
+    # Unrounded into attention, which rounds its own result: the compiler then fuses the two.
     norm_options = options if module is None else {**options, "dtype": None}
     bn = batch_norm(norm_options, name="nam_bn" if tied else norm_name, scale_init=scale_init)
     x, moments = bn(x, return_moments=True)

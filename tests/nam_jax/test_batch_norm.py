@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 import nam_jax
-from nam_jax import NAM, ChannelNAM, Moments
+from nam_jax import CBAM, NAM, ChannelNAM, Moments, SpatialNAM, SqueezeExcite, TripletAttention
 from tests.parity import (
     assert_close,
     random_variables,
@@ -129,16 +129,14 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, use_running_average):
-        options = {
-            "use_running_average": use_running_average,
-            "momentum": 0.9,
-            "axis_name": self.axis_name,
-        }
-        x, moments = nam_jax.BatchNorm(**options)(x, return_moments=True)
+        options = {"use_running_average": use_running_average, "axis_name": self.axis_name}
+        x, moments = nam_jax.BatchNorm(**options, momentum=0.9)(x, return_moments=True)
         return self.attention(**options)(x, moments=moments if self.hand_on else None)
 
 
-@each_attention
+@pytest.mark.parametrize(
+    "attention", [ChannelNAM, SpatialNAM, NAM, SqueezeExcite, CBAM, TripletAttention]
+)
 def test_moments_change_no_number(x64, attention):
     x, cotangent = image(), image(seed=1)
     variables = random_variables(Block(attention), x)
@@ -160,6 +158,24 @@ def test_moments_are_used(attention):
     wrong = Moments(x.mean((0, 1, 2)) + 1, x.var((0, 1, 2)))
     assert_close(apply(right), apply(None), 1e-5)
     assert not np.allclose(apply(wrong)[0], apply(None)[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("attention", [SpatialNAM, NAM, SqueezeExcite, CBAM, TripletAttention])
+def test_reductions_read_the_array_of_the_moments(attention):
+    x = image(dtype=np.float32)
+    variables = random_variables(attention(), x, np.float32)
+    apply = jax.jit(lambda m: attention().apply(variables, x, False, m, mutable="batch_stats"))
+    moments = Moments(x.mean((0, 1, 2)), x.var((0, 1, 2)))
+    right, wrong = (apply(moments._replace(of=of)) for of in (x, 2 * x + 1))
+    assert_close(right, apply(moments), 1e-5)
+    assert not np.allclose(wrong[0], right[0], atol=1e-3)
+
+
+def test_moments_of_another_array_are_refused():
+    x = image(dtype=np.float32)
+    moments = Moments(jnp.zeros(6), jnp.ones(6), x[:1])
+    with pytest.raises(ValueError, match=r"shape \(1, 3, 5, 6\); x has the shape \(4, 3, 5, 6\)"):
+        SqueezeExcite().init(jax.random.key(0), x, False, moments)
 
 
 def test_moments_save_every_reduction():

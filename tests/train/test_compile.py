@@ -1,5 +1,6 @@
 """Compilation for TPU slices that are not there."""
 
+import importlib.util
 import json
 import os
 import re
@@ -15,11 +16,15 @@ from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from configs import cifar100_resnet20, digits_resnet20
-from tests.train.libtpu import environment, needs_libtpu  # noqa: F401
 from train import assembly, topology
 from train import compile as compile_lib
 from train import experiment as experiment_lib
 from train.errors import ConfigError, RunError
+
+pytestmark = pytest.mark.usefixtures("libtpu_environment")
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+)
 
 REPOSITORY = Path(__file__).parents[2]
 # Slices by name, with what JAX calls their devices and how many there are.

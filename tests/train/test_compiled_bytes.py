@@ -1,6 +1,7 @@
 """How often attention makes a compiled training step read or write the map that it gates."""
 
 import functools
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,14 @@ from flax import linen as nn
 from jax.sharding import SingleDeviceSharding
 
 from nam_jax.models import layers
-from tests.train.libtpu import environment, needs_libtpu  # noqa: F401
 from train import topology
+
+pytestmark = [
+    pytest.mark.usefixtures("libtpu_environment"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+    ),
+]
 
 # Larger than a v5e's VMEM, as the first stages of ResNet-50 are: every pass is one over HBM.
 MAP = (128, 56, 56, 256)
@@ -51,10 +58,15 @@ def bytes_accessed(attention: str) -> float:
     return jax.jit(gradients).lower(*arguments).compile().cost_analysis()["bytes accessed"]
 
 
-@needs_libtpu
 @pytest.mark.parametrize(
     ("attention", "passes"),
-    [("nam_channel", 0.1), ("nam_spatial", 2.1), ("nam", 2.1), ("se", 2.1), ("cbam", 5.1)],
+    [
+        ("nam_channel", 0.1),
+        ("nam_spatial", 2.1),
+        ("nam", 2.1),
+        ("se", 2.1),
+        ("cbam", 5.1),
+    ],
 )
 def test_passes_over_the_map_that_attention_adds(attention: str, passes: float) -> None:
     one = 2 * MAP[0] * MAP[1] * MAP[2] * MAP[3]
