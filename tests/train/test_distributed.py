@@ -76,7 +76,10 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-@pytest.mark.parametrize(("count", "loader"), [(2, "resident"), (4, "streaming")])
+@pytest.mark.parametrize(
+    ("count", "loader"),
+    [(2, "resident"), pytest.param(4, "streaming", marks=pytest.mark.long)],
+)
 def test_processes_have_the_losses_of_one(
     count: int, loader: str, digits: Path, exact: Path, tmp_path: Path
 ) -> None:
