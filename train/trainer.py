@@ -53,7 +53,8 @@ def train(
       The summary, as in summary.json; None in all processes but the main one.
 
     Raises:
-      ConfigError: the directory belongs to a run of another config.
+      ConfigError: the directory belongs to a run of another config, or another run is going on
+        in it.
       RunError: a loss or an update is not finite.
       PreemptedError: it was told to stop, and has saved a checkpoint.
     """
@@ -61,15 +62,27 @@ def train(
     imported = None if has_any(workdir / "checkpoints") else _pretrained(experiment)
     if imported is not None:
         distributed.check_agreement({"config.model.pretrained's weights": state_sha256(imported)})
-    if distributed.is_main():
-        workdir_lib.claim(workdir, experiment.config)
-    distributed.barrier("the directory is claimed")
-    # Another config, or a directory that is not the same, would make for a mixed run.
-    workdir_lib.check(workdir, experiment.config)
-    finished = workdir_lib.summary(workdir)
-    if finished is not None:
-        distributed.say(f"the run in {workdir} is finished")
-        return finished if distributed.is_main() else None
+    with contextlib.ExitStack() as stack:
+        if distributed.is_main():
+            workdir_lib.claim(workdir, experiment.config)
+            stack.enter_context(workdir_lib.locked(workdir))
+        distributed.barrier("the directory is claimed")
+        # Another config, or a directory that is not the same, would make for a mixed run.
+        workdir_lib.check(workdir, experiment.config)
+        finished = workdir_lib.summary(workdir)
+        if finished is not None:
+            distributed.say(f"the run in {workdir} is finished")
+            return finished if distributed.is_main() else None
+        return _train(experiment, workdir, imported, profile, startup)
+
+
+def _train(
+    experiment: Experiment,
+    workdir: epath.Path,
+    imported: Any,
+    profile: Span | None,
+    startup: Laps,
+) -> dict[str, Any] | None:
     with (
         distributed.Preemption() as preemption,
         Checkpoints(workdir / "checkpoints", experiment.config.checkpoint.keep) as checkpoints,
