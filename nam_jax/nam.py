@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from nam_jax.batch_norm import BatchNorm, Moments, batch_norm_affine, to_reduce
+from nam_jax.dtypes import widened
 from nam_jax.module import AttentionModule, shared_fields
 
 
 def magnitude(scale: jax.Array) -> jax.Array:
     """|scale|, at least float32, with the gradient 0 at 0, where that of jnp.abs is 1."""
-    scale = scale.astype(jnp.promote_types(scale.dtype, jnp.float32))
+    scale = widened(scale)
     return scale * jnp.sign(scale)
 
 

@@ -1,5 +1,6 @@
 """Four virtual CPU devices for every test, and float64 on request."""
 
+import importlib.util
 import os
 from collections.abc import Iterator
 
@@ -35,3 +36,10 @@ def libtpu_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes back what is set for libtpu."""
     for name, value in topology.ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def libtpu(libtpu_environment: None) -> None:
+    """Skips where libtpu is not installed."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed")

@@ -48,6 +48,8 @@ def _open(bucket: str) -> None:
     # An experiment of gcsfs that asks for the kind of the bucket before each operation.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import fsspec
+
+    # Imported for nothing but to find here, before the work, that it is missing.
     import gcsfs  # noqa: F401
     from google.api_core import exceptions
     from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError

@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from etils import epath
@@ -51,22 +51,18 @@ def locked(workdir: epath.Path) -> Iterator[None]:
         return
     descriptor = os.open(workdir, os.O_RDONLY)
     try:
-        # Some network file systems have no locks: there a run goes without.
-        with suppress(OSError):
-            _lock(descriptor, workdir)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"--workdir {workdir}: another run is going on in it. Wait for its end, or give "
+                "this run a directory of its own."
+            ) from None
+        except OSError:
+            pass  # Some network file systems have no locks: there a run goes without.
         yield
     finally:
         os.close(descriptor)
-
-
-def _lock(descriptor: int, workdir: epath.Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(
-            f"--workdir {workdir}: another run is going on in it. Wait for its end, or give this "
-            "run a directory of its own."
-        ) from None
 
 
 def check(workdir: epath.Path, config: ConfigDict, free: tuple[str, ...] = FREE_FIELDS) -> None:

@@ -10,6 +10,7 @@ from tests.parity import assert_close
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
+# These import torch, which the line above has found.
 from benchmarks.peers import nam as peer_nam  # noqa: E402
 from benchmarks.peers import resnet as peer_resnet  # noqa: E402
 

@@ -9,6 +9,7 @@ from train.errors import ConfigError
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
+# These import torch, which the line above has found.
 from benchmarks import module, step_vs_torch  # noqa: E402
 
 

@@ -91,6 +91,7 @@ class Handler(BaseHTTPRequestHandler):
         self._headers_buffer.append(b"\r\n" + data)
         self.flush_headers()
 
+    # The names are http.server's.
     do_GET = do_POST = do_PUT = do_DELETE = handle_request  # noqa: N815
 
     def answer(self):

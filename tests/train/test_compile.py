@@ -1,6 +1,5 @@
 """Compilation for TPU slices that are not there."""
 
-import importlib.util
 import json
 import os
 import re
@@ -22,9 +21,6 @@ from train import experiment as experiment_lib
 from train.errors import ConfigError, RunError
 
 pytestmark = pytest.mark.usefixtures("libtpu_environment")
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
-)
 
 REPOSITORY = Path(__file__).parents[2]
 # Slices by name, with what JAX calls their devices and how many there are.
@@ -71,7 +67,7 @@ def test_malformed_topology_is_refused_with_examples(name: str) -> None:
         topology.devices(name)
 
 
-@needs_libtpu
+@pytest.mark.usefixtures("libtpu")
 @pytest.mark.parametrize("name", ["v9e:2x2", "v5e:3x3", "v5e:0x2"])
 def test_topology_that_does_not_exist_is_refused_with_examples(name: str) -> None:
     with pytest.raises(
@@ -90,7 +86,7 @@ def test_without_libtpu_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyP
         topology.devices("v5e:2x2")
 
 
-@needs_libtpu
+@pytest.mark.usefixtures("libtpu")
 @pytest.mark.parametrize(("name", "kind", "count"), SLICES)
 def test_slices_and_the_memory_of_their_devices(name: str, kind: str, count: int) -> None:
     devices = topology.devices(name)
@@ -170,13 +166,13 @@ def test_streamed_dataset_need_not_be_on_disk(tmp_path: Path) -> None:
     assert experiment.model.num_classes == 100
 
 
-@needs_libtpu
+@pytest.mark.usefixtures("libtpu")
 def test_batch_that_does_not_divide() -> None:
     with pytest.raises(ConfigError, match=r"10 images do not divide over 4 .*: 8 or 12\."):
         compile_lib.build(smallest(batch_size=10), topology.devices("v5e:2x2"))
 
 
-@needs_libtpu
+@pytest.mark.usefixtures("libtpu")
 def test_command_compiles_for_a_slice(tmp_path: Path) -> None:
     result = call("--topology=v5e:2x2", f"--json={tmp_path}/figures.json")
     assert (result.returncode, result.stderr) == (0, "")
@@ -193,7 +189,7 @@ def test_command_compiles_for_a_slice(tmp_path: Path) -> None:
     assert 4 * 270610 < collective[1]["bytes"] < 1.1 * 4 * 270610
 
 
-@needs_libtpu
+@pytest.mark.usefixtures("libtpu")
 def test_command_says_what_does_not_fit(tmp_path: Path) -> None:
     changes = ("model.attention=none", "optimizer.sparsity=0", "data.image_size=1024")
     more = [f"--config.{change}" for change in (*changes, "data.resident_limit_gb=100")]

@@ -1,7 +1,6 @@
 """How often attention makes a compiled training step read or write the map that it gates."""
 
 import functools
-import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +11,7 @@ from jax.sharding import SingleDeviceSharding
 from nam_jax.models import layers
 from train import topology
 
-pytestmark = [
-    pytest.mark.usefixtures("libtpu_environment"),
-    pytest.mark.skipif(
-        importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
-    ),
-]
+pytestmark = pytest.mark.usefixtures("libtpu")
 
 # Larger than a v5e's VMEM, as the first stages of ResNet-50 are: every pass is one over HBM.
 MAP = (128, 56, 56, 256)
