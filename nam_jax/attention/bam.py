@@ -6,6 +6,7 @@ from flax import linen as nn
 from nam_jax import initializers
 from nam_jax.attention.mlp import MLP, hidden_features
 from nam_jax.batch_norm import Moments
+from nam_jax.convolution import convolution
 from nam_jax.dtypes import widened
 from nam_jax.module import AttentionModule, check_at_least_1, shared_fields
 
@@ -92,6 +93,7 @@ class BAM(AttentionModule, kw_only=True):
             kernel_dilation=self.dilation,
             kernel_init=initializers.conv_kernel,
             bias_init=initializers.bias(x.shape[-1] * kernel_size**2),
+            conv_general_dilated=convolution,
             param_dtype=self.param_dtype,
             name=name,
         )(x)

@@ -9,6 +9,7 @@ from flax.typing import Dtype, Initializer
 from nam_jax import initializers
 from nam_jax.attention import BAM, attention
 from nam_jax.batch_norm import AxisNames, BatchNorm
+from nam_jax.convolution import convolution
 from nam_jax.dtypes import widened
 
 
@@ -40,6 +41,7 @@ def conv(
         feature_group_count=groups,
         use_bias=False,
         kernel_init=initializers.conv_kernel,
+        conv_general_dilated=convolution,
         dtype=dtype,
         name=name,
     )

@@ -1,0 +1,125 @@
+"""Convolutions in other terms: the values and gradients of XLA's own, and only on CPUs."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from nam_jax.convolution import FEW_CHANNELS, convolution
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+# Map, channels, features, groups; height and width of the kernel; strides, padding.
+CHEAPER = {
+    "1x1": ((5, 6), 3, 4, 1, (1, 1), (1, 1), "SAME"),
+    "1x1 strided": ((5, 6), 3, 4, 1, (1, 1), (2, 3), ((0, 0), (0, 0))),
+    "3x3": ((5, 6), FEW_CHANNELS, 4, 1, (3, 3), (1, 1), ((1, 1), (1, 1))),
+    "5x3": ((7, 6), FEW_CHANNELS, 4, 1, (5, 3), (1, 1), "SAME"),
+    "larger than the map": ((2, 1), FEW_CHANNELS, 4, 1, (5, 5), (1, 1), "SAME"),
+    "depthwise": ((5, 6), 4, 4, 4, (3, 3), (1, 1), ((1, 1), (1, 1))),
+    "depthwise strided": ((5, 6), 4, 4, 4, (3, 5), (2, 3), ((1, 1), (2, 2))),
+    "depthwise, uneven": ((6, 6), 4, 4, 4, (3, 3), (2, 2), "SAME"),
+}
+OTHERS = {
+    "few channels": ((5, 6), 3, 4, 1, (3, 3), (1, 1), "SAME"),
+    "3x3 strided": ((5, 6), FEW_CHANNELS, 4, 1, (3, 3), (2, 2), ((1, 1), (1, 1))),
+    "unpadded": ((5, 6), FEW_CHANNELS, 4, 1, (3, 3), (1, 1), "VALID"),
+    "1x1 padded": ((5, 6), 3, 4, 1, (1, 1), (1, 1), ((1, 1), (0, 0))),
+    "groups": ((5, 6), 4, 4, 2, (3, 3), (1, 1), "SAME"),
+    "more features a group": ((5, 6), 4, 8, 4, (3, 3), (1, 1), "SAME"),
+}
+
+Case = tuple[Callable[..., jax.Array], jax.Array, jax.Array]
+
+
+def case(name: str, dtype: str = "float64", **options) -> tuple[Case, Case]:
+    """The convolution and XLA's own, either as a function with its two arguments."""
+    size, channels, features, groups, window, strides, padding = (CHEAPER | OTHERS)[name]
+    keys = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(keys[0], (2, *size, channels), dtype)
+    kernel = jax.random.normal(keys[1], (*window, channels // groups, features), dtype)
+    fixed = {"feature_group_count": groups, "dimension_numbers": LAYOUT, **options}
+    own, xla = (
+        functools.partial(lambda f, x, k: f(x, k, strides, padding, **fixed), f)
+        for f in (convolution, jax.lax.conv_general_dilated)
+    )
+    return (own, x, kernel), (xla, x, kernel)
+
+
+def scalar(f: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jnp.sin(f(x, kernel)).sum()
+
+
+def assert_close(actual: object, expected: object, tolerance: float = 1e-12) -> None:
+    def check(a: jax.Array, b: jax.Array) -> None:
+        assert a.dtype == b.dtype
+        assert jnp.allclose(a, b, rtol=tolerance, atol=tolerance)
+
+    jax.tree.map(check, actual, expected)
+
+
+@pytest.mark.parametrize("name", CHEAPER | OTHERS)
+def test_values_and_gradients_are_those_of_xla(name, x64):
+    own, xla = case(name)
+    first = [jax.jit(jax.value_and_grad(scalar, (1, 2)), static_argnums=0)(*c) for c in (own, xla)]
+    assert_close(*first)
+
+
+@pytest.mark.parametrize("name", CHEAPER)
+def test_derivatives_of_every_kind(name, x64):
+    def derivatives(f, x, kernel):
+        direction = (jnp.cos(x), jnp.cos(kernel))
+        forward = jax.jvp(f, (x, kernel), direction)
+        gradient = jax.grad(functools.partial(scalar, f), (0, 1))
+        second = jax.vjp(gradient, x, kernel)[1](direction)
+        images = jax.vmap(lambda image: gradient(image[None], kernel))(x)
+        return forward, second, images
+
+    own, xla = case(name)
+    assert_close(*(jax.jit(derivatives, static_argnums=0)(*c) for c in (own, xla)))
+
+
+@pytest.mark.parametrize("name", CHEAPER)
+def test_bfloat16_is_as_exact_as_in_xla(name):
+    (own, x, kernel), (xla, *_) = case(name, "bfloat16")
+    exact = xla(*(a.astype("float32") for a in (x, kernel)))
+    result = own(x, kernel)
+    assert result.dtype == jnp.bfloat16
+    assert jnp.abs(result - exact).max() <= jnp.abs(exact).max() * 2**-8
+
+
+@pytest.mark.parametrize("dilation", ["lhs_dilation", "rhs_dilation"])
+@pytest.mark.parametrize("name", ["1x1 strided", "3x3", "depthwise"])
+def test_dilation(dilation, name, x64):
+    own, xla = (f(x, kernel) for f, x, kernel in case(name, **{dilation: (2, 2)}))
+    assert_close(own, xla)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("name", CHEAPER)
+def test_other_platforms_get_the_convolution_itself(name, platform):
+    def lowered(f, x, kernel):
+        # Named alike: the name of a function stands in its program.
+        gradients = jax.jit(lambda x, kernel: jax.grad(scalar, (1, 2))(f, x, kernel))
+        return operations(gradients.trace(x, kernel).lower(lowering_platforms=(platform,)))
+
+    own, xla = (lowered(*c) for c in case(name, "float32"))
+    assert own["convolution"] == xla["convolution"] > 0
+    assert "dot_general" not in own
+
+
+@pytest.mark.parametrize("name", CHEAPER)
+def test_cpus_get_the_cheaper_form(name):
+    (own, x, kernel), _ = case(name, "float32")
+    gradient = jax.jit(jax.grad(scalar, 2), static_argnums=0).lower(own, x, kernel)
+    found = operations(gradient)
+    assert ("dot_general" in found) == ("depthwise" not in name)
+    assert found.get("convolution", 0) == (1 if x.shape[-1] == FEW_CHANNELS else 0)
+
+
+def operations(lowered: jax.stages.Lowered) -> dict[str, int]:
+    """How many operations of each kind a program has."""
+    words = lowered.as_text().replace("(", " ").split()
+    names = [word.removeprefix("stablehlo.") for word in words if word.startswith("stablehlo.")]
+    return {name: names.count(name) for name in names}
