@@ -14,6 +14,9 @@ def enable() -> None:
     JAX_ENABLE_COMPILATION_CACHE=false for none. Several processes need one that all of them
     share, since JAX has the first of them alone write it: they have none by default.
     """
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # Evaluation steps of small networks take less than JAX's second.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.process_count() > 1:
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))

@@ -120,7 +120,7 @@ FIELDS: dict[str, Field] = {
         "resident: the images lie on each device; streaming: threads read them from disk",
     ),
     "data.resident_limit_gb": _above_zero(4.0, "gigabytes that a split may take on a device"),
-    "data.workers": _at_least(0, 0, "threads of the streaming loader; 0: as many as CPU cores"),
+    "data.workers": _at_least(0, 0, "threads that read images; 0: as many as CPU cores"),
     "data.max_bad_fraction": _fraction(
         0.001, "share of unreadable records that ends a run, from 10 of them on"
     ),

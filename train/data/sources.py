@@ -7,16 +7,20 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from train.data import crop
+from train.data.feed import cpu_cores
 from train.data.records import BadRecord, BadRecordError, Records, array_records, decode
 from train.errors import ConfigError, RunError
 
 Arrays = tuple[np.ndarray, np.ndarray]
+# Records that a thread loads at a time.
+RECORDS_OF_A_TASK = 256
 
 
 def _not_on_disk() -> Records:
@@ -185,23 +189,31 @@ def _open_tfds(config: ConfigDict, name: str) -> Split:
         return Records(array_records(builder, name), image_key, label_key, num_classes)
 
     def load() -> Arrays:
-        return _load_all(open_records(), name, shape)
+        return _load_all(open_records(), name, shape, config.workers or cpu_cores())
 
     num_classes = features[label_key].num_classes
     return Split(name, num_examples, num_classes, shape, load, open_records)
 
 
-def _load_all(records: Records, name: str, shape: tuple[int, int, int]) -> Arrays:
+def _load_all(records: Records, name: str, shape: tuple[int, int, int], workers: int) -> Arrays:
     images = np.empty((len(records), *shape), np.uint8)
     labels = np.empty(len(records), np.int32)
-    for index in range(len(records)):
-        try:
-            record = records[index]
-            images[index] = crop.center(decode(record, shape[-1]), shape)
-            labels[index] = record.label
-        except BadRecordError as error:
-            bad = BadRecord(name, index, error.file_name, str(error))
-            raise RunError(f"{bad}; the loader `streaming` passes over such records.") from error
+
+    def load(begin: int) -> None:
+        for index in range(begin, min(begin + RECORDS_OF_A_TASK, len(records))):
+            try:
+                record = records[index]
+                images[index] = crop.center(decode(record, shape[-1]), shape)
+                labels[index] = record.label
+            except BadRecordError as error:
+                bad = BadRecord(name, index, error.file_name, str(error))
+                message = f"{bad}; the loader `streaming` passes over such records."
+                raise RunError(message) from error
+
+    with ThreadPoolExecutor(workers) as pool:
+        # In order, so that it is the first bad record that is named.
+        for _ in pool.map(load, range(0, len(records), RECORDS_OF_A_TASK)):
+            pass
     return images, labels
 
 
