@@ -1,6 +1,7 @@
 """Convolutions, on CPUs in the forms that XLA computes fastest there."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from nam_jax.dtypes import widened
 
 # With fewer channels XLA's own gradient of the kernel is the faster one.
 FEW_CHANNELS = 8
+# That a batch is taken in for the gradient of a kernel, where it divides into so many.
+PARTS = 16
 
 Convolution = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -145,7 +148,19 @@ def _same_jvp(
     tangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
     (x, kernel), (dx, dkernel) = primals, tangents
-    return default(x, kernel), default(dx, kernel) + _by_rows(x, dkernel)
+    return default(x, kernel), default(dx, kernel) + _in_parts(x, dkernel)
+
+
+def _in_parts(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`_by_rows` of a few images at a time, whose shifted copies stay in the cache."""
+    num_parts = math.gcd(len(x), PARTS)
+    if math.prod(x.shape[:-1]) // num_parts < kernel.shape[0] * kernel.shape[-1]:
+        # Adding up the kernels of so many parts would take longer than their products.
+        num_parts = 1
+    parts = x.reshape(num_parts, -1, *x.shape[1:])
+    # Else the copies would be made beforehand and kept for the backward pass.
+    y = jax.lax.map(jax.checkpoint(lambda part: _by_rows(part, kernel)), parts)
+    return y.reshape(*x.shape[:-1], -1)
 
 
 def _by_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:

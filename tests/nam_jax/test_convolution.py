@@ -7,15 +7,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from nam_jax.convolution import FEW_CHANNELS, convolution
+from nam_jax.convolution import FEW_CHANNELS, PARTS, convolution
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Map, channels, features, groups; height and width of the kernel; strides, padding.
+# Map, channels, features, groups; height and width of the kernel; strides, padding; images (2).
 CHEAPER = {
     "1x1": ((5, 6), 3, 4, 1, (1, 1), (1, 1), "SAME"),
     "1x1 strided": ((5, 6), 3, 4, 1, (1, 1), (2, 3), ((0, 0), (0, 0))),
     "3x3": ((5, 6), FEW_CHANNELS, 4, 1, (3, 3), (1, 1), ((1, 1), (1, 1))),
     "5x3": ((7, 6), FEW_CHANNELS, 4, 1, (5, 3), (1, 1), "SAME"),
+    "in parts": ((5, 6), FEW_CHANNELS, 4, 1, (3, 3), (1, 1), "SAME", 2 * PARTS),
     "larger than the map": ((2, 1), FEW_CHANNELS, 4, 1, (5, 5), (1, 1), "SAME"),
     "depthwise": ((5, 6), 4, 4, 4, (3, 3), (1, 1), ((1, 1), (1, 1))),
     "depthwise strided": ((5, 6), 4, 4, 4, (3, 5), (2, 3), ((1, 1), (2, 2))),
@@ -35,9 +37,9 @@ Case = tuple[Callable[..., jax.Array], jax.Array, jax.Array]
 
 def case(name: str, dtype: str = "float64", **options) -> tuple[Case, Case]:
     """The convolution and XLA's own, either as a function with its two arguments."""
-    size, channels, features, groups, window, strides, padding = (CHEAPER | OTHERS)[name]
+    size, channels, features, groups, window, strides, padding, *count = (CHEAPER | OTHERS)[name]
     keys = jax.random.split(jax.random.key(0))
-    x = jax.random.normal(keys[0], (2, *size, channels), dtype)
+    x = jax.random.normal(keys[0], (*(count or [2]), *size, channels), dtype)
     kernel = jax.random.normal(keys[1], (*window, channels // groups, features), dtype)
     fixed = {"feature_group_count": groups, "dimension_numbers": LAYOUT, **options}
     own, xla = (
