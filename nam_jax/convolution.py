@@ -12,8 +12,11 @@ from nam_jax.dtypes import widened
 
 # With fewer channels XLA's own gradient of the kernel is the faster one.
 FEW_CHANNELS = 8
-# That a batch is taken in for the gradient of a kernel, where it divides into so many.
+# Parts that a batch is divided into for the gradient of a kernel.
 PARTS = 16
+# A depthwise kernel of more taps is left to XLA: each is a product of its own.
+MOST_TAPS = 49
+LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 Convolution = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -26,14 +29,16 @@ def convolution(
     *,
     lhs_dilation: Sequence[int] = (1, 1),
     rhs_dilation: Sequence[int] = (1, 1),
+    dimension_numbers: Any = LAYOUT,
     feature_group_count: int = 1,
-    **options: Any,
+    precision: jax.lax.PrecisionLike = None,
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated`, for the field of that name of `flax.linen.Conv`.
 
-    On CPUs, and only there, three kinds of convolution are written in terms that XLA computes
-    faster: 1×1 convolutions as matrix products, depthwise ones as sums of shifted products, and
-    the gradient of other kernels as one matrix product. The results differ by rounding alone.
+    On CPUs, and only there, three kinds of convolution over two axes are written in terms that XLA
+    computes faster: 1×1 convolutions as matrix products, depthwise ones as sums of shifted
+    products, and, where a convolution keeps the size of the map, the gradient of its kernel as
+    matrix products. The results differ by rounding alone. All others are XLA's own.
 
     Args:
       x: (N, H, W, C).
@@ -42,8 +47,9 @@ def convolution(
       padding: "SAME", "VALID", or pixels before and after, for both axes.
       lhs_dilation: of x, for both axes.
       rhs_dilation: of the kernel, for both axes.
+      dimension_numbers: the layout; any but the one above is left to XLA.
       feature_group_count: the number of groups of channels.
-      **options: as `jax.lax.conv_general_dilated`, for the layout above.
+      precision: of the products.
 
     Returns:
       (N, H', W', features).
@@ -66,20 +72,30 @@ def convolution(
             padding,
             lhs_dilation=lhs_dilation,
             rhs_dilation=rhs_dilation,
+            dimension_numbers=dimension_numbers,
             feature_group_count=feature_group_count,
-            **options,
+            precision=precision,
         )
 
     window = kernel.shape[:2]
-    if max(lhs_dilation) > 1 or (max(rhs_dilation) > 1 and window != (1, 1)):
+    is_dilated = max(lhs_dilation) > 1 or (max(rhs_dilation) > 1 and window != (1, 1))
+    if x.ndim != 4 or is_dilated or not _has_layout(x, kernel, dimension_numbers):
         return default(x, kernel)
     pads = padding
     if isinstance(pads, str):
         pads = jax.lax.padtype_to_pads(x.shape[1:3], window, strides, pads)
     cheaper = _cheaper_on_cpu(x, kernel, strides, pads, feature_group_count, default)
-    if cheaper is None:
+    if cheaper is None or precision is not None or x.dtype != kernel.dtype:
         return default(x, kernel)
     return jax.lax.platform_dependent(x, kernel, cpu=cheaper, default=default)
+
+
+def _has_layout(x: jax.Array, kernel: jax.Array, dimension_numbers: Any) -> bool:
+    shapes = x.shape, kernel.shape
+    found, wanted = (
+        jax.lax.conv_dimension_numbers(*shapes, numbers) for numbers in (dimension_numbers, LAYOUT)
+    )
+    return found == wanted
 
 
 def _cheaper_on_cpu(
@@ -90,10 +106,14 @@ def _cheaper_on_cpu(
     groups: int,
     default: Convolution,
 ) -> Convolution | None:
-    if groups == x.shape[-1] == kernel.shape[-1]:
-        return functools.partial(_depthwise, strides=strides, padding=padding)
-    if groups > 1:
+    if any(pad < 0 for pads in padding for pad in pads):
         return None
+    if groups > 1:
+        is_depthwise = groups == x.shape[-1] == kernel.shape[-1]
+        if not is_depthwise or math.prod(kernel.shape[:2]) > MOST_TAPS:
+            return None
+        # Else every shifted map would be kept for the backward pass.
+        return jax.checkpoint(functools.partial(_depthwise, strides=strides, padding=padding))
     if kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
         return functools.partial(_pointwise, strides=strides)
     if _keeps_size(kernel, strides, padding) and x.shape[-1] >= FEW_CHANNELS:
@@ -113,7 +133,8 @@ def _pointwise(x: jax.Array, kernel: jax.Array, *, strides: Sequence[int]) -> ja
     """A 1×1 convolution: a product with the pixels as rows of one matrix."""
     x = x[:, :: strides[0], :: strides[1]]
     # Of matrices only: XLA's product over several axes at once is slow.
-    return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return (rows @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def _depthwise(
@@ -126,7 +147,7 @@ def _depthwise(
     """A convolution of every channel by itself: a sum of shifted products."""
     padded = widened(jnp.pad(x, ((0, 0), *padding, (0, 0))))
     height, width = kernel.shape[:2]
-    ends = (padded.shape[1] - height + 1, padded.shape[2] - width + 1)
+    ends = (max(0, padded.shape[1] - height + 1), max(0, padded.shape[2] - width + 1))
     shifted = (
         padded[:, i : i + ends[0] : strides[0], j : j + ends[1] : strides[1]] * kernel[i, j, 0]
         for i in range(height)
@@ -153,14 +174,23 @@ def _same_jvp(
 
 def _in_parts(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`_by_rows` of a few images at a time, whose shifted copies stay in the cache."""
-    num_parts = math.gcd(len(x), PARTS)
-    if math.prod(x.shape[:-1]) // num_parts < kernel.shape[0] * kernel.shape[-1]:
-        # Adding up the kernels of so many parts would take longer than their products.
-        num_parts = 1
-    parts = x.reshape(num_parts, -1, *x.shape[1:])
-    # Else the copies would be made beforehand and kept for the backward pass.
-    y = jax.lax.map(jax.checkpoint(lambda part: _by_rows(part, kernel)), parts)
-    return y.reshape(*x.shape[:-1], -1)
+    count = x.shape[0]
+    # A batch whose size is not known yet is not divided.
+    num_parts = math.gcd(count, PARTS) if isinstance(count, int) and count else 1
+    # The gradients of the parts, as large as the kernel, are added up: that has to cost little
+    # beside the shifted copies.
+    is_worthwhile = math.prod(x.shape[:-1]) // num_parts >= kernel.shape[0] * kernel.shape[-1]
+    if num_parts == 1 or not is_worthwhile:
+        return _by_rows(x, kernel)
+    parts = x.reshape(num_parts, count // num_parts, *x.shape[1:])
+    # Widened, for its gradient is their sum. Without checkpoints the copies would be made
+    # beforehand and kept.
+    wide = widened(kernel)
+    y = jax.lax.map(
+        jax.checkpoint(lambda part: _by_rows(part, wide.astype(part.dtype))),
+        parts,
+    )
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def _by_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:

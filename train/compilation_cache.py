@@ -10,8 +10,9 @@ import jax
 def enable() -> None:
     """Keeps compiled steps in a directory of the user, unless JAX was told another one.
 
-    JAX's own settings hold: JAX_COMPILATION_CACHE_DIR for another directory, and
-    JAX_ENABLE_COMPILATION_CACHE=false for none. Several processes need one that all of them
+    JAX's own settings hold: JAX_COMPILATION_CACHE_DIR for another directory,
+    JAX_ENABLE_COMPILATION_CACHE=false for none, and JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS
+    for what is worth keeping (here: from 0.1 s on). Several processes need one that all of them
     share, since JAX has the first of them alone write it: they have none by default.
     """
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:

@@ -113,9 +113,11 @@ def _products(jaxpr: Any, outer: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
         scopes = (*outer, *str(equation.source_info.name_stack).split("/"))
         # The first scope is that of the network, which paths leave out.
         yield scopes[1:], _count(equation)
-        # Of the forms of a computation for several platforms, the last is that of the others.
-        branches = equation.params.get("branches")
-        for value in branches[-1:] if branches else equation.params.values():
+        values = equation.params.values()
+        if equation.params.get("branches_platforms"):
+            # Of the forms of a computation for several platforms, the last is that of the others.
+            values = equation.params["branches"][-1:]
+        for value in values:
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
                 yield from _products(inner, scopes)

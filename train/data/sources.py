@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -210,6 +211,8 @@ def _load_all(records: Records, name: str, shape: tuple[int, int, int], workers:
                 message = f"{bad}; the loader `streaming` passes over such records."
                 raise RunError(message) from error
 
+    # The threads here share the cores already.
+    cv2.setNumThreads(0)
     with ThreadPoolExecutor(workers) as pool:
         # In order, so that it is the first bad record that is named.
         for _ in pool.map(load, range(0, len(records), RECORDS_OF_A_TASK)):
