@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from tests.train import tfds_writer
 from train.config import default_config
 from train.data import sources
-from train.errors import ConfigError
+from train.errors import ConfigError, RunError
 
 
 def data_config(name, directory="unused", image_size=0):
@@ -82,6 +82,29 @@ def test_tfds_images_and_labels_come_in_their_order(tmp_path, channels, shards):
     np.testing.assert_array_equal(got_images, images)
     np.testing.assert_array_equal(got_labels, labels)
     assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_threads_read_every_image_into_its_place(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(sources, "RECORDS_OF_A_TASK", 2)
+    _, images, labels = write_tiny(tmp_path)
+    config = data_config("tiny", tmp_path)
+    config.workers = workers
+    got_images, got_labels = load(config, "train")
+    np.testing.assert_array_equal(got_images, images)
+    np.testing.assert_array_equal(got_labels, labels)
+
+
+def test_the_first_of_several_bad_records_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "RECORDS_OF_A_TASK", 2)
+    encoded = [tfds_writer.encode(image) for image in random_images([(6, 5)] * 10)]
+    encoded[5] = encoded[8] = b"no image"
+    labels = np.zeros(10, int)
+    tfds_writer.write(tmp_path, "tiny", encoded, labels, 7)
+    config = data_config("tiny", tmp_path, image_size=4)
+    config.workers = 4
+    with pytest.raises(RunError, match=r"train record 5: no whole JPEG or PNG.*`streaming` passes"):
+        sources.open_split(config, "train").load()
 
 
 def test_tfds_metadata_are_known_before_anything_is_read(tmp_path):
