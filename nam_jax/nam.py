@@ -73,6 +73,20 @@ def gate_affine(
     return weights * multiplier, weights * offset
 
 
+def gate(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
+    """The gate of both equations: M = sigmoid(multiplier x + offset).
+
+    Args:
+      x: array of any shape.
+      multiplier: of a shape that broadcasts to that of x.
+      offset: likewise.
+
+    Returns:
+      M, in [0, 1], of the shape of x.
+    """
+    return 0.5 + 0.5 * jnp.tanh(0.5 * multiplier * x + 0.5 * offset)
+
+
 @jax.custom_jvp
 def gated(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
     """What both equations do with their gate: y = x sigmoid(multiplier x + offset).
@@ -90,7 +104,7 @@ def gated(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
     Returns:
       The gated array, of the shape of x.
     """
-    return x * _gate(x, multiplier, offset)
+    return x * gate(x, multiplier, offset)
 
 
 @gated.defjvp
@@ -99,14 +113,10 @@ def _gated_jvp(
     tangents: tuple[jax.Array, jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
     (x, multiplier, _), (dx, dmultiplier, doffset) = primals, tangents
-    gate = _gate(*primals)
-    y = x * gate
-    slope = y * (1 - gate)
-    return y, (gate + multiplier * slope) * dx + slope * (x * dmultiplier + doffset)
-
-
-def _gate(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
-    return 0.5 + 0.5 * jnp.tanh(0.5 * multiplier * x + 0.5 * offset)
+    m = gate(*primals)
+    y = x * m
+    slope = y * (1 - m)
+    return y, (m + multiplier * slope) * dx + slope * (x * dmultiplier + doffset)
 
 
 class _NormalizationAttention(AttentionModule, kw_only=True):
@@ -174,16 +184,20 @@ class ChannelNAM(_NormalizationAttention, kw_only=True):
         Returns:
           M_c x, of the shape of x.
         """
-        if scale is not None:
-            weights = attention_weights(scale, gradient=self.weight_gradient)
-            return self._result(x, gated(x, weights, jnp.zeros_like(weights)))
-        return self._result(x, gated(x, *self.affine(x, use_running_average, moments)))
+        return self._result(x, gated(x, *self.affine(x, use_running_average, moments, scale)))
 
     @nn.compact
     def affine(
-        self, x: jax.Array, use_running_average: bool | None, moments: Moments | None
+        self,
+        x: jax.Array,
+        use_running_average: bool | None,
+        moments: Moments | None,
+        scale: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """The multiplier and the offset of x in M_c's sigmoid; the arguments are `__call__`'s."""
+        if scale is not None:
+            weights = attention_weights(scale, gradient=self.weight_gradient)
+            return weights, jnp.zeros_like(weights)
         bn = self._batch_norm("nam_bn")
         return self._affine_of(bn, bn.statistics(x, use_running_average, moments))
 

@@ -22,12 +22,16 @@ class ScheduleState(NamedTuple):
     step: jax.Array
 
 
-def is_nam_scale(path: tuple[Any, ...]) -> bool:
-    """Whether a key path of `jax.tree_util` leads to a NAM scale."""
+def path_names(path: tuple[Any, ...]) -> list[str]:
+    """The names of modules and parameter in a key path of `jax.tree_util`."""
     # In a state of Flax NNX, the array is the attribute `value` of a variable.
     keys = [key for key in path if key != jax.tree_util.GetAttrKey("value")]
-    names = [str(getattr(key, "key", getattr(key, "name", key))) for key in keys[-2:]]
-    return names == ["nam_bn", "scale"]
+    return [str(getattr(key, "key", getattr(key, "name", key))) for key in keys]
+
+
+def is_nam_scale(path: tuple[Any, ...]) -> bool:
+    """Whether a key path of `jax.tree_util` leads to a NAM scale."""
+    return path_names(path)[-2:] == ["nam_bn", "scale"]
 
 
 def map_nam_scales(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:

@@ -1,0 +1,216 @@
+"""What NAM has learned and what it does: saliency from parameters, gates from images."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import nam_jax
+from nam_jax import NAM, ChannelNAM, SpatialNAM
+from nam_jax.attention import TiedNAM
+from nam_jax.models import mobilenet_v2
+from nam_jax.models.mobilenet_v2 import MobileNetV2, Stage
+from nam_jax.models.resnet import BasicBlock, ResNet
+from tests.parity import assert_close, formula, random_variables
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+IMAGES = np.random.default_rng(2).standard_normal((2, 8, 8, 3))
+
+each_nam = pytest.mark.parametrize("attention", ["nam", "nam_channel", "nam_spatial", "nam_tied"])
+each_single = pytest.mark.parametrize("module", [NAM, ChannelNAM, SpatialNAM])
+
+
+def image(shape=(4, 3, 5, 6), seed=0):
+    return 0.5 + 2 * np.random.default_rng(seed).standard_normal(shape)
+
+
+def scales(*values):
+    return {"nam_bn": {"scale": jnp.array(values), "bias": jnp.ones(len(values))}}
+
+
+def resnet(attention, **fields):
+    return ResNet(
+        BasicBlock, (1, 2), num_classes=5, attention=attention, stem="cifar", width=8, **fields
+    )
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def test_saliency_by_hand():
+    params = {
+        "layer1_0": {"attention": {"channel": scales(1.0, -3.0), "spatial": scales(0.0, 0.0)}},
+        "layer2_0": {"attention": scales(2.0, 2.0, 0.0, 4.0), "bn1": {"scale": jnp.ones(3)}},
+        "layer3_0": {"bn1": {"scale": jnp.ones(2)}, **scales(5.0)},
+        "nam_bn": {"scale": jnp.array([[1.0, 2.0], [-1.0, 0.0]])},
+    }
+    found = nam_jax.saliency(params)
+    assert {path: weights.tolist() for path, weights in found.items()} == {
+        "layer1_0/attention/channel": [0.25, 0.75],
+        "layer1_0/attention/spatial": [0.0, 0.0],
+        "layer2_0/attention": [0.25, 0.25, 0.0, 0.5],
+        # The tied form owns nothing: its scale is that of the block.
+        "layer3_0": [1.0],
+        "": [[0.25, 0.5], [0.25, 0.0]],
+    }
+    assert list(found) == sorted(found, key=lambda path: path or "nam_bn")
+
+
+def test_saliency_without_nam():
+    assert nam_jax.saliency({"bn1": {"scale": jnp.ones(3)}}) == {}
+    assert nam_jax.saliency({}) == {}
+
+
+def test_saliency_is_computed_in_float32():
+    params = {"nam_bn": {"scale": jnp.ones(3, jnp.bfloat16)}}
+    assert nam_jax.saliency(params)[""].dtype == jnp.float32
+
+
+def test_saliency_knows_the_layers_that_have_gates():
+    model = resnet("nam")
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), IMAGES, train=False))
+    weights = jax.eval_shape(nam_jax.saliency, shapes["params"])
+    found = jax.eval_shape(lambda v: nam_jax.gates(model, v, IMAGES, train=False), shapes)
+    assert weights.keys() == found.keys()
+    for path, gate in found.items():
+        part = gate.shape[1:3] if path.endswith("spatial") else gate.shape[3:]
+        assert weights[path].shape == part
+
+
+@each_single
+def test_gates_times_the_input_are_the_output_of_a_module(x64, module):
+    x = image()
+    nam = module(use_running_average=True)
+    variables = random_variables(module(), x)
+    found = nam_jax.gates(nam, variables, x)
+    assert list(found) == (["channel", "spatial"] if module is NAM else [""])
+    product = x
+    for gate in found.values():
+        assert gate.dtype == np.float64
+        product = product * gate
+    assert_close(product, np.asarray(nam.apply(variables, x)))
+
+
+def test_gate_of_the_tied_form(x64):
+    x, scale = image(), np.arange(-2.0, 4.0)
+    nam = TiedNAM(use_running_average=True)
+    [gate] = nam_jax.gates(nam, {}, x, scale=scale).values()
+    assert_close(gate, sigmoid(np.abs(scale) / np.abs(scale).sum() * x))
+    assert_close(x * gate, np.asarray(nam.apply({}, x, scale=scale)))
+
+
+@each_single
+def test_gates_of_a_training_call_are_those_of_its_batch(x64, module):
+    x = image()
+    variables = random_variables(module(), x)
+    found = nam_jax.gates(
+        module(), variables, x, use_running_average=False, mutable=["batch_stats"]
+    )
+    product = x
+    for gate in found.values():
+        product = product * gate
+    assert_close(product, formula(variables["params"], x))
+
+
+def test_gates_of_rematerialised_blocks():
+    variables = resnet("nam").init(jax.random.key(0), IMAGES, train=False)
+    plain, remat = (
+        nam_jax.gates(resnet("nam", **fields), variables, IMAGES, train=False)
+        for fields in ({}, {"remat": True})
+    )
+    assert len(plain) == 6
+    jax.tree.map(np.testing.assert_array_equal, remat, plain)
+
+
+def test_gates_are_at_least_float32():
+    x = jnp.asarray(image(), jnp.bfloat16)
+    variables = random_variables(NAM(), x, np.float32)
+    nam = NAM(use_running_average=True, dtype=jnp.bfloat16)
+    found = nam_jax.gates(nam, variables, x)
+    assert {gate.dtype for gate in found.values()} == {jnp.dtype(jnp.float32)}
+
+
+def inputs_and_outputs(model, variables):
+    """What every attention module of a network is given and what it makes of it."""
+    seen = {}
+
+    def record(method, args, kwargs, context):
+        output = method(*args, **kwargs)
+        if context.module.name == "attention" and context.method_name == "__call__":
+            seen["/".join(context.module.path)] = args[0], output
+        return output
+
+    with nn.intercept_methods(record):
+        logits = model.apply(variables, IMAGES, train=False)
+    return seen, logits
+
+
+@each_nam
+def test_gates_of_a_network(x64, attention):
+    model = resnet(attention)
+    variables = random_variables(model, IMAGES)
+
+    @jax.jit
+    def everything(variables):
+        found = nam_jax.gates(model, variables, IMAGES, train=False)
+        return found, *inputs_and_outputs(model, variables)
+
+    found, seen, _ = everything(variables)
+    assert list(seen) == ["layer1_0/attention", "layer2_0/attention", "layer2_1/attention"]
+    for path, (x, y) in seen.items():
+        own = {name: gate for name, gate in found.items() if name.startswith(path)}
+        suffixes = ["/channel", "/spatial"] if attention == "nam" else [""]
+        assert list(own) == [path + suffix for suffix in suffixes]
+        product = x
+        for gate in own.values():
+            product = product * gate
+        assert_close(product, np.asarray(y))
+    assert len(found) == len(seen) * (2 if attention == "nam" else 1)
+
+
+def test_gates_inside_and_outside_of_jit(x64):
+    model = resnet("nam")
+    variables = random_variables(model, IMAGES)
+    eager = nam_jax.gates(model, variables, IMAGES, train=False)
+    layers = ["layer1_0", "layer2_0", "layer2_1"]
+    assert list(eager) == [f"{n}/attention/{k}" for n in layers for k in ("channel", "spatial")]
+    compiled = jax.jit(lambda v, x: nam_jax.gates(model, v, x, train=False))(variables, IMAGES)
+    assert_close(compiled, jax.tree.map(np.asarray, eager))
+
+
+def test_a_look_changes_nothing():
+    model = resnet("nam")
+    variables = random_variables(model, IMAGES, np.float32)
+
+    def logits():
+        return jax.jit(lambda v: model.apply(v, IMAGES, train=False))(variables)
+
+    before = logits()
+    jax.eval_shape(lambda v: nam_jax.gates(model, v, IMAGES, train=False), variables)
+    np.testing.assert_array_equal(logits(), before)
+
+
+@pytest.mark.parametrize("attention", ["none", "se"])
+def test_no_gates_without_nam(attention):
+    model = resnet(attention)
+
+    def found():
+        variables = model.init(jax.random.key(0), IMAGES, train=False)
+        return nam_jax.gates(model, variables, IMAGES, train=False)
+
+    assert jax.eval_shape(found) == {}
+
+
+def test_gates_of_mobilenet_are_in_the_order_of_the_call(monkeypatch):
+    monkeypatch.setattr(mobilenet_v2, "STAGES", (Stage(1, 8, 11, 1),))
+    model = MobileNetV2(num_classes=5, attention="nam_channel", stem="cifar", width_multiplier=0.25)
+    paths = []
+
+    def trace():
+        variables = model.init(jax.random.key(0), IMAGES, train=False)
+        paths.extend(nam_jax.gates(model, variables, IMAGES, train=False))
+
+    jax.eval_shape(trace)
+    assert paths == [f"block{number}/attention" for number in range(1, 12)]
