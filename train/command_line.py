@@ -23,7 +23,12 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's confi
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is written.")
 
 
-def run(main: Callable[..., None], usage: str, actions: Sequence[str] = ()) -> None:
+def run(
+    main: Callable[..., None],
+    usage: str,
+    actions: Sequence[str] = (),
+    needs_config: Callable[[], bool] = lambda: True,
+) -> None:
     """Parses the command line, runs main, and exits.
 
     Args:
@@ -31,6 +36,7 @@ def run(main: Callable[..., None], usage: str, actions: Sequence[str] = ()) -> N
       usage: what --help prints.
       actions: what the command can do, if that is more than one thing; main is called with the
         one that was asked for.
+      needs_config: whether the options ask for something that --config is for.
     """
 
     def guarded(argv: Sequence[str]) -> None:
@@ -52,7 +58,7 @@ def run(main: Callable[..., None], usage: str, actions: Sequence[str] = ()) -> N
             traceback.print_exc()
             distributed.fail(FAILED)
 
-    app.run(guarded, flags_parser=lambda argv: _parse(argv, usage, actions))
+    app.run(guarded, flags_parser=lambda argv: _parse(argv, usage, actions, needs_config))
 
 
 def workdir() -> epath.Path:
@@ -61,9 +67,20 @@ def workdir() -> epath.Path:
     Raises:
       ConfigError: --workdir names a bucket that cannot be used.
     """
-    if WORKDIR.value is not None:
-        return storage.locate(WORKDIR.value)
-    return epath.Path("runs") / config_name()
+    if WORKDIR.value is None:
+        return epath.Path("runs") / config_name()
+    return named_workdir()
+
+
+def named_workdir() -> epath.Path:
+    """The directory that --workdir names.
+
+    Raises:
+      ConfigError: it is missing, or names a bucket that cannot be used.
+    """
+    if WORKDIR.value is None:
+        raise ConfigError("--workdir is missing; name the directory.")
+    return storage.locate(WORKDIR.value)
 
 
 def config_name() -> str:
@@ -89,7 +106,9 @@ def output(name: str, value: str | None) -> Path | None:
     return path
 
 
-def _parse(argv: Sequence[str], usage: str, actions: Sequence[str]) -> list[str]:
+def _parse(
+    argv: Sequence[str], usage: str, actions: Sequence[str], needs_config: Callable[[], bool]
+) -> list[str]:
     if any(re.match(r"--?h(elp|$)", argument) for argument in argv[1:]):
         print(usage.strip())
         sys.exit(DONE)
@@ -106,17 +125,22 @@ def _parse(argv: Sequence[str], usage: str, actions: Sequence[str]) -> list[str]
             raise ConfigError(f"name what to do: {' or '.join(actions)}{got}.")
         for surplus in given[1 if actions else 0 :]:
             raise ConfigError(f"unknown argument {surplus!r}; --help lists the options.")
-        if not flags.FLAGS["config"].present:
-            raise ConfigError("--config is missing; configs/ holds examples.")
-        if CONFIG.value is None:
-            raise ConfigError("--config: get_config() of the file returns nothing.")
-        validate(CONFIG.value)
+        if needs_config():
+            _check_config()
     except ConfigError as error:
         _exit(WRONG_USAGE, error)
     # A config file is code: anything may come out of it.
     except Exception as error:
         _exit(WRONG_USAGE, _explain(error))
     return rest
+
+
+def _check_config() -> None:
+    if not flags.FLAGS["config"].present:
+        raise ConfigError("--config is missing; configs/ holds examples.")
+    if CONFIG.value is None:
+        raise ConfigError("--config: get_config() of the file returns nothing.")
+    validate(CONFIG.value)
 
 
 def _check_names(argv: Sequence[str]) -> None:

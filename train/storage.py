@@ -101,14 +101,19 @@ def children(directory: epath.Path) -> list[epath.Path]:
 
 def write_text(path: epath.PathLike, text: str) -> None:
     """Writes a file whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: epath.PathLike, content: bytes) -> None:
+    """Writes a file whole or not at all."""
     path = epath.Path(path)
     if is_bucket(path):
         with reporting(path):
-            path.write_text(text)
+            path.write_bytes(content)
         return
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from train.config import FREE_FIELDS, flatten
 from train.errors import ConfigError
-from train.storage import is_bucket, read_text, reason, reporting, write_json
+from train.storage import is_bucket, read_text, reason, write_json
 
 
 def claim(workdir: epath.Path, config: ConfigDict) -> None:
@@ -76,17 +76,7 @@ def check(workdir: epath.Path, config: ConfigDict, free: tuple[str, ...] = FREE_
     Raises:
       ConfigError: there is no run, or its config differs; names the fields.
     """
-    path = workdir / "config.json"
-    with reporting(path):
-        is_there = path.exists()
-    if not is_there:
-        raise ConfigError(f"--workdir {workdir}: there is no run, {path.name} is missing.")
-    try:
-        saved = dict(flatten(ConfigDict(json.loads(read_text(path) or ""))))
-    except (OSError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"--workdir {workdir}: {path.name} is not the config of a run ({error})."
-        ) from error
+    saved = dict(flatten(saved_config(workdir)))
     wanted = dict(flatten(ConfigDict(json.loads(json.dumps(config.to_dict())))))
     differing = [
         f"{name} is {saved.get(name)!r} there and {wanted.get(name)!r} here"
@@ -98,6 +88,27 @@ def check(workdir: epath.Path, config: ConfigDict, free: tuple[str, ...] = FREE_
             f"--workdir {workdir} belongs to a run of another config: {'; '.join(differing)}. "
             "Give this run a directory of its own."
         )
+
+
+def saved_config(workdir: epath.Path) -> ConfigDict:
+    """The config of the run in a directory.
+
+    Args:
+      workdir: of the run.
+
+    Raises:
+      ConfigError: there is no run, or its config cannot be read.
+    """
+    path = workdir / "config.json"
+    text = read_text(path)
+    if text is None:
+        raise ConfigError(f"--workdir {workdir}: there is no run, {path.name} is missing.")
+    try:
+        return ConfigDict(json.loads(text))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"--workdir {workdir}: {path.name} is not the config of a run ({error})."
+        ) from error
 
 
 def summary(workdir: epath.Path) -> dict[str, Any] | None:

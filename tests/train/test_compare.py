@@ -1,0 +1,176 @@
+"""The comparison: its runs, going on, other configs, failures, tables."""
+
+import itertools
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from etils import epath
+
+from configs import digits_resnet20
+from tests.train import tiny
+from train import compare, comparison
+from train import workdir as workdir_lib
+from train.errors import ConfigError, RunError
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+REPOSITORY = Path(__file__).parents[2]
+
+
+def base_config():
+    config = digits_resnet20.get_config()
+    config.epochs = 1
+    config.optimizer.sparsity = 0.0
+    return config
+
+
+def names(runs):
+    return [run.name for run in runs]
+
+
+def test_plan_has_all_attentions_with_the_first_seed_first():
+    runs = comparison.plan(base_config(), ["none", "nam"], [3, 1])
+    assert names(runs) == ["none-seed3", "nam-seed3", "none-seed1", "nam-seed1"]
+    assert [(r.attention, r.config.seed) for r in runs[:2]] == [("none", 3), ("nam", 3)]
+
+
+def test_penalties_are_an_axis_of_nam_alone():
+    runs = comparison.plan(base_config(), ["none", "nam"], [0], [0.0, 1e-4])
+    assert names(runs) == ["none-seed0", "nam-seed0", "nam-p0.0001-seed0"]
+    assert [run.config.optimizer.sparsity for run in runs] == [0.0, 0.0, 1e-4]
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A comparison of two attentions, one seed."""
+    workdir = tmp_path_factory.mktemp("first")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        tiny.use(monkeypatch)
+        runs = comparison.plan(base_config(), ["none", "nam"], [0])
+        compare.train_all(runs, epath.Path(workdir))
+    return workdir
+
+
+@pytest.fixture
+def trained(first, tmp_path, monkeypatch):
+    """A copy of it."""
+    tiny.use(monkeypatch)
+    return epath.Path(shutil.copytree(first, tmp_path / "cmp"))
+
+
+def test_trains_every_run_with_the_same_data_and_writes_the_tables(trained):
+    runs = comparison.read(trained)
+    assert sorted(names(runs)) == ["nam-seed0", "none-seed0"]
+    # The stand-in for the network has no attention: all else being equal, so are the results.
+    assert len({run.summary["state_sha256"] for run in runs}) == 1
+    files = {"results.csv", "results.md", "results.png"}
+    assert {path.name for path in trained.iterdir()} == {"nam-seed0", "none-seed0", *files}
+    assert (trained / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert "2 of 2 runs finished" in (trained / "results.md").read_text()
+
+
+def test_goes_on_with_what_is_missing(trained, capsys):
+    before = (trained / "none-seed0" / "summary.json").read_bytes()
+    compare.train_all(comparison.plan(base_config(), ["none", "nam"], [0, 1]), trained)
+    output = capsys.readouterr().out
+    assert (trained / "none-seed0" / "summary.json").read_bytes() == before
+    assert output.count("is finished") == 2
+    assert "[3/4] none-seed1, 0:00:" in output
+    assert "4 of 4 runs finished" in (trained / "results.md").read_text()
+    assert "0.00 (+0.00 … +0.00)" in (trained / "results.md").read_text()
+
+
+def test_a_run_of_another_config_is_refused_before_anything_is_trained(trained):
+    config = base_config()
+    config.epochs = 2
+    with pytest.raises(ConfigError, match="epochs is 1 there and 2 here"):
+        compare.train_all(comparison.plan(config, ["se"], [0]), trained)
+    assert not (trained / "se-seed0").exists()
+
+
+def test_a_single_run_is_no_comparison(trained):
+    with pytest.raises(ConfigError, match="holds a single run"):
+        comparison.read(trained / "nam-seed0")
+
+
+def test_a_run_under_another_name_is_refused(trained):
+    (trained / "nam-seed0").rename(trained / "nam-seed7")
+    with pytest.raises(ConfigError, match="holds the run nam-seed0"):
+        comparison.read(trained)
+
+
+def test_tables_from_the_directory_alone(trained):
+    expected = (trained / "results.md").read_text()
+    for name in ("results.csv", "results.md", "results.png"):
+        (trained / name).unlink()
+    workdir_lib.claim(trained / "se-seed0", comparison.plan(base_config(), ["se"], [0])[0].config)
+    text = compare.write_tables(trained)
+    assert text == (trained / "results.md").read_text()
+    assert text == expected.replace("2 of 2 runs", "2 of 3 runs")
+
+
+def test_a_failed_run_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    tiny.use(monkeypatch)
+    train = compare.trainer.train
+
+    def failing(experiment, workdir):
+        if experiment.config.model.attention == "se":
+            raise RunError("the loss of step 3 is nan")
+        return train(experiment, workdir)
+
+    monkeypatch.setattr(compare.trainer, "train", failing)
+    runs = comparison.plan(base_config(), ["none", "se", "nam"], [0])
+    with pytest.raises(RunError, match="1 of 3 runs failed: se-seed0"):
+        compare.train_all(runs, epath.Path(tmp_path))
+    assert "se-seed0 failed: the loss of step 3 is nan" in capsys.readouterr().out
+    assert "| nam |" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.parametrize("texts", [[], ["0", "0"], ["a"], ["1.5"], ["-1"], [str(2**31)]])
+def test_seeds_are_whole_numbers_each_once(texts):
+    with pytest.raises(ConfigError, match=r"--seeds: got .*; allowed: whole numbers from 0 on"):
+        compare.numbers("seeds", texts, int)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-1e-4", "x"])
+def test_penalties_are_finite_and_not_negative(text):
+    with pytest.raises(ConfigError, match=r"--sparsity: got '0,.*'; allowed: numbers from 0 on"):
+        compare.numbers("sparsity", ["0", text], float)
+
+
+def test_machines_share_the_runs():
+    runs = comparison.plan(base_config(), ["none", "se", "nam"], [0, 1])
+    parts = [names(compare.share(runs, f"{k}/4")) for k in (1, 2, 3, 4)]
+    assert sorted(itertools.chain(*parts)) == sorted(names(runs))
+    assert parts[0] == ["none-seed0", "se-seed1"]
+    assert compare.share(runs, None) == runs
+
+
+@pytest.mark.parametrize("only", ["0/2", "3/2", "1/7", "2", "a/b", "1/0", "-1/2"])
+def test_wrong_shares(only):
+    runs = comparison.plan(base_config(), ["none", "se", "nam"], [0, 1])
+    with pytest.raises(ConfigError, match=r"--only: got .*N at most the 6 runs"):
+        compare.share(runs, only)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--config=configs/digits_resnet20.py",), "--workdir is missing"),
+        (("--report", "--workdir=nowhere"), "no finished run of a comparison"),
+        (("--workdir=nowhere",), "--config is missing"),
+    ],
+)
+def test_wrong_options_are_one_line(arguments, expected):
+    result = subprocess.run(
+        [sys.executable, "-m", "train.compare", *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1), result.stderr
+    assert expected in result.stderr
+    assert not (REPOSITORY / "nowhere").exists()

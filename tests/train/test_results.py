@@ -1,0 +1,99 @@
+"""Tables of a comparison, from summaries with known means, deviations and differences."""
+
+import csv
+import io
+import math
+
+import pytest
+from ml_collections import ConfigDict
+
+from train import results
+from train.comparison import Run
+
+
+def run(attention: str, seed: int, top1: float | None, speed: float = 100.0, p: float = 0.0) -> Run:
+    config = ConfigDict(
+        {
+            "seed": seed,
+            "batch_size": 128,
+            "model": {"name": "resnet20", "attention": attention},
+            "data": {"name": "cifar100"},
+            "optimizer": {"sparsity": p},
+        }
+    )
+    if top1 is None:
+        return Run(config)
+    summary = {
+        "params": 1234,
+        "macs": 5678,
+        "steps": 9000,
+        "num_eval_images": 10000,
+        "top1_error": top1,
+        "top5_error": top1 / 2,
+        "best_top1_error": top1 - 1,
+        "images_per_second": speed,
+    }
+    return Run(config, summary)
+
+
+RUNS = [
+    run("none", 0, 30.0, 100),
+    run("none", 1, 32.0, 200),
+    run("none", 2, 34.0, 100),
+    run("nam", 0, 29.0, 50, 1e-4),
+    run("nam", 1, 30.0, 180, 1e-4),
+    run("nam", 2, 31.0, 70, 1e-4),
+    run("se", 1, 33.0, 150),
+    run("cbam", 0, None),
+]
+
+
+def test_mean_deviation_and_interval():
+    none, nam, se = results.rows(RUNS)
+    assert none.top1_error[:2] == (32.0, 2.0)
+    assert none.difference is none.speed is None
+    assert nam.variant == "nam-p0.0001"
+    assert nam.difference.mean == -2.0
+    # Differences −1, −2, −3: deviation 1; the quantile of Student's t for 2 degrees of freedom.
+    assert nam.difference.high == pytest.approx(-2 + 4.302652729749464 / math.sqrt(3))
+    assert nam.difference.low == pytest.approx(-2 - 4.302652729749464 / math.sqrt(3))
+    assert nam.speed.mean == pytest.approx((0.5 + 0.9 + 0.7) / 3)
+    assert se.difference == (1.0, None, None, None)
+    assert se.speed.mean == 0.75
+
+
+def test_only_seeds_that_both_have_are_paired():
+    (_, nam) = results.rows([run("none", 3, 20.0), run("nam", 0, 50.0), run("nam", 3, 21.0)])
+    assert nam.top1_error.mean == 35.5
+    assert nam.difference == (1.0, None, None, None)
+    (alone,) = results.rows([run("nam", 0, 50.0)])
+    assert alone.difference is alone.speed is None
+
+
+def test_csv_has_every_figure_in_full():
+    none, nam, se = csv.DictReader(io.StringIO(results.csv_text(results.rows(RUNS))))
+    assert none["top1_error_mean"] == "32.0"
+    assert none["top1_difference_mean"] == none["images_per_second_vs_none"] == ""
+    assert float(nam["top1_difference_high"]) == pytest.approx(0.484, abs=1e-3)
+    assert nam["seeds"] == "0 1 2"
+    assert nam["best_top1_error_mean"] == "29.0"
+    assert se["top1_error_deviation"] == se["top1_difference_low"] == ""
+    assert se["parameters"] == "1234"
+
+
+def test_markdown():
+    text = results.markdown(results.rows(RUNS), results.caption(RUNS))
+    lines = text.splitlines()
+    assert lines[0] == (
+        "resnet20 on cifar100: 9,000 steps of 128 images, evaluated on 10,000; "
+        "7 of 8 runs finished."
+    )
+    table = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    assert len({len(cells) for cells in table}) == 1
+    rows = {cells[0]: cells[1:] for cells in table}
+    assert rows["none"] == [
+        "3", "1,234", "5,678", "32.00 ± 2.00", "16.00 ± 1.00", "–", "31.00 ± 2.00", "–",
+    ]  # fmt: skip
+    assert rows["nam-p0.0001"][5] == "-2.00 (-4.48 … +0.48)"
+    assert rows["se"][3:] == ["33.00 ± –", "16.50 ± –", "+1.00 (–)", "32.00 ± –", "0.75"]
+    assert "95% confidence interval" in text

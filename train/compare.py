@@ -1,0 +1,190 @@
+r"""Trains a network with several attentions and seeds, and compares what comes out.
+
+Usage: python -m train.compare --config FILE --workdir DIR
+                               [--attention NAME,...] [--seeds N,...]
+                               [--sparsity P,...] [--only K/N]
+                               [--config.FIELD=VALUE ...]
+       python -m train.compare --report --workdir DIR
+
+  --config FILE          the experiment; configs/ holds examples
+  --workdir DIR          where all runs and the tables are written
+  --attention NAME,...   default: none and the config's
+  --seeds N,...          default: 0
+  --sparsity P,...       strengths of the penalty for NAM; default: the config's
+  --only K/N             every Nth run from the Kth on: N machines share the work
+  --report               only the tables, of the runs that are in DIR
+  --config.FIELD=VALUE   overrides a field; python -m train.config lists them
+
+Writes results.csv, results.md and results.png after every run. The same
+command goes on where it was stopped. Needs pip install '.[train,plot]'.
+
+Example:
+  python -m train.compare --config configs/digits_resnet20.py \
+      --workdir runs/digits --attention none,se,nam --seeds 0,1,2
+
+Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong,
+75 told to stop (SIGTERM, Ctrl-C) and saved: the same command goes on.
+"""
+
+import datetime
+import re
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import jax
+from absl import flags
+from etils import epath
+
+from train import (
+    attentions,
+    command_line,
+    comparison,
+    compilation_cache,
+    figures,
+    results,
+    storage,
+    trainer,
+)
+from train import experiment as experiment_lib
+from train.comparison import Run
+from train.errors import ConfigError, RunError
+
+SEEDS = flags.DEFINE_list("seeds", ["0"], "The seeds of the runs with each attention.")
+SPARSITY = flags.DEFINE_list("sparsity", None, "Strengths of the penalty.")
+ONLY = flags.DEFINE_string("only", None, "K/N: every Nth run from the Kth on.")
+REPORT = flags.DEFINE_bool("report", False, "Only make the tables.")
+
+Number = TypeVar("Number", int, float)
+
+
+def main() -> None:
+    """Trains what is not trained yet, and makes the tables."""
+    figures.check_installed()
+    workdir = command_line.named_workdir()
+    if not REPORT.value:
+        train_all(_planned(), workdir)
+    elif not any(run.summary for run in comparison.read(workdir)):
+        raise ConfigError(f"--workdir {workdir}: there is no finished run of a comparison.")
+    print(write_tables(workdir))
+
+
+def train_all(runs: Sequence[Run], workdir: epath.Path) -> None:
+    """Trains the runs that are not finished, one after another, with tables after each.
+
+    Args:
+      runs: of one comparison, at least one.
+      workdir: of the comparison.
+
+    Raises:
+      ConfigError: a run cannot begin, or the directory holds those of another comparison.
+      RunError: some failed; the others are done.
+      PreemptedError: it was told to stop.
+    """
+    # All are checked before the first, whose training may take days.
+    comparison.read(workdir, runs[0].config)
+    for run in runs:
+        experiment_lib.build(run.config)
+    compilation_cache.enable()
+    failed = []
+    for number, run in enumerate(runs):
+        print(f"[{number + 1}/{len(runs)}] {run.name}{_time_left(workdir, runs[number:])}")
+        try:
+            trainer.train(experiment_lib.build(run.config), workdir / run.name)
+        except RunError as error:
+            print(f"{run.name} failed: {error}")
+            failed.append(run.name)
+            continue
+        write_tables(workdir)
+        # The programs of one network do not serve the next.
+        jax.clear_caches()
+    if failed:
+        raise RunError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}.")
+
+
+def write_tables(workdir: epath.Path) -> str:
+    """Writes the tables and the picture of the finished runs, at least one.
+
+    Args:
+      workdir: of the comparison.
+
+    Returns:
+      The table in Markdown.
+    """
+    runs = comparison.read(workdir)
+    table = results.rows(runs)
+    text = results.markdown(table, results.caption(runs))
+    storage.write_text(workdir / "results.csv", results.csv_text(table))
+    storage.write_text(workdir / "results.md", text)
+    storage.write_bytes(workdir / "results.png", figures.png(*figures.comparison(table)))
+    return text
+
+
+def _planned() -> list[Run]:
+    config = command_line.CONFIG.value
+    names = attentions.asked(config) if attentions.ATTENTION.value else ["none"]
+    if config.model.attention not in names and not attentions.ATTENTION.value:
+        names.append(config.model.attention)
+    seeds = numbers("seeds", SEEDS.value, int)
+    sparsities = None if SPARSITY.value is None else numbers("sparsity", SPARSITY.value, float)
+    return share(comparison.plan(config, names, seeds, sparsities), ONLY.value)
+
+
+def numbers(option: str, texts: Sequence[str], kind: Callable[[str], Number]) -> list[Number]:
+    """The numbers that an option lists.
+
+    Args:
+      option: its name.
+      texts: between its commas.
+      kind: int or float.
+
+    Raises:
+      ConfigError: one is no such number, negative, or there twice.
+    """
+    try:
+        values = [kind(text) for text in texts]
+    except ValueError:
+        values = []
+    if not values or len(set(values)) < len(values) or not all(0 <= n < 2**31 for n in values):
+        what = "whole numbers" if kind is int else "numbers"
+        raise ConfigError(
+            f"--{option}: got {','.join(texts)!r}; allowed: {what} from 0 on, each once, with "
+            "commas between."
+        )
+    return values
+
+
+def share(runs: list[Run], only: str | None) -> list[Run]:
+    """The runs that this machine trains.
+
+    Args:
+      runs: of all machines.
+      only: K/N, for every Nth from the Kth on; default: all.
+
+    Raises:
+      ConfigError: it is something else, or N is more than the runs.
+    """
+    if only is None:
+        return runs
+    match = re.fullmatch(r"(\d+)/(\d+)", only)
+    first, every = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= first <= every <= len(runs):
+        raise ConfigError(
+            f"--only: got {only!r}; allowed: K/N with K from 1 to N, and N at most the "
+            f"{len(runs)} runs."
+        )
+    return runs[first - 1 :: every]
+
+
+def _time_left(workdir: epath.Path, runs: Sequence[Run]) -> str:
+    """What the runs may take, by what finished ones took."""
+    found = comparison.read(workdir)
+    finished = {run.name: run.summary["wall_seconds"] for run in found if run.summary}
+    if not finished:
+        return ""
+    mean = sum(finished.values()) / len(finished)
+    left = mean * sum(run.name not in finished for run in runs)
+    return f", {datetime.timedelta(seconds=round(left))} left for all"
+
+
+if __name__ == "__main__":
+    command_line.run(main, __doc__, needs_config=lambda: not REPORT.value)
