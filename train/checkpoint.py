@@ -130,3 +130,24 @@ class Checkpoints:
         )
         restored = self._manager.restore(step, args=args)
         return restored["state"], restored["progress"]
+
+    def restore_parts(self, step: int, *names: str) -> dict[str, Any]:
+        """Reads parts of a checkpoint's state, without a state of the same structure.
+
+        Args:
+          step: of the checkpoint.
+          *names: of fields of the state, such as `params`.
+
+        Returns:
+          The parts by name: trees of dicts with NumPy arrays, whatever devices they were saved on.
+        """
+        path = self._manager.directory / str(step) / "state"
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            saved = reader.metadata(path).item_metadata.tree
+            wanted = {name: saved[name] for name in names}
+            args = ocp.args.PyTreeRestore(
+                item=wanted,
+                restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), wanted),
+                partial_restore=True,
+            )
+            return reader.restore(path, args)

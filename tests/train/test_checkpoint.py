@@ -94,6 +94,20 @@ def test_restored_state_is_the_one_saved_to_the_bit(tmp_path):
     assert restored_progress == progress
 
 
+def test_parts_are_read_without_a_state_of_their_structure(tmp_path):
+    state = {**state_of(1.5), "batch_stats": {"mean": jnp.arange(3.0)}}
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        checkpoints.save(7, state, {}, None)
+    with Checkpoints(tmp_path) as checkpoints:
+        found = checkpoints.restore_parts(7, "params", "batch_stats")
+    assert found.keys() == {"params", "batch_stats"}
+    for name, tree in found.items():
+        expected = jax.device_get(state[name])
+        assert jax.tree.structure(tree) == jax.tree.structure(expected)
+        for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(a, b, strict=True)
+
+
 def test_nan_infinity_and_negative_zero_come_back_to_the_bit(tmp_path):
     bits = np.array([0x7FC00001, 0xFF800000, 0x80000000, 0x00000001], np.uint32)
     state = {"params": jnp.asarray(bits.view(np.float32))}

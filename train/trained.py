@@ -1,0 +1,88 @@
+"""The network of a run, without its dataset."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from etils import epath
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from train import config as config_lib
+from train import experiment
+from train import workdir as workdir_lib
+from train.checkpoint import Checkpoints
+from train.data import sources
+from train.errors import RunError
+from train.storage import reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A network as a checkpoint has it.
+
+    Attributes:
+      config: of the run.
+      step: of the checkpoint.
+      model: takes images (N, H, W, C) and `train`.
+      variables: `params` and `batch_stats`, not the averaged ones.
+      image_shape: (H, W, C) of the images that it was made for.
+    """
+
+    config: ConfigDict
+    step: int
+    model: nn.Module
+    variables: dict[str, Any]
+    image_shape: tuple[int, int, int]
+
+
+def load(workdir: epath.Path, which: str, data_dir: str | None = None) -> Trained:
+    """Reads the network of a run from a checkpoint.
+
+    Args:
+      workdir: of the run.
+      which: `last` or `best`.
+      data_dir: where the dataset lies now; default: where the run had it.
+
+    Raises:
+      ConfigError: there is no such run, or the size of its images is not known.
+      RunError: there is no such checkpoint, or it cannot be read.
+    """
+    config = workdir_lib.saved_config(workdir)
+    config_lib.validate(config)
+    config.data.dir = data_dir or config.data.dir
+    # It changes nothing but the memory of training.
+    config.model.remat = False
+    if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        config.model.dtype = "float32"
+    step, variables = _restore(workdir, which)
+    params = variables["params"]
+    return Trained(
+        config=config,
+        step=step,
+        model=experiment.create_model(config, num_classes=len(params["fc"]["bias"])),
+        variables=variables,
+        image_shape=_image_shape(config.data, params),
+    )
+
+
+def _restore(workdir: epath.Path, which: str) -> tuple[int, dict[str, Any]]:
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        step = checkpoints.latest_step() if which == "last" else checkpoints.best_step()
+        if step is None:
+            raise RunError(f"the run in {workdir} has no {which} checkpoint yet.")
+        try:
+            return step, checkpoints.restore_parts(step, "params", "batch_stats")
+        # What is damaged raises errors of all kinds.
+        except Exception as error:
+            raise RunError(
+                f"the checkpoint of step {step} cannot be read: {reason(error)}"
+            ) from error
+
+
+def _image_shape(data: ConfigDict, params: Any) -> tuple[int, int, int]:
+    if not data.image_size:
+        return sources.describe(data)[1]
+    # TFDS need not know the dataset, which need not be on disk.
+    first = params["conv1" if "conv1" in params else "stem_conv"]
+    return data.image_size, data.image_size, first["kernel"].shape[2]
