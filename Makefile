@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: quickstart test test-long test-compile lint clean
+.PHONY: quickstart test test-long test-compile test-page lint clean
 
 quickstart: .venv/train # train the small digits network to the end
 	$(BIN)/python -m train.main --config configs/digits_resnet20.py
@@ -16,6 +17,10 @@ test-long: .venv/dev # run the tests that take minutes each
 
 test-compile: .venv/dev .venv/libtpu # run the tests that compile for TPUs; they need no TPU
 	PYTHONPATH=.venv/libtpu $(BIN)/python -m pytest tests/train/test_compile.py tests/train/test_compiled_bytes.py
+
+test-page: .venv/page # open the report in Chromium, which is installed where it is missing
+	command -v chromium >/dev/null || $(AS_ROOT) sh -c 'apt-get update && apt-get install --yes --no-install-recommends chromium fonts-dejavu-core'
+	$(BIN)/python -m pytest tests/page -m page
 
 lint: .venv/dev # lint, formatting and types
 	$(BIN)/ruff check .
@@ -33,6 +38,10 @@ clean: # remove the environment and what tools left behind
 
 .venv/dev: .venv/train
 	$(INSTALL) -e '.[train,dev]'
+	touch $@
+
+.venv/page: .venv/dev
+	$(INSTALL) -e '.[train,dev,page]'
 	touch $@
 
 # Apart from the rest: where JAX finds libtpu and no TPU, every start prints warnings.

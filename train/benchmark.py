@@ -24,13 +24,11 @@ Example:
 Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 """
 
-import datetime
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jaxlib
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -39,6 +37,7 @@ from train import (
     benchmark_loader,
     benchmark_step,
     command_line,
+    environment,
     json_file,
     rounds,
     table,
@@ -109,20 +108,16 @@ def step_benchmark(config: ConfigDict, names: list[str], steps: int) -> dict[str
 
 def circumstances(config: ConfigDict, steps: int) -> dict[str, Any]:
     """What was measured, when and on what."""
-    devices = jax.devices()
     # Of all attentions together; not every backend knows.
-    memory = devices[0].memory_stats() or {}
+    memory = jax.devices()[0].memory_stats() or {}
     return {
         "config": command_line.config_name(),
         "model": config.model.name,
         "dtype": config.model.dtype,
         "batch_size": config.batch_size,
         "steps": steps,
-        "devices": len(devices),
-        "device_kind": devices[0].device_kind,
         "device_peak_bytes": memory.get("peak_bytes_in_use"),
-        "versions": {"jax": jax.__version__, "jaxlib": jaxlib.__version__},
-        "date": datetime.date.today().isoformat(),
+        **environment.describe(),
     }
 
 

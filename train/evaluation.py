@@ -7,7 +7,7 @@ import jax
 from etils import epath
 
 from nam_jax import sparsity_penalty
-from train import assembly, programs
+from train import assembly, programs, small_weights
 from train import step as step_lib
 from train import workdir as workdir_lib
 from train.checkpoint import Checkpoints
@@ -31,8 +31,9 @@ def evaluate(
 
     Returns:
       `num_images`, `bad_records`, `loss`, `cross_entropy`, `penalty`, and `top1_error` and
-      `top5_error` in percent; the same of the averaged weights, where there are any, with the
-      prefix `ema_`.
+      `top5_error` in percent, and with NAM `small_weights`, the percentage of its weights below
+      `small_weights.SMALL` of their layer's mean; the same of the averaged weights, where there
+      are any, with the prefix `ema_`.
 
     Raises:
       RunError: no image can be read.
@@ -89,10 +90,12 @@ def evaluate_checkpoint(
 def _errors(sums: dict[str, float], variables: Any, sparsity: float) -> dict[str, float]:
     penalty = float(sparsity_penalty(variables["params"], sparsity))
     cross_entropy = sums["cross_entropy"] / sums["count"]
+    small = small_weights.percentage(variables["params"])
     return {
         "loss": cross_entropy + penalty,
         "cross_entropy": cross_entropy,
         "penalty": penalty,
         "top1_error": 100 * sums["top1_wrong"] / sums["count"],
         "top5_error": 100 * sums["top5_wrong"] / sums["count"],
+        **({} if small is None else {"small_weights": small}),
     }

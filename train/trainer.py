@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from train import assembly, distributed, pretrained, programs
+from train import assembly, distributed, environment, pretrained, programs
 from train import rows as rows_lib
 from train import step as step_lib
 from train import workdir as workdir_lib
@@ -73,6 +73,8 @@ def train(
         if finished is not None:
             distributed.say(f"the run in {workdir} is finished")
             return finished if distributed.is_main() else None
+        if distributed.is_main():
+            write_json(workdir / "environment.json", environment.describe())
         return _train(experiment, workdir, imported, profile, startup)
 
 

@@ -40,9 +40,13 @@ def stop_after_a_checkpoint(server: Server) -> None:
 
 
 def evaluate_best(server: Server) -> str:
-    command = [sys.executable, "-m", "train.evaluate", "--config", "configs/digits_resnet20.py"]
+    config = ("--config", "configs/digits_resnet20.py")
+    return call(server, "evaluate", *config, *OPTIONS, "--which", "best")
+
+
+def call(server: Server, command: str, *arguments: str) -> str:
     return subprocess.run(
-        [*command, "--workdir", WORKDIR, *OPTIONS, "--which", "best"],
+        [sys.executable, "-m", f"train.{command}", "--workdir", WORKDIR, *arguments],
         cwd=processes.REPOSITORY,
         env=os.environ
         | {"JAX_PLATFORMS": "cpu"}
@@ -71,6 +75,7 @@ def test_stopped_run_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None
         assert f"going on from the checkpoint of step {before}\n" in output
         assert "no TensorBoard events in a bucket" in output
         evaluation = evaluate_best(server)
+        assert call(server, "report") == f"{WORKDIR}/report.html\n"
     assert f"step {expected['best_step']}\n" in evaluation
     assert f"top1_error {expected['best_top1_error']:.6g}\n" in evaluation
     assert checkpoints(server) == dict.fromkeys({expected["best_step"], 12, 16}, True)
@@ -81,5 +86,8 @@ def test_stopped_run_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None
     rows = map(json.loads, b"".join(segments).splitlines())
     local = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert list(map(untimed, rows)) == list(map(untimed, local))
-    top = {"config.json", "summary.json", "checkpoints", "metrics"}
+    assert b"Finished after 16 steps" in files["report.html"]
+    assert files["report/maps-dark.png"].startswith(b"\x89PNG")
+    top = {"config.json", "environment.json", "summary.json", "checkpoints", "metrics"}
+    top |= {"report.html", "report"}
     assert {name.partition("/")[0] for name in files} == top

@@ -17,6 +17,7 @@ DATA = {"grain", "tensorflow_datasets", "array_record", "sklearn"}
         ("main", NEVER | DATA),
         ("evaluate", NEVER | DATA),
         ("compile", NEVER | DATA),
+        ("report", NEVER | DATA),
         ("summary", NEVER | DATA | {"orbax", "tensorboardX"}),
         ("config", NEVER | DATA | {"orbax", "tensorboardX"}),
     ],

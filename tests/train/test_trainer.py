@@ -71,6 +71,14 @@ def test_fields_of_rows_and_summary(learned: Path) -> None:
     assert summary["params"] == 270610
 
 
+def test_evaluations_of_nam_tell_its_small_weights(learned: Path) -> None:
+    for row in rows(learned):
+        found = {name for name in row if name.endswith("small_weights")}
+        wanted = {"small_weights", "ema_small_weights"} if row["split"] == "eval" else set()
+        assert found == wanted
+        assert all(0 <= row[name] <= 100 for name in found)
+
+
 def test_averaged_weights_are_evaluated_beside_the_others(learned: Path) -> None:
     last = rows(learned)[-1]
     assert last["ema_top1_error"] != last["top1_error"]
@@ -79,7 +87,8 @@ def test_averaged_weights_are_evaluated_beside_the_others(learned: Path) -> None
 
 def test_directory_of_a_run(learned: Path) -> None:
     names = {path.name for path in learned.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "tensorboard"}
+    files = {"config.json", "environment.json", "metrics.jsonl", "summary.json"}
+    assert names == files | {"checkpoints", "tensorboard"}
     config = json.loads((learned / "config.json").read_text())
     assert config["epochs"] == 4
     assert config["optimizer"]["milestones"] == [0.3, 0.6, 0.8]
