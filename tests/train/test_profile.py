@@ -1,6 +1,7 @@
 """Traces of steps, and compiled steps that outlive the process."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,13 +49,26 @@ def test_no_span_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "profile").exists()
 
 
-def test_compilations_are_kept_for_the_user(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """What is set of JAX's config in this test; nothing comes of it."""
+    found: dict[str, Any] = {}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(jax.config, "update", lambda *setting: settings.append(setting))
-    settings: list[tuple[str, str]] = []
+    monkeypatch.setattr(jax.config, "update", found.__setitem__)
+    return found
+
+
+def test_compilations_are_kept_for_the_user(settings: dict[str, Any], tmp_path: Path) -> None:
     compilation_cache.enable()
-    ((name, directory),) = settings
-    assert name == "jax_compilation_cache_dir"
-    assert Path(directory).is_relative_to(tmp_path / "nam_jax")
+    directory = Path(settings["jax_compilation_cache_dir"])
+    assert directory.is_relative_to(tmp_path / "nam_jax")
+    assert 0 < settings["jax_persistent_cache_min_compile_time_secs"] < 1
+
+
+def test_settings_of_the_compilation_cache_in_the_environment_hold(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "7")
+    compilation_cache.enable()
+    assert settings == {}
