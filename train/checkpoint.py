@@ -6,7 +6,7 @@ directory has a longer name; in a bucket it lacks `commit_success.txt`.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -16,6 +16,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from train import storage
+from train.errors import RunError
 
 State = TypeVar("State")
 
@@ -140,7 +141,18 @@ class Checkpoints:
 
         Returns:
           The parts by name: trees of dicts with NumPy arrays, whatever devices they were saved on.
+
+        Raises:
+          RunError: it is damaged, or gone by now.
         """
+        try:
+            return self._restore_parts(step, names)
+        # What is damaged raises errors of all kinds.
+        except Exception as error:
+            reason = storage.reason(error)
+            raise RunError(f"the checkpoint of step {step} cannot be read: {reason}") from error
+
+    def _restore_parts(self, step: int, names: Sequence[str]) -> dict[str, Any]:
         path = self._manager.directory / str(step) / "state"
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             saved = reader.metadata(path).item_metadata.tree

@@ -82,14 +82,13 @@ def train_all(runs: Sequence[Run], workdir: epath.Path) -> None:
     """
     # All are checked before the first, whose training may take days.
     comparison.read(workdir, runs[0].config)
-    for run in runs:
-        experiment_lib.build(run.config)
+    experiments = [experiment_lib.build(run.config) for run in runs]
     compilation_cache.enable()
     failed = []
-    for number, run in enumerate(runs):
+    for number, (run, experiment) in enumerate(zip(runs, experiments, strict=True)):
         print(f"[{number + 1}/{len(runs)}] {run.name}{_time_left(workdir, runs[number:])}")
         try:
-            trainer.train(experiment_lib.build(run.config), workdir / run.name)
+            trainer.train(experiment, workdir / run.name)
         except RunError as error:
             print(f"{run.name} failed: {error}")
             failed.append(run.name)

@@ -30,6 +30,7 @@ def check_installed() -> None:
       ConfigError: matplotlib is missing.
     """
     try:
+        # Only to find here that it is missing.
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ConfigError("pictures need matplotlib: pip install '.[train,plot]'.") from error

@@ -163,12 +163,7 @@ def nam_weights(workdir: epath.Path) -> tuple[int, Weights]:
     with Checkpoints(directory) as checkpoints:
         step = checkpoints.latest_step()
         assert step is not None
-        try:
-            params = checkpoints.restore_parts(step, "params")["params"]
-        # What is damaged raises errors of all kinds; and a run that goes on may delete it.
-        except Exception as error:
-            reason = storage.reason(error)
-            raise RunError(f"the checkpoint of step {step} cannot be read: {reason}") from error
+        params = checkpoints.restore_parts(step, "params")["params"]
     weights = {path: np.asarray(w) for path, w in jax.device_get(saliency(params)).items()}
     if not weights:
         raise RunError("the network has no NAM scales.")
@@ -199,7 +194,7 @@ def _counts(layers: Sequence[np.ndarray]) -> tuple[str, ...]:
 
 
 def _config(config: ConfigDict) -> str:
-    defaults = dict(flatten(ConfigDict(json.loads(json.dumps(default_config().to_dict())))))
+    defaults = workdir_lib.as_saved(default_config())
     lines, marked = [], []
     for place, (name, value) in enumerate(flatten(config)):
         differs = name not in defaults or value != defaults[name]

@@ -14,7 +14,6 @@ from train import workdir as workdir_lib
 from train.checkpoint import Checkpoints
 from train.data import sources
 from train.errors import RunError
-from train.storage import reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +70,7 @@ def _restore(workdir: epath.Path, which: str) -> tuple[int, dict[str, Any]]:
         step = checkpoints.latest_step() if which == "last" else checkpoints.best_step()
         if step is None:
             raise RunError(f"the run in {workdir} has no {which} checkpoint yet.")
-        try:
-            return step, checkpoints.restore_parts(step, "params", "batch_stats")
-        # What is damaged raises errors of all kinds.
-        except Exception as error:
-            raise RunError(
-                f"the checkpoint of step {step} cannot be read: {reason(error)}"
-            ) from error
+        return step, checkpoints.restore_parts(step, "params", "batch_stats")
 
 
 def _image_shape(data: ConfigDict, params: Any) -> tuple[int, int, int]:

@@ -77,7 +77,7 @@ def check(workdir: epath.Path, config: ConfigDict, free: tuple[str, ...] = FREE_
       ConfigError: there is no run, or its config differs; names the fields.
     """
     saved = dict(flatten(saved_config(workdir)))
-    wanted = dict(flatten(ConfigDict(json.loads(json.dumps(config.to_dict())))))
+    wanted = as_saved(config)
     differing = [
         f"{name} is {saved.get(name)!r} there and {wanted.get(name)!r} here"
         for name in sorted(saved.keys() | wanted.keys())
@@ -88,6 +88,11 @@ def check(workdir: epath.Path, config: ConfigDict, free: tuple[str, ...] = FREE_
             f"--workdir {workdir} belongs to a run of another config: {'; '.join(differing)}. "
             "Give this run a directory of its own."
         )
+
+
+def as_saved(config: ConfigDict) -> dict[str, Any]:
+    """The fields of a config by their dotted names, with the values that config.json gives back."""
+    return dict(flatten(ConfigDict(json.loads(json.dumps(config.to_dict())))))
 
 
 def saved_config(workdir: epath.Path) -> ConfigDict:

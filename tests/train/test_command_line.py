@@ -1,27 +1,15 @@
 """Wrong command lines and configs: exit code 2 and one line; help that fits a screen."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.train.commands import call
 from train import command_line
 from train.errors import ConfigError
 
-REPOSITORY = Path(__file__).parents[2]
 DIGITS = ("--config", "configs/digits_resnet20.py")
-
-
-def call(*arguments: str, command: str = "train.main") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", command, *arguments],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize(

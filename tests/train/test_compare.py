@@ -2,21 +2,18 @@
 
 import itertools
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from etils import epath
 
 from configs import digits_resnet20
 from tests.train import tiny
+from tests.train.commands import REPOSITORY, call
 from train import compare, comparison
 from train import workdir as workdir_lib
 from train.errors import ConfigError, RunError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-REPOSITORY = Path(__file__).parents[2]
 
 
 def base_config():
@@ -164,13 +161,7 @@ def test_wrong_shares(only):
     ],
 )
 def test_wrong_options_are_one_line(arguments, expected):
-    result = subprocess.run(
-        [sys.executable, "-m", "train.compare", *arguments],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = call(*arguments, command="train.compare")
     assert (result.returncode, len(result.stderr.splitlines())) == (2, 1), result.stderr
     assert expected in result.stderr
     assert not (REPOSITORY / "nowhere").exists()

@@ -4,9 +4,7 @@ import base64
 import html
 import re
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from matplotlib.figure import Figure
 
 from configs import digits_resnet20
 from tests.train import fake_run, tiny
+from tests.train.commands import call
 from train import (
     comparison,
     figures,
@@ -27,7 +26,6 @@ from train import (
 from train import experiment as experiment_lib
 from train.errors import ConfigError, RunError
 
-REPOSITORY = Path(__file__).parents[2]
 RUN_PICTURES = {
     *("loss", "errors", "learning_rate", "images_per_second", "data_wait", "small_weights"),
     *("sorted_channels", "heat_map_channels", "sorted_pixels", "heat_map_pixels", "maps"),
@@ -284,20 +282,10 @@ def test_missing_matplotlib_is_an_error(monkeypatch):
         report.main()
 
 
-def call(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "train.report", *arguments],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_command_on_a_machine_with_other_devices(tmp_path):
     # The checkpoint is written with four devices; the command has one.
     workdir = fake_run.write(tmp_path / "run", saved=fake_run.params())
-    result = call("--workdir", str(workdir))
+    result = call("--workdir", str(workdir), command="train.report")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == f"{workdir}/report.html\n"
     assert len(list((workdir / "report").iterdir())) == 2 * len(RUN_PICTURES)
@@ -308,7 +296,7 @@ def test_command_on_a_machine_with_other_devices(tmp_path):
     [([], "--workdir is missing"), (["--workdir", "/nowhere"], "there is no such directory")],
 )
 def test_command_that_is_wrong(arguments, message):
-    result = call(*arguments)
+    result = call(*arguments, command="train.report")
     assert (result.returncode, result.stdout) == (2, "")
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1

@@ -3,7 +3,6 @@
 import dataclasses
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import jax
@@ -18,7 +17,8 @@ from nam_jax.models import mobilenet_v2
 from nam_jax.models.mobilenet_v2 import MobileNetV2, Stage
 from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.parity import random_variables
-from tests.train import imagenet, tfds_writer
+from tests.train import commands, imagenet, tfds_writer
+from tests.train.commands import REPOSITORY
 from train import experiment as experiment_lib
 from train import gallery, trained, views, visualize
 from train import mesh as mesh_lib
@@ -29,7 +29,6 @@ from train.errors import ConfigError, RunError
 from train.figures import png
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-REPOSITORY = Path(__file__).parents[2]
 
 
 def small(name, *, num_classes, attention, stem, dtype, **_):
@@ -291,13 +290,7 @@ def test_without_matplotlib(tmp_path, monkeypatch, call):
     ],
 )
 def test_wrong_command_lines_are_one_line(arguments, expected):
-    result = subprocess.run(
-        [sys.executable, "-m", "train.visualize", *arguments],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = commands.call(*arguments, command="train.visualize")
     assert (result.returncode, len(result.stderr.splitlines())) == (2, 1), result.stderr
     assert expected in result.stderr
 
