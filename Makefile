@@ -4,13 +4,13 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: quickstart test test-long test-compile test-page lint clean
+.PHONY: quickstart test test-long test-compile test-page faults lint clean
 
 quickstart: .venv/train # train the small digits network to the end
 	$(BIN)/python -m train.main --config configs/digits_resnet20.py
 
 test: .venv/dev # run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: .venv/dev # run the tests that take minutes each
 	$(BIN)/python -m pytest -m long
@@ -22,13 +22,16 @@ test-page: .venv/page # open the report in Chromium, which is installed where it
 	command -v chromium >/dev/null || $(AS_ROOT) sh -c 'apt-get update && apt-get install --yes --no-install-recommends chromium fonts-dejavu-core'
 	$(BIN)/python -m pytest tests/page -m page
 
+faults: .venv/dev # all of the tests that break things: killed runs, damaged files, wrong input
+	$(BIN)/python -m pytest tests/faults -m "long or not long" --hypothesis-profile=many
+
 lint: .venv/dev # lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean: # remove the environment and what tools left behind
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
 
 .venv/train: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: needs Python 3.11 or later, got " + sys.version.split()[0] + "; try make PYTHON=python3.12")'

@@ -240,6 +240,7 @@ class BatchNorm(nn.Module):
         return multiplier * x + offset
 
     def _output_moments(self, x: jax.Array, moments: Moments) -> Moments:
-        params = self.variables["params"]
-        var = jnp.square(params["scale"]) * moments.var / (moments.var + self.epsilon)
-        return Moments(params["bias"].astype(var.dtype), var, self._normalize(x, moments))
+        scale, bias = (self.variables["params"][name] for name in ("scale", "bias"))
+        # The square alone would be rounded to the parameters' dtype, and overflow in float16.
+        var = scale * (moments.var / (moments.var + self.epsilon)) * scale
+        return Moments(bias.astype(var.dtype), var, self._normalize(x, moments))

@@ -41,9 +41,15 @@ def attention_weights(scale: jax.Array, *, gradient: bool = False) -> jax.Array:
       [0.25 0.75]
     """
     magnitudes = magnitude(scale)
-    total = magnitudes.sum()
-    weights = magnitudes / jnp.where(total == 0, 1, total)
+    # A factor that all scales have in common changes nothing. Without that of the largest their
+    # sum does not overflow, nor does its square, in the gradient, vanish.
+    magnitudes /= _or_one(jax.lax.stop_gradient(magnitudes).max(initial=0))
+    weights = magnitudes / _or_one(magnitudes.sum())
     return weights if gradient else jax.lax.stop_gradient(weights)
+
+
+def _or_one(divisor: jax.Array) -> jax.Array:
+    return jnp.where(divisor == 0, 1, divisor)
 
 
 def gate_affine(

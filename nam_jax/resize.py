@@ -68,18 +68,17 @@ def _is_spatial(path: tuple[str, ...], wanted: Mapping[tuple[str, ...], Any]) ->
     return path[-2] == "nam_bn" and path in wanted and wanted[path].ndim == 2
 
 
-def _resized(path: tuple[str, ...], leaf: Any, shape: tuple[int, int]) -> np.ndarray:
+def _resized(path: tuple[str, ...], leaf: Any, shape: tuple[int, int]) -> Any:
+    if leaf.shape == shape:
+        return leaf
     old = np.asarray(leaf, np.float64)
-    rows, columns = (_overlaps(o, n) for o, n in zip(old.shape, shape, strict=True))
-    new = rows @ old @ columns.T
+    new = _means(_means(old, shape[0]).T, shape[1]).T
     if path[0] == "params":
         new *= new.size / old.size
     return new.astype(leaf.dtype)
 
 
-def _overlaps(old: int, new: int) -> np.ndarray:
-    """The share (new, old) of every new pixel that lies on each old one, along one axis."""
-    # In units of which an old pixel has `new` and a new one `old`: whole numbers, no rounding.
-    starts_new, starts_old = np.arange(new)[:, None] * old, np.arange(old)[None] * new
-    ends = np.minimum(starts_new + old, starts_old + new)
-    return np.maximum(0, ends - np.maximum(starts_new, starts_old)) / old
+def _means(values: np.ndarray, parts: int) -> np.ndarray:
+    """The means of so many equal parts of the first axis."""
+    # With every value repeated as often as there are parts, none lies in two of them.
+    return values.repeat(parts, axis=0).reshape(parts, *values.shape).mean(axis=1)

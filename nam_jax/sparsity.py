@@ -8,12 +8,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from nam_jax.dtypes import widened
 from nam_jax.nam import magnitude
 
 # A schedule takes the number of updates so far.
 ScalarOrSchedule = float | Callable[[jax.Array], jax.Array]
+# What is known when a transformation is made; an array of JAX may be traced.
+_NUMBERS = (int, float, np.number)
 
 
 class ScheduleState(NamedTuple):
@@ -110,9 +114,13 @@ def add_sparsity_penalty(strength: ScalarOrSchedule) -> optax.GradientTransforma
         if params is None:
             raise ValueError("add_sparsity_penalty needs the parameters: update(g, state, params).")
         p = _value(strength, state.step)
-        updates = map_nam_scales(
-            lambda g, scale: g + (p * jnp.sign(scale)).astype(g.dtype), updates, params
-        )
+
+        def add(g: jax.Array, scale: jax.Array) -> jax.Array:
+            penalised = g + p * jnp.sign(widened(scale))
+            # Without a penalty, adding 0 would still make 0 of −0.
+            return jnp.where(p == 0, g, penalised.astype(g.dtype))
+
+        updates = map_nam_scales(add, updates, params)
         return updates, ScheduleState(optax.safe_increment(state.step))
 
     return optax.GradientTransformation(_checked_init(strength), update)
@@ -164,7 +172,9 @@ def proximal_sparsity(
 
         def soft_threshold(u: jax.Array, scale: jax.Array) -> jax.Array:
             v = scale + u
-            return jnp.sign(v) * jnp.maximum(jnp.abs(v) - threshold, 0).astype(v.dtype) - scale
+            shrunk = jnp.sign(v) * jnp.maximum(jnp.abs(v) - threshold, 0).astype(v.dtype)
+            # Without a penalty the update is kept as it is, not rounded by adding the scale.
+            return jnp.where(threshold == 0, u, shrunk - scale)
 
         updates = map_nam_scales(soft_threshold, updates, params)
         return updates, ScheduleState(optax.safe_increment(state.step))
@@ -178,14 +188,13 @@ def _value(scalar_or_schedule: ScalarOrSchedule, count: jax.Array) -> Any:
 
 
 def _check_not_negative(what: str, value: Any) -> None:
-    # Schedules, and arrays that are traced, are not known yet.
-    if isinstance(value, (int, float)) and not value >= 0:
+    if isinstance(value, _NUMBERS) and not value >= 0:
         raise ValueError(f"{what} must be at least 0; got {value}.")
 
 
 def _checked_init(strength: ScalarOrSchedule) -> Callable[[optax.Params], ScheduleState]:
     _check_not_negative("The sparsity strength", strength)
-    is_off = isinstance(strength, (int, float)) and strength == 0
+    is_off = isinstance(strength, _NUMBERS) and strength == 0
 
     def init(params: optax.Params) -> ScheduleState:
         if not is_off and not nam_scales(params):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +17,7 @@ from train import assembly
 from train import experiment as experiment_lib
 from train import mesh as mesh_lib
 from train import step as step_lib
+from train.config import MOST_WORKERS
 from train.data import streaming
 from train.data.feed import cpu_cores, epoch_orders
 from train.data.records import BadRecordError
@@ -24,7 +26,8 @@ from train.errors import ConfigError
 from train.experiment import Experiment
 
 WORKERS = flags.DEFINE_list("workers", None, "Numbers of threads to try.")
-SECONDS = flags.DEFINE_float("seconds", 10.0, "How long to measure each.", lower_bound=0.1)
+SECONDS = flags.DEFINE_float("seconds", 10.0, "How long to measure each.")
+MOST_SECONDS = 3600
 
 STAGES = ("read", "decode", "crop_and_resize", "batch", "transfer")
 
@@ -36,17 +39,19 @@ def run(config: ConfigDict) -> dict[str, Any]:
       `cores`, and under `loader` what `loader_figures` gives for each.
 
     Raises:
-      ConfigError: the numbers of workers are none, or the config names another loader.
+      ConfigError: the numbers of workers or of seconds are none, or the config names another
+        loader.
     """
+    cores = cpu_cores()
+    numbers, seconds = _numbers_of_workers(cores), _seconds()
     if config.data.loader != "streaming":
         raise ConfigError("config.data.loader: the resident loader has no work to measure.")
     experiment = experiment_lib.build(config)
-    cores = cpu_cores()
     print(f"{cores} CPU cores; microseconds per image and thread, by stage")
     results = []
-    for workers in _numbers_of_workers(cores):
+    for workers in numbers:
         config.data.workers = workers
-        result = loader_figures(experiment, workers, SECONDS.value)
+        result = loader_figures(experiment, workers, seconds)
         results.append(result)
         stages = "  ".join(f"{n} {t:.0f}" for n, t in result["microseconds_per_image"].items())
         print(
@@ -61,10 +66,20 @@ def run(config: ConfigDict) -> dict[str, Any]:
 def _numbers_of_workers(cores: int) -> list[int]:
     if WORKERS.value is None:
         return sorted({1, cores})
-    if not WORKERS.value or not all(n.isdigit() and int(n) > 0 for n in WORKERS.value):
-        got = ",".join(WORKERS.value)
-        raise ConfigError(f"--workers: got {got!r}; allowed: numbers above 0, such as 1,2,4.")
-    return [int(number) for number in WORKERS.value]
+    numbers = [int(n) if re.fullmatch(r"\d{1,4}", n) else 0 for n in WORKERS.value]
+    if not numbers or not all(1 <= number <= MOST_WORKERS for number in numbers):
+        raise ConfigError(
+            f"--workers: got {','.join(WORKERS.value)!r}; allowed: numbers from 1 to "
+            f"{MOST_WORKERS}, such as 1,2,4."
+        )
+    return numbers
+
+
+def _seconds() -> float:
+    # Not bounds of the flag: a value that is no number passes them.
+    if not 0.1 <= SECONDS.value <= MOST_SECONDS:
+        raise ConfigError(f"--seconds: got {SECONDS.value}; allowed: 0.1 to {MOST_SECONDS}.")
+    return SECONDS.value
 
 
 def loader_figures(experiment: Experiment, workers: int, seconds: float) -> dict[str, Any]:

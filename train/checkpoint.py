@@ -1,40 +1,42 @@
 """Checkpoints through Orbax: asynchronous, the latest ones and the best.
 
-Layout: `<directory>/<step>/state` holds the train state, `progress` the time that it took,
-and `metrics`, where the step was evaluated, the result. While a checkpoint is being written its
-directory has a longer name; in a bucket it lacks `commit_success.txt`.
+`train.saved` has the layout of each. While one is being written its directory has a longer name;
+in a bucket it lacks `commit_success.txt`.
 """
 
-import hashlib
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from train import storage
+from train import mesh, storage
 from train.errors import RunError
+from train.saved import by_name, json_sha256, read, state_sha256
 
 State = TypeVar("State")
 
 
-def state_sha256(state: Any) -> str:
-    """A digest of the paths, dtypes, shapes and bytes of all arrays of a tree, in its order."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        array = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+def _as(like: State, state: dict[str, Any]) -> State:
+    """The arrays of a state that was read, in the structure and on the devices of another."""
+    found, wanted = by_name(state), by_name(like)
+    for name in sorted(found.keys() | wanted.keys()):
+        shapes = [
+            (tree[name].dtype, tree[name].shape) if name in tree else "missing"
+            for tree in (found, wanted)
+        ]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"{name} is {shapes[0]} there and {shapes[1]} here")
+    arrays = [mesh.put_copies(found[name], leaf.sharding) for name, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), arrays)
 
 
-def has_any(directory: epath.Path) -> bool:
-    """Whether a directory holds a finished checkpoint."""
-    with storage.reporting(directory):
-        return any(ocp.path.step.standard_name_format().find_all(directory))
+def _async_options() -> ocp.AsyncOptions:
+    # Orbax's limit for writing goes by the clock, which may jump; alone, no process is waited for.
+    return ocp.AsyncOptions(timeout_secs=10**9) if jax.process_count() == 1 else ocp.AsyncOptions()
 
 
 class Checkpoints:
@@ -50,6 +52,9 @@ class Checkpoints:
           directory: of all the checkpoints of a run.
           keep: how many of the latest to keep, at least 2; the best is kept as well. None: only
             to read, beside a run that may be writing.
+
+        Raises:
+          RunError: what is in it cannot be read.
         """
 
         def error(metrics: Mapping[str, float]) -> float:
@@ -68,16 +73,25 @@ class Checkpoints:
                 [checkpoint_managers.LatestN(keep), best]
             ),
             cleanup_tmp_directories=keep is not None,
+            async_options=_async_options(),
         )
         # Orbax wants absolute paths, which those of a bucket are; epath does not know that.
-        directory = directory if storage.is_bucket(directory) else directory.absolute()
-        self._manager = ocp.CheckpointManager(directory, options=options)
+        self._directory = directory if storage.is_bucket(directory) else directory.absolute()
+        self._saving: int | None = None
+        with _explained(f"the checkpoints in {directory} cannot be read"):
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: Any, *rest: object) -> None:
+        try:
+            with _explained(self._unwritten()):
+                self._manager.close()
+        except RunError:
+            # What ends the run already matters more.
+            if kind is None:
+                raise
 
     def latest_step(self) -> int | None:
         """The step of the latest checkpoint, None without any."""
@@ -101,19 +115,33 @@ class Checkpoints:
           state: a tree of arrays.
           progress: any figures to be restored beside it.
           evaluation: the result at this step, with `top1_error`; None without one.
+
+        Raises:
+          RunError: this one or the one before cannot be written.
         """
+        digests = {
+            "state": state_sha256(state),
+            "progress": json_sha256(dict(progress)),
+            "metrics": None if evaluation is None else json_sha256(dict(evaluation)),
+        }
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(dict(progress))
+            state=ocp.args.StandardSave(state),
+            progress=ocp.args.JsonSave(dict(progress)),
+            digests=ocp.args.JsonSave(digests),
         )
-        self._manager.save(step, args=args, metrics=evaluation)
+        self.wait()
+        self._saving = step
+        with _explained(self._unwritten()):
+            self._manager.save(step, args=args, metrics=evaluation)
 
     def wait(self) -> None:
         """Waits until the last checkpoint is on disk.
 
         Raises:
-          Exception: what made writing it fail.
+          RunError: it cannot be written.
         """
-        self._manager.wait_until_finished()
+        with _explained(self._unwritten()):
+            self._manager.wait_until_finished()
 
     def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
         """Reads a checkpoint.
@@ -124,13 +152,13 @@ class Checkpoints:
 
         Returns:
           The state and the progress, as saved.
+
+        Raises:
+          RunError: it cannot be read, or is of another structure.
         """
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like)),
-            progress=ocp.args.JsonRestore(),
-        )
-        restored = self._manager.restore(step, args=args)
-        return restored["state"], restored["progress"]
+        with _explained(self._unread(step)):
+            state, progress = read(self._path(step))
+            return _as(like, state), progress
 
     def restore_parts(self, step: int, *names: str) -> dict[str, Any]:
         """Reads parts of a checkpoint's state, without a state of the same structure.
@@ -145,21 +173,27 @@ class Checkpoints:
         Raises:
           RunError: it is damaged, or gone by now.
         """
-        try:
-            return self._restore_parts(step, names)
-        # What is damaged raises errors of all kinds.
-        except Exception as error:
-            reason = storage.reason(error)
-            raise RunError(f"the checkpoint of step {step} cannot be read: {reason}") from error
+        with _explained(self._unread(step)):
+            state, _ = read(self._path(step))
+            return {name: state[name] for name in names}
 
-    def _restore_parts(self, step: int, names: Sequence[str]) -> dict[str, Any]:
-        path = self._manager.directory / str(step) / "state"
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            saved = reader.metadata(path).item_metadata.tree
-            wanted = {name: saved[name] for name in names}
-            args = ocp.args.PyTreeRestore(
-                item=wanted,
-                restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), wanted),
-                partial_restore=True,
-            )
-            return reader.restore(path, args)
+    def _path(self, step: int) -> epath.Path:
+        return self._directory / str(step)
+
+    def _unread(self, step: int) -> str:
+        return f"the checkpoint of step {step} in {self._directory} cannot be read"
+
+    def _unwritten(self) -> str:
+        return (
+            f"the checkpoint of step {self._saving} cannot be written to {self._directory}; those "
+            "before it are whole, and the same command goes on from there"
+        )
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Makes one line of errors, which those of Orbax and what is below it are not."""
+    try:
+        yield
+    except Exception as error:
+        raise RunError(f"{what}: {storage.reason(error)}") from error

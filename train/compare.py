@@ -164,7 +164,7 @@ def share(runs: list[Run], only: str | None) -> list[Run]:
     """
     if only is None:
         return runs
-    match = re.fullmatch(r"(\d+)/(\d+)", only)
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", only)
     first, every = map(int, match.groups()) if match else (0, 0)
     if not 1 <= first <= every <= len(runs):
         raise ConfigError(

@@ -1,11 +1,12 @@
-"""The config of a run: every field with its default, what is allowed, and what it means.
+"""Every field of a config: its default, what is allowed, and what it means.
 
-`python -m train.config` prints them.
+Usage: python -m train.config
+
+Prints them.
 """
 
 import dataclasses
 import re
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +19,11 @@ from nam_jax.torch_import import SUFFIXES
 from train.data.crop import INTERPOLATIONS
 from train.data.random_augment import LEVELS
 from train.data.random_augment import NAMES as AUGMENTATIONS
-from train.errors import ConfigError
+
+# Updates are counted in 32 bits.
+MOST_STEPS = 2**31 - 1
+# More threads than this the system may not start.
+MOST_WORKERS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +47,17 @@ def _choice(default: str, names: tuple[str, ...], doc: str) -> Field:
     return Field(default, doc, f"one of {', '.join(names)}", lambda v: v in names)
 
 
-def _at_least(default: float, low: float, doc: str) -> Field:
-    return Field(default, doc, f"at least {low}", lambda v: v >= low)
+def _count(default: int, low: int, doc: str, high: int = MOST_STEPS) -> Field:
+    most = "2³¹ − 1" if high == MOST_STEPS else f"{high:,}"
+    return Field(default, doc, f"{low} to {most}", lambda v: low <= v <= high)
 
 
-def _above_zero(default: float, doc: str) -> Field:
-    return Field(default, doc, "above 0", lambda v: v > 0)
+def _at_least_zero(default: float, doc: str) -> Field:
+    return Field(default, doc, "at least 0", lambda v: v >= 0)
+
+
+def _above_zero(default: float, doc: str, high: float) -> Field:
+    return Field(default, doc, f"above 0 and at most {high:,}", lambda v: 0 < v <= high)
 
 
 def _fraction(default: float, doc: str) -> Field:
@@ -59,7 +69,12 @@ def _switch(default: bool, doc: str) -> Field:
 
 
 def _text(default: str, doc: str) -> Field:
-    return Field(default, doc, "a text that is not empty", bool)
+    return Field(
+        default,
+        doc,
+        "a text of printable characters, not empty",
+        lambda v: v != "" and v.isprintable(),
+    )
 
 
 def _numbers(default: tuple[float, ...], doc: str, allowed: str, test: Callable) -> Field:
@@ -73,14 +88,14 @@ FIELDS: dict[str, Field] = {
         "0 to 2³² − 1",
         lambda v: 0 <= v < 2**32,
     ),
-    "batch_size": _at_least(128, 1, "images of a step, over all devices"),
-    "accumulate_steps": _at_least(
-        1, 1, "parts of a batch that are taken one after another; each normalises by itself"
+    "batch_size": _count(128, 1, "images of a step, over all devices", 2**20),
+    "accumulate_steps": _count(
+        1, 1, "parts of a batch that are taken one after another; each normalises by itself", 256
     ),
-    "epochs": _at_least(200, 1, "passes over the training split"),
-    "steps": _at_least(0, 0, "updates; 0: as many as the epochs have"),
-    "eval_every_epochs": _at_least(1, 1, "epochs between evaluations"),
-    "log_every_steps": _at_least(50, 1, "steps between log lines and rows of metrics.jsonl"),
+    "epochs": _count(200, 1, "passes over the training split"),
+    "steps": _count(0, 0, "updates; 0: as many as the epochs have"),
+    "eval_every_epochs": _count(1, 1, "epochs between evaluations"),
+    "log_every_steps": _count(50, 1, "steps between log lines and rows of metrics.jsonl"),
     "label_smoothing": _fraction(0.0, "share of every label that is spread over all classes"),
     "ema_decay": _fraction(0.0, "of averaged weights, evaluated beside the others; 0: none"),
     "model.name": _choice("resnet50", models.NAMES, "the network"),
@@ -94,14 +109,14 @@ FIELDS: dict[str, Field] = {
     "model.sync_bn_devices": Field(
         1,
         "devices that share batch statistics; 1: each its own, n: groups of n, -1: all",
-        "-1 or at least 1",
-        lambda v: v == -1 or v >= 1,
+        "-1 or 1 to 1,000,000",
+        lambda v: v == -1 or 1 <= v <= 1_000_000,
     ),
     "model.pretrained": Field(
         "",
         "PyTorch weights to start from; empty: none",
-        f"a file's name that ends in {', '.join(SUFFIXES)}, or an empty text",
-        lambda v: v == "" or v.lower().endswith(SUFFIXES),
+        f"a printable file's name that ends in {', '.join(SUFFIXES)}, or an empty text",
+        lambda v: v == "" or (v.lower().endswith(SUFFIXES) and v.isprintable()),
     ),
     "model.remat": _switch(False, "less memory: compute blocks anew in the backward pass"),
     "model.zero_init_last_scale": _switch(False, "start every residual branch at zero"),
@@ -109,7 +124,7 @@ FIELDS: dict[str, Field] = {
         "cifar100",
         "`digits`, or a TFDS image classification dataset",
         "a name such as cifar100, name/config or name:1.0.0",
-        lambda v: re.fullmatch(r"[a-zA-Z]\w*(/[\w.+-]+)*(:[\d.]+)?", v) is not None,
+        lambda v: re.fullmatch(r"[a-zA-Z]\w*(/\w[\w.+-]*)*(:\d+(\.\d+){2})?", v, re.A) is not None,
     ),
     "data.dir": _text("~/tensorflow_datasets", "where TFDS datasets lie"),
     "data.train_split": _text("train", "split to train on"),
@@ -119,12 +134,14 @@ FIELDS: dict[str, Field] = {
         ("resident", "streaming"),
         "resident: the images lie on each device; streaming: threads read them from disk",
     ),
-    "data.resident_limit_gb": _above_zero(4.0, "gigabytes that a split may take on a device"),
-    "data.workers": _at_least(0, 0, "threads that read images; 0: as many as CPU cores"),
+    "data.resident_limit_gb": _above_zero(
+        4.0, "gigabytes that a split may take on a device", 1_000_000
+    ),
+    "data.workers": _count(0, 0, "threads that read images; 0: as many as CPU cores", MOST_WORKERS),
     "data.max_bad_fraction": _fraction(
         0.001, "share of unreadable records that ends a run, from 10 of them on"
     ),
-    "data.image_size": _at_least(0, 0, "height and width in pixels; 0: the dataset's own"),
+    "data.image_size": _count(0, 0, "height and width in pixels; 0: the dataset's own", 4096),
     "data.crop": _choice(
         "pad",
         ("pad", "resized"),
@@ -134,8 +151,8 @@ FIELDS: dict[str, Field] = {
     "data.eval_crop_ratio": Field(
         0.875,
         "size of the evaluation's centre crop, of the short side; with the crop `resized`",
-        "above 0 and at most 1",
-        lambda v: 0 < v <= 1,
+        "0.1 to 1",
+        lambda v: 0.1 <= v <= 1,
     ),
     "data.interpolation": _choice(
         "bilinear", tuple(INTERPOLATIONS), "of pixels; with the crop `resized`"
@@ -144,14 +161,19 @@ FIELDS: dict[str, Field] = {
         (0.5,), "of each channel, of pixels in 0…1", "each from 0 to 1", lambda x: 0 <= x <= 1
     ),
     "data.std": _numbers(
-        (0.25,), "of each channel, of pixels in 0…1", "each above 0", lambda x: x > 0
+        (0.25,),
+        "of each channel, of pixels in 0…1",
+        "each at least 0.001",
+        lambda x: x >= 0.001,
     ),
-    "data.crop_padding": _at_least(4, 0, "zero pixels on each side, with the crop `pad`"),
+    "data.crop_padding": _count(
+        4, 0, "zero pixels on each side, with the crop `pad`; at most the images' size", 4096
+    ),
     "data.flip": _switch(True, "mirror images at random"),
     "data.augmentation": _choice(
         "none", AUGMENTATIONS, "random operations on every image (streaming only)"
     ),
-    "data.randaugment_operations": _at_least(2, 1, "that RandAugment applies to an image"),
+    "data.randaugment_operations": _count(2, 1, "that RandAugment applies to an image", 100),
     "data.randaugment_level": Field(
         9, "strength of RandAugment's operations", f"0 to {LEVELS}", lambda v: 0 <= v <= LEVELS
     ),
@@ -161,39 +183,41 @@ FIELDS: dict[str, Field] = {
         "0 to 1",
         lambda v: 0 <= v <= 1,
     ),
-    "data.mixup": _at_least(0.0, 0, "parameter of mixup's Beta distribution; 0: none"),
-    "data.cutmix": _at_least(0.0, 0, "parameter of CutMix's Beta distribution; 0: none"),
+    "data.mixup": _at_least_zero(0.0, "parameter of mixup's Beta distribution; 0: none"),
+    "data.cutmix": _at_least_zero(0.0, "parameter of CutMix's Beta distribution; 0: none"),
     "optimizer.name": _choice(
         "sgd", ("sgd", "lars"), "sgd: with momentum; lars: for batches of thousands"
     ),
-    "optimizer.learning_rate": _above_zero(0.1, "the highest of the schedule"),
-    "optimizer.reference_batch_size": _at_least(
+    "optimizer.learning_rate": Field(
+        0.1, "the highest of the schedule", "above 0", lambda v: v > 0
+    ),
+    "optimizer.reference_batch_size": _count(
         0, 0, "batch size that the learning rate is for; other sizes scale it; 0: none does"
     ),
     "optimizer.schedule": _choice(
         "step", ("step", "cosine", "constant"), "of the learning rate, after the warm-up"
     ),
-    "optimizer.warmup_epochs": _at_least(0.0, 0, "epochs of linear growth to the learning rate"),
+    "optimizer.warmup_epochs": _at_least_zero(0.0, "epochs of linear growth to the learning rate"),
     "optimizer.milestones": Field(
         (0.3, 0.6, 0.8),
         "where the schedule `step` drops the learning rate, as fractions of the run",
-        "numbers, increasing, each above 0 and below 1",
-        lambda v: list(v) == sorted(set(v)) and all(0 < x < 1 for x in v),
+        "at most 100 numbers, increasing, each above 0 and below 1",
+        lambda v: len(v) <= 100 and list(v) == sorted(set(v)) and all(0 < x < 1 for x in v),
     ),
-    "optimizer.decay_factor": _above_zero(0.2, "of the learning rate at each milestone"),
+    "optimizer.decay_factor": _above_zero(0.2, "of the learning rate at each milestone", 1),
     "optimizer.momentum": _fraction(0.9, "decay of the summed gradients"),
     "optimizer.nesterov": _switch(False, "momentum as Nesterov's"),
-    "optimizer.weight_decay": _at_least(5e-4, 0, "added to the gradients, times the parameters"),
+    "optimizer.weight_decay": _at_least_zero(5e-4, "added to the gradients, times the parameters"),
     "optimizer.weight_decay_on": _choice(
         "all", ("all", "kernels"), "all: every parameter; kernels: not BatchNorms and biases"
     ),
-    "optimizer.clip_norm": _at_least(0.0, 0, "largest norm of the gradients; 0: any"),
-    "optimizer.sparsity": _at_least(0.0, 0, "p of the penalty on NAM's scales"),
+    "optimizer.clip_norm": _at_least_zero(0.0, "largest norm of the gradients; 0: any"),
+    "optimizer.sparsity": _at_least_zero(0.0, "p of the penalty on NAM's scales"),
     "optimizer.sparsity_mode": _choice(
         "sign", ("sign", "proximal"), "sign: in the gradient; proximal: soft threshold"
     ),
-    "checkpoint.every_steps": _at_least(0, 0, "steps between checkpoints; 0: one epoch's"),
-    "checkpoint.keep": _at_least(2, 2, "latest checkpoints to keep"),
+    "checkpoint.every_steps": _count(0, 0, "steps between checkpoints; 0: one epoch's"),
+    "checkpoint.keep": _count(2, 2, "latest checkpoints to keep"),
 }
 
 
@@ -247,63 +271,6 @@ def flatten(config: ConfigDict) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def validate(config: ConfigDict) -> None:
-    """Checks every field by itself and those that depend on one another.
-
-    Raises:
-      ConfigError: naming the field, what it got and what is allowed.
-    """
-    values = dict(flatten(config))
-    for name in values.keys() - FIELDS.keys():
-        raise ConfigError(
-            f"config.{name}: there is no such field; python -m train.config lists them."
-        )
-    for name, field in FIELDS.items():
-        if name not in values:
-            raise ConfigError(f"config.{name}: missing; start from default_config().")
-        _check(name, field, values[name])
-    if config.optimizer.sparsity > 0 and not config.model.attention.startswith("nam"):
-        raise ConfigError(
-            f"config.optimizer.sparsity: {config.optimizer.sparsity} with the attention "
-            f"{config.model.attention!r}, which has no NAM scales; set it to 0."
-        )
-    if config.optimizer.name == "lars" and config.optimizer.weight_decay_on == "all":
-        raise ConfigError(
-            "config.optimizer.weight_decay_on: lars decays kernels alone; got 'all', set it to "
-            "kernels."
-        )
-    for name, needless in (("crop", "pad"), ("augmentation", "none")):
-        if config.data.loader == "resident" and config.data[name] != needless:
-            raise ConfigError(
-                f"config.data.{name}: {config.data[name]!r} needs the images on the host; set "
-                f"config.data.loader=streaming, or {name}={needless}."
-            )
-
-
-def _check(name: str, field: Field, value: Any) -> None:
-    kind = type(field.default)
-    is_tuple = kind is tuple and isinstance(value, (tuple, list))
-    numbers = value if is_tuple else [value]
-    wanted = float if kind is tuple else kind
-    has_type = (kind is tuple) == is_tuple and all(_is_a(wanted, v) for v in numbers)
-    if not has_type or not field.test(value):
-        raise ConfigError(refusal(name, value))
-
-
-def refusal(name: str, value: Any) -> str:
-    """Says of a value that a field refuses what is allowed, and what the field is."""
-    field = FIELDS[name]
-    kind = {int: ", a whole number", float: ", a number"}.get(type(field.default), "")
-    return f"config.{name}: got {value!r}; allowed: {field.allowed}{kind} ({field.doc})."
-
-
-def _is_a(kind: type, value: Any) -> bool:
-    if kind is float:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return is_number and abs(value) <= sys.float_info.max
-    return type(value) is kind
-
-
 def reference() -> str:
     """All fields, a paragraph each: name and default, meaning, what is allowed."""
     return "\n".join(
@@ -313,4 +280,6 @@ def reference() -> str:
 
 
 if __name__ == "__main__":
-    print(reference())
+    from train import command_line
+
+    command_line.run(lambda: print(reference()), __doc__, needs_config=lambda: False)

@@ -5,8 +5,10 @@ knows the cluster (TPU pods, Slurm, Kubernetes, Open MPI), and elsewhere by thre
 """
 
 import os
+import re
 import signal
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Mapping
@@ -21,6 +23,7 @@ from jax.experimental import multihost_utils
 from train.errors import ConfigError, RunError
 
 FAIL_ALIKE_SECONDS = 2
+_is_connected = False
 
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
@@ -30,6 +33,7 @@ HEARTBEAT_SECONDS = flags.DEFINE_integer(
     100,
     "After how long a process that is lost ends the others.",
     lower_bound=1,
+    upper_bound=86_400,
 )
 
 
@@ -40,6 +44,7 @@ def start() -> None:
       ConfigError: the flags do not say who the others are.
       RunError: the others are not found.
     """
+    global _is_connected
     given = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
     is_automatic = given == (None, None, None)
     if NUM_PROCESSES.value == 1 or (is_automatic and os.environ.get("SLURM_NTASKS") == "1"):
@@ -48,6 +53,7 @@ def start() -> None:
         _check(*given)
     try:
         jax.distributed.initialize(*given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS.value)
+        _is_connected = True
     # What asks a cluster raises errors of its own kinds.
     except Exception as error:
         # JAX's word for: this is no cluster that I know.
@@ -65,8 +71,8 @@ def _check(coordinator_address: Any, num_processes: Any, process_id: Any) -> Non
     names = "--coordinator, --num_processes and --process_id"
     if None in (coordinator_address, num_processes, process_id):
         raise ConfigError(f"{names} belong together; {got}.")
-    host, _, port = coordinator_address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 <= process_id < num_processes:
+    match = re.fullmatch(r".+:(\d{1,5})", coordinator_address)
+    if not match or int(match[1]) >= 2**16 or not 0 <= process_id < num_processes:
         raise ConfigError(
             f"{names}: {got}; allowed: HOST:PORT, at least 1, and 0 to one less than that."
         )
@@ -112,18 +118,24 @@ def check_agreement(values: Mapping[str, Any]) -> None:
 
 
 def fail(code: int) -> NoReturn:
-    """Ends this process without waiting for the others, as leaving in peace would.
+    """Ends this process without waiting, as leaving in peace would.
 
-    They are ended when its heartbeat is missed.
+    Other processes are ended when its heartbeat is missed.
     """
-    if jax.distributed.is_initialized():
+    if jax.distributed.is_initialized() and is_main():
+        # The others may fail alike, and are cut off when this process is gone.
+        time.sleep(FAIL_ALIKE_SECONDS)
+    if _threads_may_wait():
         sys.stdout.flush()
         sys.stderr.flush()
-        if is_main():
-            # The others may fail alike, and are cut off when this process is gone.
-            time.sleep(FAIL_ALIKE_SECONDS)
         os._exit(code)
     sys.exit(code)
+
+
+def _threads_may_wait() -> bool:
+    # Those of JAX's runtime wait for other processes, also after its shutdown; those of a
+    # checkpoint that cannot be written would never end.
+    return _is_connected or threading.active_count() > 1
 
 
 class Preemption:

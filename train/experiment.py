@@ -10,11 +10,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nam_jax import models
-from train import config as config_lib
 from train import mesh as mesh_lib
 from train import optimizer
+from train.config import MOST_STEPS
 from train.data import resident, sources
 from train.errors import ConfigError
+from train.validation import validate
 
 # As many as make the time of a dispatch not count; a signal is heard after a few dispatches.
 LONGEST_DISPATCH = 16
@@ -100,7 +101,7 @@ def build(
     Raises:
       ConfigError: the config does not fit the dataset or the devices.
     """
-    config_lib.validate(config)
+    validate(config)
     if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise ConfigError("config.model.dtype: float64 needs JAX_ENABLE_X64=1 in the environment.")
     mesh = mesh_lib.create(
@@ -111,10 +112,10 @@ def build(
     )
     train_split = _open_split(config.data, "train_split", open_split)
     eval_split = _open_split(config.data, "eval_split", open_split)
-    _check_channels(config.data, train_split)
+    _check_images(config.data, train_split)
     _check_pairs(config, mesh)
     steps_per_epoch = _steps_per_epoch(config, train_split)
-    total_steps = config.steps or config.epochs * steps_per_epoch
+    total_steps = _total_steps(config, steps_per_epoch)
     warmup_steps = _warmup_steps(config, steps_per_epoch, total_steps)
     scale = optimizer.batch_size_scale(config.optimizer, config.batch_size)
     learning_rate = optimizer.schedule(config.optimizer, total_steps, warmup_steps, scale=scale)
@@ -171,19 +172,34 @@ def _steps_per_epoch(config: ConfigDict, split: sources.Split) -> int:
     return split.num_examples // config.batch_size
 
 
+def _total_steps(config: ConfigDict, steps_per_epoch: int) -> int:
+    steps = config.steps or config.epochs * steps_per_epoch
+    if steps > MOST_STEPS:
+        raise ConfigError(
+            f"config.epochs: {config.epochs} epochs of {steps_per_epoch} steps are {steps} steps; "
+            f"at most {MOST_STEPS} are counted. Set fewer, or config.steps."
+        )
+    return steps
+
+
 def _warmup_steps(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> int:
     epochs = config.optimizer.warmup_epochs
     steps = round(epochs * steps_per_epoch)
     if steps >= total_steps:
         raise ConfigError(
-            f"config.optimizer.warmup_epochs: {epochs:g} epochs are {steps} steps, but the run "
-            f"has {total_steps}."
+            f"config.optimizer.warmup_epochs: {epochs:g} epochs are {steps:.4g} steps, but the run "
+            f"has {total_steps} (config.steps, config.epochs)."
         )
     return steps
 
 
-def _check_channels(config: ConfigDict, split: sources.Split) -> None:
-    channels = split.image_shape[-1]
+def _check_images(config: ConfigDict, split: sources.Split) -> None:
+    height, width, channels = split.image_shape
+    if config.crop == "pad" and config.crop_padding > min(height, width):
+        raise ConfigError(
+            f"config.data.crop_padding: {config.crop_padding} pixels on each side of images of "
+            f"{height} × {width}; allowed: at most {min(height, width)}."
+        )
     for name in ("mean", "std"):
         if len(config[name]) not in (1, channels):
             raise ConfigError(
@@ -195,6 +211,7 @@ def _check_channels(config: ConfigDict, split: sources.Split) -> None:
 def _check_pairs(config: ConfigDict, mesh: Mesh) -> None:
     if (config.data.mixup or config.data.cutmix) and config.batch_size // mesh.size % 2:
         raise ConfigError(
-            f"config.batch_size: mixup and cutmix mix pairs of images, and {config.batch_size} "
-            f"gives each of {mesh.size} devices an odd number; use a multiple of {2 * mesh.size}."
+            "config.batch_size: config.data.mixup and config.data.cutmix mix pairs of images, and "
+            f"{config.batch_size} gives each of {mesh.size} devices an odd number; use a multiple "
+            f"of {2 * mesh.size}."
         )

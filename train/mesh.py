@@ -40,7 +40,7 @@ def create(
     if batch_size % parts:
         lower, upper = batch_size // parts * parts, -(-batch_size // parts) * parts
         nearest = f"{lower} or {upper}" if lower else str(upper)
-        times = f" × {accumulate_steps} accumulated parts" if accumulate_steps > 1 else ""
+        times = f" × {accumulate_steps} parts of config.accumulate_steps" * (accumulate_steps > 1)
         raise ConfigError(
             f"config.batch_size: {batch_size} images do not divide over {count} devices{times}; "
             f"the nearest sizes that do: {nearest}."
@@ -82,6 +82,13 @@ def put_whole(tree: Any, sharding: jax.sharding.Sharding) -> Any:
         return jax.make_array_from_callback(array.shape, sharding, lambda _: array)
 
     return jax.tree.map(put, tree)
+
+
+def put_copies(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Lays an array on devices, on each in memory of its own, as what is donated needs."""
+    places = sharding.addressable_devices_indices_map(array.shape)
+    parts = [jax.device_put(np.array(array[index]), device) for device, index in places.items()]
+    return jax.make_array_from_single_device_arrays(array.shape, sharding, parts)
 
 
 def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from etils import epath
-from tensorboardX import SummaryWriter
 
 from train import distributed, storage
 from train import rows as rows_lib
 from train.display import Display
+from train.events import Events
 from train.rows import Row
 from train.step import Metrics
 
@@ -86,14 +86,14 @@ class Writer:
         """
         self._rows.append(row)
         if self._events:
-            for name, value in row.items():
-                if name not in ("step", "split"):
-                    self._events.add_scalar(f"{row['split']}/{name}", value, row["step"])
+            self._events.write(row)
         self._display.show(row, wall_seconds)
 
     def sync(self) -> None:
         """Waits until all rows are safe."""
         self._rows.sync()
+        if self._events:
+            self._events.sync()
 
     def close(self) -> None:
         """Ends the rows, the events and the live line."""
@@ -103,11 +103,11 @@ class Writer:
             self._events.close()
 
 
-def _open_events(workdir: epath.Path, start_step: int) -> SummaryWriter | None:
+def _open_events(workdir: epath.Path, start_step: int) -> Events | None:
     if storage.is_bucket(workdir):
         distributed.say(f"no TensorBoard events in a bucket; {workdir}/metrics has their figures")
         return None
-    return SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+    return Events(workdir / "tensorboard", start_step)
 
 
 class Log:

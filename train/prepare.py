@@ -19,6 +19,7 @@ Exit codes: 0 done, 1 failed or records cannot be used, 2 the command line or
 the config is wrong.
 """
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -58,7 +59,7 @@ def main(action: str) -> None:
     """Checks or shrinks."""
     cv2.setNumThreads(0)
     config = command_line.CONFIG.value.data
-    out = OUT.value or ""
+    out = os.path.expanduser(OUT.value or "")
     if action == "shrink" and not out:
         raise ConfigError("--out is missing; name a directory for the copy.")
     if config.name == "digits":
@@ -66,7 +67,7 @@ def main(action: str) -> None:
     if action == "check":
         check(config)
     else:
-        shrink.shrink(config, Path(out).expanduser(), config.workers or cpu_cores())
+        shrink.shrink(config, Path(out), config.workers or cpu_cores())
 
 
 def check(config: ConfigDict) -> None:

@@ -1,7 +1,7 @@
 """Starting a run from PyTorch weights."""
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,17 +36,22 @@ def load(
       ConfigError: the file cannot be read, or does not fit the model.
     """
     try:
-        state_dict = torch_import.read(Path(path).expanduser())
+        state_dict = torch_import.read(os.path.expanduser(path))
         arguments = model, state_dict, (1, *image_shape)
         new_head = not _has_head(state_dict, model, num_classes)
         fresh = torch_import.fresh(*arguments, new_head=new_head)
         variables = torch_import.variables(*arguments, new_head=new_head, key=key)
     except (ImportError, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"config.model.pretrained: {error}") from error
+    # Larger numbers of float64 become infinite.
+    with np.errstate(over="ignore"):
+        variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
-        raise ConfigError(f"config.model.pretrained: {path} holds numbers that are not finite.")
+        raise ConfigError(
+            f"config.model.pretrained: {path} holds numbers that are not finite in float32."
+        )
     distributed.say(f"weights from {path}; fresh: {', '.join(fresh) or 'nothing'}")
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables)
+    return variables
 
 
 def _has_head(state_dict: Mapping[str, np.ndarray], model: nn.Module, num_classes: int) -> bool:

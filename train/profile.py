@@ -29,7 +29,7 @@ def parse(text: str, workdir: epath.Path) -> Span:
     """
     if storage.is_bucket(workdir):
         raise ConfigError(f"--profile: a trace needs a local --workdir; got {workdir}.")
-    match = re.fullmatch(r"(\d+):(\d+)", text)
+    match = re.fullmatch(r"(\d{1,10}):(\d{1,10})", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise ConfigError(f"--profile: got {text!r}; allowed: START:STOP, steps from 1 on.")
     return Span(int(match[1]), int(match[2]))

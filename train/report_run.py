@@ -13,11 +13,12 @@ from nam_jax import saliency
 from train import page, run_figures, small_weights, storage, weight_figures
 from train import rows as rows_lib
 from train import workdir as workdir_lib
-from train.checkpoint import Checkpoints, has_any
+from train.checkpoint import Checkpoints
 from train.config import default_config, flatten
 from train.errors import ConfigError, RunError
 from train.page import Picture
 from train.rows import Row
+from train.saved import saved_steps
 from train.small_weights import SMALL
 from train.weight_figures import Weights
 
@@ -158,7 +159,7 @@ def nam_weights(workdir: epath.Path) -> tuple[int, Weights]:
       RunError: there are none; says why.
     """
     directory = workdir / "checkpoints"
-    if not has_any(directory):
+    if not saved_steps(directory):
         raise RunError("there is no checkpoint yet.")
     with Checkpoints(directory) as checkpoints:
         step = checkpoints.latest_step()

@@ -99,6 +99,27 @@ def children(directory: epath.Path) -> list[epath.Path]:
         return sorted(directory.iterdir()) if directory.exists() else []
 
 
+def move(directory: epath.Path, place: epath.Path) -> None:
+    """Moves a directory to a place where nothing is yet."""
+    if not is_bucket(directory):
+        place.parent.mkdir(exist_ok=True)
+        directory.rename(place)
+        return
+    # A bucket has objects alone, which cannot be renamed.
+    with reporting(directory):
+        for path in _files(directory):
+            (place / path.relative_to(directory)).write_bytes(path.read_bytes())
+            path.unlink()
+
+
+def _files(directory: epath.Path) -> Iterator[epath.Path]:
+    for path in children(directory):
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
+
+
 def write_text(path: epath.PathLike, text: str) -> None:
     """Writes a file whole or not at all."""
     write_bytes(path, text.encode())
@@ -112,11 +133,16 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
             path.write_bytes(content)
         return
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:

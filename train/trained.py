@@ -8,12 +8,12 @@ from etils import epath
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from train import config as config_lib
 from train import experiment
 from train import workdir as workdir_lib
 from train.checkpoint import Checkpoints
 from train.data import sources
 from train.errors import RunError
+from train.validation import validate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ def load(workdir: epath.Path, which: str, data_dir: str | None = None) -> Traine
       RunError: there is no such checkpoint, or it cannot be read.
     """
     config = workdir_lib.saved_config(workdir)
-    config_lib.validate(config)
+    validate(config)
     config.data.dir = data_dir or config.data.dir
     # It changes nothing but the memory of training.
     config.model.remat = False

@@ -6,21 +6,23 @@ from typing import Any
 
 from etils import epath
 
-from train import assembly, distributed, environment, pretrained, programs
+from train import assembly, distributed, environment, pretrained, programs, recovery
 from train import rows as rows_lib
 from train import step as step_lib
 from train import workdir as workdir_lib
-from train.checkpoint import Checkpoints, has_any, state_sha256
+from train.checkpoint import Checkpoints
 from train.data.feed import Feed
 from train.errors import PreemptedError, RunError
 from train.evaluation import evaluate
 from train.experiment import Experiment
+from train.lock import Lock, locked
 from train.metrics import Log, NonFiniteError, Progress
 from train.profile import Profiler, Span
 from train.rows import Row
+from train.saved import saved_steps, state_sha256
 from train.size import multiply_adds, parameters
 from train.startup import Laps
-from train.storage import write_json
+from train.storage import reason, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,7 @@ class _Run:
 
     experiment: Experiment
     workdir: epath.Path
+    lock: Lock | None
     checkpoints: Checkpoints
     preemption: distributed.Preemption
     profiler: Profiler
@@ -59,28 +62,35 @@ def train(
       PreemptedError: it was told to stop, and has saved a checkpoint.
     """
     startup = startup or Laps()
-    imported = None if has_any(workdir / "checkpoints") else _pretrained(experiment)
+    imported = None if saved_steps(workdir / "checkpoints") else _pretrained(experiment)
     if imported is not None:
         distributed.check_agreement({"config.model.pretrained's weights": state_sha256(imported)})
-    with contextlib.ExitStack() as stack:
-        if distributed.is_main():
-            workdir_lib.claim(workdir, experiment.config)
-            stack.enter_context(workdir_lib.locked(workdir))
-        distributed.barrier("the directory is claimed")
-        # Another config, or a directory that is not the same, would make for a mixed run.
-        workdir_lib.check(workdir, experiment.config)
-        finished = workdir_lib.summary(workdir)
-        if finished is not None:
-            distributed.say(f"the run in {workdir} is finished")
-            return finished if distributed.is_main() else None
+    if distributed.is_main():
+        workdir_lib.claim(workdir, experiment.config)
+    distributed.barrier("the directory is claimed")
+    # Another config, or a directory that is not the same, would make for a mixed run.
+    workdir_lib.check(workdir, experiment.config)
+    finished = workdir_lib.summary(workdir)
+    if finished is not None:
+        distributed.say(f"the run in {workdir} is finished")
+        return finished if distributed.is_main() else None
+    with locked(workdir) if distributed.is_main() else contextlib.nullcontext() as lock:
         if distributed.is_main():
             write_json(workdir / "environment.json", environment.describe())
-        return _train(experiment, workdir, imported, profile, startup)
+        recovery.set_damaged_aside(workdir)
+        try:
+            return _train(experiment, workdir, lock, imported, profile, startup)
+        except OSError as error:
+            raise RunError(
+                f"{error.filename or workdir}: {reason(error)} What was saved is whole: make room "
+                "where there is none, and the same command goes on from there."
+            ) from error
 
 
 def _train(
     experiment: Experiment,
     workdir: epath.Path,
+    lock: Lock | None,
     imported: Any,
     profile: Span | None,
     startup: Laps,
@@ -92,12 +102,14 @@ def _train(
     ):
         state, progress = _restore_or_init(experiment, checkpoints, imported)
         startup.end("set-up")
-        run = _Run(experiment, workdir, checkpoints, preemption, profiler, startup)
+        run = _Run(experiment, workdir, lock, checkpoints, preemption, profiler, startup)
         if state.step < experiment.total_steps:
             try:
                 state, progress = _run_steps(run, state, progress)
             except NonFiniteError as error:
                 raise RunError(_advice(error, checkpoints, workdir)) from error
+        # What a finished run leaves is all there.
+        checkpoints.wait()
     if not distributed.is_main():
         return None
     summary = summarize(experiment, state, progress, rows_lib.of(workdir).rows())
@@ -161,6 +173,8 @@ def _run_steps(
             run.profiler.after(steps, state)
             log.train(steps, metrics)
             step, is_preempted = steps[-1], run.preemption.reached()
+            if run.lock:
+                run.lock.check()
             if experiment.is_saved(step) or is_preempted:
                 log.flush(step)
                 with log.training_paused():

@@ -103,8 +103,10 @@ def chosen_layer(network: Trained, wanted: str | None) -> str | None:
 
 def _asked_files() -> list[str]:
     files = IMAGES.value or []
-    if flags.FLAGS["config"].present:
-        raise ConfigError("--config: the run has its own; leave it out.")
+    if not all(files):
+        raise ConfigError(
+            f"--images: got {','.join(files)!r}; allowed: files, with commas between."
+        )
     if bool(files) == (SPLIT.value is not None):
         raise ConfigError("give --images or --split, one of the two.")
     if len(files) > MOST_IMAGES:

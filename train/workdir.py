@@ -1,10 +1,6 @@
 """A run's directory: it belongs to one config."""
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from etils import epath
@@ -12,7 +8,7 @@ from ml_collections import ConfigDict
 
 from train.config import FREE_FIELDS, flatten
 from train.errors import ConfigError
-from train.storage import is_bucket, read_text, reason, write_json
+from train.storage import read_text, reason, write_json
 
 
 def claim(workdir: epath.Path, config: ConfigDict) -> None:
@@ -32,37 +28,6 @@ def claim(workdir: epath.Path, config: ConfigDict) -> None:
     except OSError as error:
         raise ConfigError(f"--workdir {workdir}: {reason(error)}") from error
     check(workdir, config)
-
-
-@contextmanager
-def locked(workdir: epath.Path) -> Iterator[None]:
-    """Keeps other runs out of a local directory; one in a bucket cannot be locked.
-
-    The system takes the lock back when the process ends, however it ends.
-
-    Args:
-      workdir: of the run; it exists.
-
-    Raises:
-      ConfigError: another run is going on there.
-    """
-    if is_bucket(workdir):
-        yield
-        return
-    descriptor = os.open(workdir, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"--workdir {workdir}: another run is going on in it. Wait for its end, or give "
-                "this run a directory of its own."
-            ) from None
-        except OSError:
-            pass  # Some network file systems have no locks: there a run goes without.
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def check(workdir: epath.Path, config: ConfigDict, free: tuple[str, ...] = FREE_FIELDS) -> None:

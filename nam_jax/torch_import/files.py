@@ -12,6 +12,9 @@ from nam_jax.torch_import import pickled
 
 StateDict = dict[str, np.ndarray]
 
+# What the arrays of a .npz file may take in memory, where that is more than the file's own size.
+LARGEST_UNFOLDED = 2**32
+
 
 def read(path: str | os.PathLike[str]) -> StateDict:
     """Reads a state dict from a file.
@@ -46,18 +49,31 @@ def read(path: str | os.PathLike[str]) -> StateDict:
     with path.open("rb"):
         pass  # A missing file is reported as such, whatever the reader makes of it.
     try:
-        return _READERS[suffix](path)
+        state_dict = _READERS[suffix](path)
+        if not all(name.isprintable() for name in state_dict):
+            raise ValueError("a name of an array holds characters that cannot be printed")
+        return state_dict
     except ImportError as error:
         raise ImportError(
             f"{path}: reading it needs safetensors: pip install safetensors"
         ) from error
     # What a damaged file makes a reader raise is not limited to a few kinds.
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as weights: {error}") from error
+        raise ValueError(f"{path} cannot be read as weights: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    """What went wrong, in a line; what a file calls its parts may be long and of many lines."""
+    text = "".join(char if char.isprintable() else " " for char in str(error))
+    return text if len(text) <= 300 else f"{text[:300]}…"
 
 
 def _read_npz(path: Path) -> StateDict:
     with zipfile.ZipFile(path) as archive:
+        # A few megabytes can unfold to gigabytes.
+        size = sum(member.file_size for member in archive.infolist())
+        if size > max(path.stat().st_size, LARGEST_UNFOLDED):
+            raise ValueError(f"it unfolds to {size:,} bytes, which is too much for weights")
         for member in archive.infolist():
             _check_size(archive, member)
     with np.load(path, allow_pickle=False) as file:

@@ -99,6 +99,14 @@ def rows(workdir: Path, split: str = "train") -> list[dict[str, Any]]:
     return [row for row in map(json.loads, lines) if row["split"] == split]
 
 
+def last_row(workdir: Path) -> dict[str, Any]:
+    """The last whole row of a run that may be writing; empty before the first."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    return json.loads(whole[-1]) if whole else {}
+
+
 def summary(workdir: Path) -> dict[str, Any]:
     return json.loads((workdir / "summary.json").read_text())
 

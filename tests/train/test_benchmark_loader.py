@@ -42,10 +42,17 @@ def test_figures_of_every_number_of_workers(options, tmp_path, capsys):
     assert "decode" in out
 
 
-@pytest.mark.parametrize("workers", [[""], ["0"], ["two"], ["1", "-1"], []])
+@pytest.mark.parametrize("workers", [[""], ["0"], ["two"], ["1", "-1"], ["²"], ["1001"], []])
 def test_wrong_numbers_of_workers(options, workers):
     flags.FLAGS.workers = workers
-    with pytest.raises(ConfigError, match=r"^--workers: got .*allowed: numbers above 0"):
+    with pytest.raises(ConfigError, match=r"^--workers: got .*allowed: numbers from 1 to"):
+        benchmark.main()
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, 3601.0, float("inf"), float("nan")])
+def test_wrong_numbers_of_seconds(options, seconds):
+    flags.FLAGS.seconds = seconds
+    with pytest.raises(ConfigError, match=r"^--seconds: got .*allowed: 0\.1 to 3600"):
         benchmark.main()
 
 

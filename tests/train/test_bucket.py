@@ -71,7 +71,10 @@ def test_stopped_run_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None
         *_, before, last = checkpoints(server)
         # As a kill in the midst of the last checkpoint would have left it.
         del server.blobs[mark(last)]
+        # Marked as finished, and without anything in it.
+        server.blobs[mark(99)] = server.blobs[mark(before)]
         (output,) = processes.run(1, WORKDIR, *OPTIONS, **server.environment)
+        assert "warning: checkpoints/99 is damaged: " in output
         assert f"going on from the checkpoint of step {before}\n" in output
         assert "no TensorBoard events in a bucket" in output
         evaluation = evaluate_best(server)
@@ -89,5 +92,5 @@ def test_stopped_run_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None
     assert b"Finished after 16 steps" in files["report.html"]
     assert files["report/maps-dark.png"].startswith(b"\x89PNG")
     top = {"config.json", "environment.json", "summary.json", "checkpoints", "metrics"}
-    top |= {"report.html", "report"}
+    top |= {"report.html", "report", "damaged"}
     assert {name.partition("/")[0] for name in files} == top

@@ -1,5 +1,6 @@
 """Checkpoints: which are kept, that they hold the very bits, and the digest of a state."""
 
+import collections
 import shutil
 
 import jax
@@ -10,7 +11,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from train import mesh as mesh_lib
-from train.checkpoint import Checkpoints, state_sha256
+from train.checkpoint import Checkpoints
+from train.saved import state_sha256
 
 
 def state_of(number=0.0):
@@ -160,8 +162,16 @@ def tree(**changes):
 
 
 def test_digest_is_that_of_every_process():
-    expected = "71b924949a400fcef8ad1e7b7ffa743de24ba23a516eb47b34049e8eaf3ce500"
+    expected = "960ad65cf6a6bb3f6d8d32902708b754cfeb57069ed3c2444014ab71ee0dc5d6"
     assert state_sha256(tree()) == expected
+
+
+def test_digest_is_that_of_a_tree_as_it_is_read_back():
+    pair = collections.namedtuple("pair", ["first", "second"])
+    leaves = [np.float32(i) for i in range(12)]
+    state = {"b": pair(leaves[0], (leaves, None)), "a": {}}
+    plain = {"b": {"first": leaves[0], "second": [leaves]}}
+    assert state_sha256(state) == state_sha256(plain)
 
 
 def test_digest_is_of_the_values_wherever_they_lie():

@@ -1,11 +1,13 @@
 """Wrong command lines and configs: exit code 2 and one line; help that fits a screen."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.train.commands import call
+from tests.train.commands import REPOSITORY, call
 from train import command_line
 from train.errors import ConfigError
 
@@ -24,7 +26,7 @@ DIGITS = ("--config", "configs/digits_resnet20.py")
         ),
         (
             (*DIGITS, "--config.epochs=2.5"),
-            "config.epochs: got '2.5'; allowed: at least 1, a whole number",
+            "config.epochs: got '2.5'; allowed: 1 to 2³¹ − 1, a whole number",
         ),
         ((*DIGITS, "--config.model=resnet18"), "did you mean config.model.name?"),
         ((*DIGITS, "--config.l=3"), "config.l: there is no such field"),
@@ -113,6 +115,19 @@ def test_odd_directory_of_a_run(name: str, tmp_path: Path) -> None:
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_memory_that_runs_out_is_one_line() -> None:
+    code = (
+        "from train import command_line\n"
+        "def main(): bytearray(2**60)\n"
+        "command_line.run(main, '', needs_config=lambda: False)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert re.fullmatch(r"error: there is not enough memory: .+\n", result.stderr)
 
 
 def test_empty_workdir_is_refused() -> None:

@@ -5,62 +5,64 @@ import re
 import pytest
 
 from nam_jax.attention import NAMES as ATTENTIONS
-from train.config import FIELDS, FREE_FIELDS, default_config, flatten, reference, validate
+from train.config import FIELDS, FREE_FIELDS, default_config, flatten, reference
 from train.errors import ConfigError
+from train.validation import validate
 
+MANY = tuple(i / 102 for i in range(1, 102))
 # Values just outside a field's range, of its own type; the boundary itself where it is excluded.
 OUT_OF_RANGE = {
-    "accumulate_steps": [0],
+    "accumulate_steps": [0, 257],
     "optimizer.name": ["adam"],
-    "optimizer.reference_batch_size": [-1],
-    "model.pretrained": ["weights", "weights.bin"],
+    "optimizer.reference_batch_size": [-1, 2**31],
+    "model.pretrained": ["weights", "weights.bin", "a\nb.pth"],
     "seed": [-1, 2**32],
-    "batch_size": [0],
-    "epochs": [0],
-    "steps": [-1],
-    "eval_every_epochs": [0],
-    "log_every_steps": [0],
+    "batch_size": [0, 2**20 + 1],
+    "epochs": [0, 2**31],
+    "steps": [-1, 2**31],
+    "eval_every_epochs": [0, 2**31],
+    "log_every_steps": [0, 2**31],
     "label_smoothing": [-0.1, 1.0],
     "ema_decay": [-0.1, 1.0],
     "model.name": ["resnet51", ""],
     "model.attention": ["nam_", "NAM"],
     "model.stem": ["mnist"],
     "model.dtype": ["float16", "float128"],
-    "model.sync_bn_devices": [0, -2],
-    "data.name": [""],
-    "data.dir": [""],
-    "data.train_split": [""],
-    "data.eval_split": [""],
+    "model.sync_bn_devices": [0, -2, 1_000_001],
+    "data.name": ["", "cifar-100", "a/..", "a:..", "a:1", "données"],
+    "data.dir": ["", "a\0b", "\udc80"],
+    "data.train_split": ["", "a\nb"],
+    "data.eval_split": ["", "a\nb"],
     "data.loader": ["on_disk"],
-    "data.resident_limit_gb": [0.0, -1.0],
-    "data.workers": [-1],
+    "data.resident_limit_gb": [0.0, -1.0, 1.1e6],
+    "data.workers": [-1, 1001],
     "data.max_bad_fraction": [-0.1, 1.0],
-    "data.image_size": [-1],
+    "data.image_size": [-1, 4097],
     "data.crop": ["center"],
-    "data.eval_crop_ratio": [0.0, 1.1],
+    "data.eval_crop_ratio": [0.099, 1.1],
     "data.interpolation": ["nearest"],
     "data.mean": [(), (1.1,), (0.5, -0.1, 0.5)],
-    "data.std": [(), (0.0,), (0.2, -0.1, 0.2)],
-    "data.crop_padding": [-1],
+    "data.std": [(), (0.0009,), (0.2, -0.1, 0.2)],
+    "data.crop_padding": [-1, 4097],
     "data.augmentation": ["autoaugment"],
-    "data.randaugment_operations": [0],
+    "data.randaugment_operations": [0, 101],
     "data.randaugment_level": [-1, 31],
     "data.random_erasing": [-0.1, 1.1],
     "data.mixup": [-0.1],
     "data.cutmix": [-0.1],
-    "optimizer.learning_rate": [0.0, -0.1],
+    "optimizer.learning_rate": [0.0, -0.1, 1001.0],
     "optimizer.schedule": ["linear"],
     "optimizer.warmup_epochs": [-0.5],
-    "optimizer.milestones": [(0.6, 0.3), (0.3, 0.3), (0.0,), (0.5, 1.0)],
-    "optimizer.decay_factor": [0.0],
+    "optimizer.milestones": [(0.6, 0.3), (0.3, 0.3), (0.0,), (0.5, 1.0), MANY],
+    "optimizer.decay_factor": [0.0, 1.1],
     "optimizer.momentum": [-0.1, 1.0],
     "optimizer.weight_decay": [-5e-4],
     "optimizer.weight_decay_on": ["bias"],
     "optimizer.clip_norm": [-1.0],
     "optimizer.sparsity": [-1e-4],
     "optimizer.sparsity_mode": ["l1"],
-    "checkpoint.every_steps": [-1],
-    "checkpoint.keep": [1],
+    "checkpoint.every_steps": [-1, 2**31],
+    "checkpoint.keep": [1, 2**31],
 }
 
 WRONG_TYPE = {
@@ -72,7 +74,8 @@ WRONG_TYPE = {
 }
 
 WITH_SCALES = [name for name in ATTENTIONS if name.startswith("nam")]
-NOT_FINITE = [float("nan"), float("inf"), float("-inf"), 10**400]
+# Of the numbers near 0 and above all bounds float32 makes zeros and infinities.
+NO_FLOAT32 = [float("nan"), float("inf"), float("-inf"), 1e-39, 1e39, 2**31, 10**400]
 
 
 def config_with(name, value):
@@ -142,9 +145,9 @@ def test_value_of_a_wrong_type_is_refused(name, value):
     assert_refused(name, value)
 
 
-@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize("value", NO_FLOAT32)
 @pytest.mark.parametrize("name", fields_of(float, tuple))
-def test_value_that_is_not_finite_is_refused(name, value):
+def test_number_that_float32_does_not_hold_is_refused(name, value):
     is_tuple = isinstance(FIELDS[name].default, tuple)
     assert_refused(name, (value,) if is_tuple else value)
 

@@ -107,7 +107,7 @@ def test_processes_learn_the_digits(count: int, loader: str, digits: Path, tmp_p
 
 def test_killed_and_interrupted_processes_learn_the_digits(tmp_path: Path) -> None:
     # The steps are many: what makes compiling quick makes them slow.
-    options = ("--config.checkpoint.every_steps=11",)
+    options = ("--config.checkpoint.every_steps=11", "--config.epochs=12")
     environment = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "false"}
     # A process that is killed may leave half an entry in the cache.
     uncached = {**environment, "JAX_ENABLE_COMPILATION_CACHE": "false"}
@@ -126,8 +126,8 @@ def test_killed_and_interrupted_processes_learn_the_digits(tmp_path: Path) -> No
     assert f"going on from the checkpoint of step {before}" in results[0][1]
     (out, _) = run(2, tmp_path, *options, **environment)
     assert f"going on from the checkpoint of step {saved_by(results[0][1])}" in out
-    assert [row["step"] for row in rows(tmp_path)] == list(range(22, 661, 22))
-    assert summary(tmp_path)["top1_error"] <= 3
+    assert [row["step"] for row in rows(tmp_path)] == list(range(22, 265, 22))
+    assert summary(tmp_path)["top1_error"] <= 5
 
 
 def saved_by(output: str) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from train.config import validate
+from train.validation import validate
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "configs"

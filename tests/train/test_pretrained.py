@@ -15,8 +15,8 @@ from nam_jax.initialization import abstract_variables
 from nam_jax.torch_import import names
 from train import assembly, pretrained, trainer, workdir
 from train import experiment as experiment_lib
-from train.checkpoint import has_any
 from train.errors import ConfigError
+from train.saved import saved_steps
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -125,7 +125,7 @@ def test_an_unfinished_checkpoint_is_nothing_to_go_on_from(tmp_path: Path) -> No
     save(tmp_path / "w.npz", 10, "nam_channel")
     config = digits(**{"model.pretrained": str(tmp_path / "w.npz")})
     (tmp_path / "run" / "checkpoints" / "22.orbax-checkpoint-tmp").mkdir(parents=True)
-    assert not has_any(tmp_path / "run" / "checkpoints")
+    assert not saved_steps(tmp_path / "run" / "checkpoints")
     workdir.claim(tmp_path / "run", config)
     (tmp_path / "w.npz").unlink()
     with pytest.raises(ConfigError, match="No such file"):

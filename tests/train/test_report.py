@@ -146,7 +146,10 @@ def test_damaged_checkpoint_is_left_out(tmp_path):
     workdir = fake_run.write(tmp_path, saved=fake_run.params())
     shutil.rmtree(workdir / "checkpoints" / "30" / "state")
     report.write(workdir)
-    assert "Left out: the checkpoint of step 30 cannot be read: " in text_of(workdir)
+    assert (
+        f"Left out: the checkpoint of step 30 in {workdir}/checkpoints cannot be read: "
+        in text_of(workdir)
+    )
     assert text_of(workdir).count("<img ") == 5
 
 

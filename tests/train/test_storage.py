@@ -10,9 +10,10 @@ from etils import epath
 
 from tests.train import gcs_server
 from train import storage
-from train.checkpoint import Checkpoints, has_any
+from train.checkpoint import Checkpoints
 from train.errors import ConfigError
 from train.rows import RowFile, RowSegments, of
+from train.saved import saved_steps
 
 
 @pytest.fixture
@@ -135,11 +136,11 @@ def test_rows_lie_in_segments_in_a_bucket_alone(server, tmp_path):
 
 def test_checkpoint_in_a_bucket_counts_when_it_is_marked_as_finished(server):
     directory = storage.locate("gs://bucket/run/checkpoints")
-    assert not has_any(directory)
+    assert not saved_steps(directory)
     server.write("run/checkpoints/4/state/manifest.ocdbt", b"")
-    assert not has_any(directory)
+    assert not saved_steps(directory)
     server.write("run/checkpoints/4/commit_success.txt", b"")
-    assert has_any(directory)
+    assert saved_steps(directory)
 
 
 def test_unfinished_checkpoint_in_a_bucket_is_passed_over(server):
@@ -153,8 +154,8 @@ def test_unfinished_checkpoint_in_a_bucket_is_passed_over(server):
 
 def test_checkpoint_on_a_disk_counts_when_it_has_its_name(tmp_path):
     directory = epath.Path(tmp_path) / "[1]" / "checkpoints"
-    assert not has_any(directory)
+    assert not saved_steps(directory)
     (directory / "4.orbax-checkpoint-tmp").mkdir(parents=True)
-    assert not has_any(directory)
+    assert not saved_steps(directory)
     (directory / "4").mkdir()
-    assert has_any(directory)
+    assert saved_steps(directory)

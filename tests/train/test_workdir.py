@@ -118,20 +118,3 @@ def test_summary_is_none_until_the_run_is_finished(tmp_path):
     assert workdir_lib.summary(tmp_path) is None
     write_json(tmp_path / "summary.json", {"steps": 3})
     assert workdir_lib.summary(tmp_path) == {"steps": 3}
-
-
-def test_directory_in_use_is_refused(tmp_path):
-    with (
-        workdir_lib.locked(tmp_path),
-        pytest.raises(ConfigError, match="another run is going on in it"),
-        workdir_lib.locked(tmp_path),
-    ):
-        pass
-    with workdir_lib.locked(tmp_path):
-        pass
-    assert not list(tmp_path.iterdir())
-
-
-def test_bucket_is_not_locked():
-    with workdir_lib.locked("gs://bucket/run"), workdir_lib.locked("gs://bucket/run"):
-        pass

@@ -14,6 +14,8 @@ INTERPOLATIONS = {
 AREA = (0.08, 1.0)
 ASPECT = (3 / 4, 4 / 3)
 ATTEMPTS = 10
+# Of a scaled image, in lengths of the crop: what is farther from the centre is not scaled.
+LONGEST = 32
 
 
 class Box(NamedTuple):
@@ -114,10 +116,16 @@ def center(
         return image
     height, width, _ = shape
     scale = max(height / image.shape[0], width / image.shape[1]) / ratio
+    # Scaled as a whole, an image of 1 × 65,500 pixels takes gigabytes.
+    longest = (math.ceil(LONGEST * side / scale) for side in (height, width))
+    image = _middle(image, *map(min, image.shape, longest))
     rows = max(height, round(image.shape[0] * scale))
     columns = max(width, round(image.shape[1] * scale))
     if interpolation is None:
         interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    image = resize(image, (rows, columns), interpolation)
-    top, left = (rows - height) // 2, (columns - width) // 2
-    return image[top : top + height, left : left + width]
+    return _middle(resize(image, (rows, columns), interpolation), height, width)
+
+
+def _middle(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return take(image, Box(top, left, height, width))

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import cv2
@@ -15,6 +16,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from train.errors import RunError
+from train.storage import reason
 
 FEWEST_BAD = 10
 
@@ -175,5 +177,37 @@ def array_records(builder: Any, split: str) -> Sequence[bytes]:
     Args:
       builder: of a TFDS dataset that has ArrayRecord files.
       split: its name, or a part of it such as `train[:10%]`.
+
+    Raises:
+      RunError: a file is missing or damaged, or holds other records than the metadata say.
     """
-    return builder.as_data_source(split).data_source
+    try:
+        source = builder.as_data_source(split).data_source
+        files = builder.info.splits[split].file_instructions
+    # The metadata hold patterns of file names, and the records of each file.
+    except ValueError as error:
+        raise RunError(f"{builder.data_path}/dataset_info.json: {reason(error)}") from error
+    # Each takes a tenth of a millisecond on a local disk, and far longer on others.
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(_check_file, files))
+    return source
+
+
+def _check_file(file: Any) -> None:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    try:
+        reader = ArrayRecordReader(file.filename, options="readahead_buffer_size:0")
+        count = reader.num_records()
+        reader.close()
+    # A RuntimeError as a rule, and what else damaged sizes lead to.
+    except Exception as error:
+        raise RunError(
+            f"{file.filename} cannot be read as ArrayRecord: {reason(error)} "
+            "Copy it, or prepare the dataset, anew."
+        ) from error
+    if count != file.examples_in_shard:
+        raise RunError(
+            f"{file.filename} holds {count} records, and dataset_info.json says "
+            f"{file.examples_in_shard}. Copy both, or prepare the dataset, anew."
+        )

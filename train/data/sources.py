@@ -18,6 +18,7 @@ from train.data import crop
 from train.data.feed import cpu_cores
 from train.data.records import BadRecord, BadRecordError, Records, array_records, decode
 from train.errors import ConfigError, RunError
+from train.storage import reason
 
 Arrays = tuple[np.ndarray, np.ndarray]
 # Records that a thread loads at a time.
@@ -110,32 +111,52 @@ def describe_split(config: ConfigDict, name: str, num_examples: int) -> Split:
 
 
 def is_on_disk(config: ConfigDict) -> bool:
-    """Whether the images of the dataset `config.name` are there."""
-    if config.name == "digits":
-        return True
-    from tensorflow_datasets.core.read_only_builder import builder_from_files
-    from tensorflow_datasets.core.registered import DatasetNotFoundError
+    """Whether the images of the dataset `config.name` are there.
 
-    try:
-        builder_from_files(config.name, data_dir=os.path.expanduser(config.dir))
-    except DatasetNotFoundError:
-        return False
-    return True
+    Args:
+      config: the `data` part of a run's config.
+
+    Raises:
+      ConfigError: its directory or its metadata cannot be read.
+    """
+    return config.name == "digits" or _builder_of_files(config) is not None
 
 
 def _not_there() -> Arrays:
     raise RunError("the images are not on disk.")
 
 
-def _find_metadata(config: ConfigDict) -> Any:
-    """A builder of the files on disk or, without any, of TFDS's own description."""
-    import tensorflow_datasets as tfds
+def _builder_of_files(config: ConfigDict) -> Any:
+    """A builder of the files on disk, None where there are none."""
     from tensorflow_datasets.core.read_only_builder import builder_from_files
     from tensorflow_datasets.core.registered import DatasetNotFoundError
 
     directory = os.path.expanduser(config.dir)
-    with contextlib.suppress(DatasetNotFoundError):
-        return builder_from_files(config.name, data_dir=directory)
+    try:
+        # TFDS finds no datasets in what it cannot list.
+        with contextlib.suppress(FileNotFoundError):
+            os.listdir(directory)
+        # Where the metadata name what needs TensorFlow, TFDS prints how to install it.
+        with contextlib.redirect_stdout(None):
+            return builder_from_files(config.name, data_dir=directory)
+    except DatasetNotFoundError:
+        return None
+    # What damaged metadata make TFDS raise is not limited to a few kinds.
+    except Exception as error:
+        raise ConfigError(
+            f"config.data.dir: {config.name!r} in {directory} cannot be read: {reason(error)} "
+            "Its dataset_info.json and features.json have to be there as TFDS wrote them."
+        ) from error
+
+
+def _find_metadata(config: ConfigDict) -> Any:
+    """A builder of the files on disk or, without any, of TFDS's own description."""
+    import tensorflow_datasets as tfds
+
+    builder = _builder_of_files(config)
+    if builder is not None:
+        return builder
+    directory = os.path.expanduser(config.dir)
     try:
         # Where a description needs TensorFlow, TFDS prints how to install it.
         with contextlib.redirect_stdout(None):
@@ -177,8 +198,9 @@ def _open_tfds(config: ConfigDict, name: str) -> Split:
     features = builder.info.features
     try:
         num_examples = builder.info.splits[name].num_examples
-    except ValueError as error:
-        names = ", ".join(builder.info.splits)
+    # A KeyError where it has none at all.
+    except (KeyError, ValueError) as error:
+        names = ", ".join(builder.info.splits) or "none"
         raise ConfigError(
             f"config.data.{_field_of(config, name)}: {config.name} has no split {name!r}; "
             f"it has {names}."
@@ -227,20 +249,16 @@ def find_builder(config: ConfigDict) -> Any:
       config: the `data` part of a run's config.
 
     Raises:
-      ConfigError: there is none; says how to prepare or convert it.
+      ConfigError: there is none, or it cannot be read; says how to prepare or convert it.
     """
-    from tensorflow_datasets.core.read_only_builder import builder_from_files
-    from tensorflow_datasets.core.registered import DatasetNotFoundError
-
-    directory = os.path.expanduser(config.dir)
-    try:
-        builder = builder_from_files(config.name, data_dir=directory)
-    except DatasetNotFoundError as error:
+    builder = _builder_of_files(config)
+    if builder is None:
+        directory = os.path.expanduser(config.dir)
         raise ConfigError(
             f"config.data.name: no dataset {config.name!r} in {directory}; prepare it with: "
             f"pip install '.[prepare]' && tfds build {config.name} --file_format=array_record "
             f"--data_dir={directory}"
-        ) from error
+        )
     formats = [
         form.value for form in (builder.info.file_format, *builder.info.alternative_file_formats)
     ]
@@ -264,19 +282,23 @@ def feature_keys(builder: Any, name: str) -> tuple[str, str]:
       ConfigError: the dataset is for something else than image classification.
     """
     keys = builder.info.supervised_keys
-    features = builder.info.features
-    if keys is None or len(keys) != 2 or not _are_image_and_label(features, keys):
+    # Those of other datasets may be no dict.
+    features = dict(getattr(builder.info.features, "items", tuple)())
+    pair = [features.get(str(key)) for key in keys or ()]
+    if len(pair) != 2 or not _are_image_and_label(*pair):
         raise ConfigError(
-            f"config.data.name: {name} is no image classification dataset (8-bit images, a class "
-            f"each); its features are {', '.join(features)}."
+            f"config.data.name: {name} is no image classification dataset (8-bit images, grey or "
+            f"RGB, a class each); its features are {', '.join(features) or 'something else'}."
         )
     return keys
 
 
-def _are_image_and_label(features: Any, keys: tuple[str, str]) -> bool:
-    image, label = (features[key] for key in keys)
-    is_image = len(image.shape) == 3 and image.np_dtype == np.uint8
-    return is_image and hasattr(label, "num_classes")
+def _are_image_and_label(image: Any, label: Any) -> bool:
+    if image is None or len(image.shape) != 3 or image.np_dtype != np.uint8:
+        return False
+    *size, channels = image.shape
+    num_classes = getattr(label, "num_classes", None) or 0
+    return channels in (1, 3) and 0 not in size and num_classes > 0
 
 
 def _loaded_shape(config: ConfigDict, shape: tuple[int | None, ...]) -> tuple[int, int, int]:

@@ -1,0 +1,143 @@
+"""Equations 1 to 3 of NAM's paper in NumPy's float64, and how far rounding may lead from them.
+
+Every value comes with a bound on the error of one that is computed in a narrower dtype, in the
+forms that nam_jax documents: var = E[x²] − E[x]², BN(x) = multiplier x + offset. An operation
+yields its exact result times 1 + δ, |δ| ≤ the unit roundoff of that dtype, and k of them in a row
+(1 + δ)ᵏ. The sum of n terms, in any order, is n − 1 in a row for each term. What is smaller than
+the least normal value may be flushed to 0.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+FLUSHED = float(np.finfo(np.float32).tiny)
+EPSILON = 1e-5
+# In a row, per term of multiplier x + offset, all that is not a sum: variance + ε, rsqrt (two, and
+# two more for a library's approximation), γ, W's two divisions and its product, x or mean, the sum
+# of the terms, and the 0.5 of the gate.
+OPERATIONS = 12
+# The gate, 0.5 + 0.5 tanh(z / 2), is off by that of tanh, which no library has worse than four
+# units in the last place, by half; the sum adds one.
+GATE_UNITS = 5
+
+
+class Bounded(NamedTuple):
+    """A value and the most by which a computed one may differ from it."""
+
+    value: np.ndarray
+    error: Any = 0.0
+
+    def contains(self, computed: Any) -> bool:
+        """Whether the computed values are within the bound, or infinite where it lets them be."""
+        dtype = jnp.finfo(computed.dtype)
+        is_near = np.abs(np.float64(computed) - self.value) <= self.error + float(dtype.tiny)
+        may_overflow = np.abs(self.value) + self.error > float(dtype.max)
+        return bool((is_near | np.isinf(np.float64(computed)) & may_overflow).all())
+
+
+class Moments(NamedTuple):
+    """Mean and variance, with the axes that they are taken over kept at size 1."""
+
+    mean: Bounded
+    var: Bounded
+
+
+def unit(dtype: Any) -> float:
+    """The unit roundoff of a dtype."""
+    return float(jnp.finfo(dtype).eps) / 2
+
+
+def growth(operations: int, roundoff: float) -> float:
+    """The relative error of so many operations in a row; float64 itself rounds as well."""
+    total = operations * (roundoff + unit(np.float64))
+    return total / (1 - total)
+
+
+def moments(x: Bounded, axes: tuple[int, ...], roundoff: float) -> Moments:
+    """Mean and variance of equation 1."""
+
+    def average(value: Any) -> np.ndarray:
+        return np.broadcast_to(value, x.value.shape).mean(axes, keepdims=True)
+
+    # Of n values; with a square, the division, and the product that some compilers make of it.
+    rounding = growth(x.value.size // average(x.value).size + 2, roundoff)
+    mean, square = average(x.value), average(x.value**2)
+    mean_error = average(x.error) + rounding * average(np.abs(x.value) + x.error) + FLUSHED
+    square_error = average(2 * np.abs(x.value) * x.error + np.square(x.error))
+    square_error = square_error + rounding * (square + square_error) + FLUSHED
+    square_of_mean_error = (2 * np.abs(mean) + mean_error) * mean_error
+    difference_error = growth(2, roundoff) * (
+        square + square_error + (np.abs(mean) + mean_error) ** 2
+    )
+    var_error = square_error + square_of_mean_error + difference_error
+    return Moments(Bounded(mean, mean_error), Bounded(x.value.var(axes, keepdims=True), var_error))
+
+
+def batch_norm(
+    x: Bounded, scale: np.ndarray, bias: np.ndarray, of: Moments, roundoff: float, weight: Any = 1.0
+) -> Bounded:
+    """W BN(x): equation 1, and the product in equations 2 and 3."""
+    root = 1 / np.sqrt(of.var.value + EPSILON)
+    least = 1 / np.sqrt(of.var.value + of.var.error + EPSILON)
+    most = 1 / np.sqrt(np.maximum(of.var.value - of.var.error, 0) + EPSILON)
+    root_error = np.maximum(root - least, most - root)
+    centred = x.value - of.mean.value
+    centred_error = x.error + of.mean.error
+    carried = (np.abs(centred) + centred_error) * root_error + root * centred_error
+    # The mean is not subtracted from x: what cancels in the end was rounded before.
+    terms = np.abs(x.value) + x.error + np.abs(of.mean.value) + of.mean.error
+    rounded = np.abs(scale) * (root + root_error) * terms + np.abs(bias)
+    in_a_row = growth(OPERATIONS + scale.size, roundoff)  # the latter for the sum in W
+    return Bounded(
+        weight * (scale * centred * root + bias),
+        weight * (np.abs(scale) * carried + in_a_row * rounded + FLUSHED * terms),
+    )
+
+
+def var_of_batch_norm(scale: np.ndarray, of: Moments, roundoff: float) -> Bounded:
+    """The variance of BN(x): γ² var / (var + ε)."""
+    least = np.maximum(of.var.value - of.var.error, 0)
+    most = of.var.value + of.var.error
+    exact = np.square(scale) * of.var.value / (of.var.value + EPSILON)
+    carried = np.square(scale) * EPSILON * (most - least) / ((most + EPSILON) * (least + EPSILON))
+    return Bounded(exact, carried + growth(OPERATIONS, roundoff) * (exact + carried))
+
+
+def weights(scale: np.ndarray) -> np.ndarray:
+    """W of equations 2 and 3, of absolute values as in the authors' code; 0 for zeros alone."""
+    total = np.abs(scale).sum()
+    return np.abs(scale) / total if total else np.zeros_like(scale)
+
+
+def attention(x: Bounded, params: Any, roundoff: float, of: Moments | None = None) -> Bounded:
+    """Equation 2, for parameters (C,), or 3, for (H, W): the gated x."""
+    scale, bias = (np.asarray(params["nam_bn"][name], np.float64) for name in ("scale", "bias"))
+    axes, weight = (0, 1, 2), weights(scale)
+    if scale.ndim == 2:
+        axes, scale, bias, weight = (0, 3), scale[..., None], bias[..., None], weight[..., None]
+    z = batch_norm(x, scale, bias, of or moments(x, axes, roundoff), roundoff, weight)
+    return gated(x, z, roundoff)
+
+
+def tied_attention(x: Bounded, scale: np.ndarray, roundoff: float) -> Bounded:
+    """Equation 2 where x is itself the output of the batch normalisation."""
+    weight, in_a_row = weights(np.float64(scale)), growth(OPERATIONS + scale.size, roundoff)
+    z = weight * x.value
+    return gated(x, Bounded(z, weight * x.error + in_a_row * np.abs(z)), roundoff)
+
+
+def gated(x: Bounded, z: Bounded, roundoff: float) -> Bounded:
+    """sigmoid(z) x."""
+    gate = 1 / (1 + np.exp(np.minimum(-z.value, 700)))
+    # The slope of the sigmoid is a quarter at most.
+    gate_error = np.minimum(z.error / 4, 1) + GATE_UNITS * growth(1, roundoff)
+    y = x.value * gate
+    y_error = np.abs(x.value) * gate_error + x.error * (gate + gate_error)
+    return Bounded(y, y_error + growth(1, roundoff) * (np.abs(y) + y_error))
+
+
+def rounded(x: Bounded, roundoff: float) -> Bounded:
+    """After rounding to a narrower dtype."""
+    return Bounded(x.value, x.error + growth(1, roundoff) * (np.abs(x.value) + x.error))

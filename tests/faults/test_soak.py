@@ -1,0 +1,56 @@
+"""A long run with frequent checkpoints and evaluations takes no more and more of anything."""
+
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.train.processes import finish, last_row, started, summary
+
+STEPS = 4000
+OPTIONS = (
+    *(f"--config.steps={STEPS}", "--config.eval_every_epochs=1"),
+    *("--config.checkpoint.every_steps=10", "--config.log_every_steps=1"),
+)
+
+
+def resident_megabytes(pid: int) -> float:
+    (line,) = (
+        line
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("VmRSS")
+    )
+    return int(line.split()[1]) / 1024
+
+
+def open_files(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux")
+def test_memory_and_open_files_stay_flat(tmp_path: Path) -> None:
+    samples: list[tuple[float, float, int]] = []
+    with started(1, tmp_path, *OPTIONS, JAX_DISABLE_MOST_OPTIMIZATIONS="false") as processes:
+        pid = processes[0].pid
+        while processes[0].poll() is None:
+            share = last_row(tmp_path).get("step", 0) / STEPS
+            try:
+                samples.append((share, resident_megabytes(pid), open_files(pid)))
+            except (OSError, ValueError):
+                break  # It has ended.
+            time.sleep(0.2)
+        ((code, _, error),) = finish(processes)
+    assert code == 0, error
+    assert summary(tmp_path)["steps"] == STEPS
+    tenths = [
+        [(memory, files) for share, memory, files in samples if tenth <= 10 * share < tenth + 1]
+        for tenth in range(10)
+    ]
+    memory = [statistics.median(memory for memory, _ in tenth) for tenth in tenths]
+    files = [statistics.median(files for _, files in tenth) for tenth in tenths]
+    print(f"tenths of the run: {memory} MiB, {files} open files")
+    # What a step or a checkpoint kept would be there some hundred times by then.
+    assert max(memory[-3:]) < 1.05 * max(memory[2:5])
+    assert max(files[-3:]) <= max(files[2:5])

@@ -1,0 +1,35 @@
+"""The command that evaluates the checkpoint of a run."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.train.commands import call
+from tests.train.processes import run, summary
+
+CONFIG = ("--config", "configs/digits_resnet20.py")
+OPTIONS = ("--config.steps=6", "--config.data.image_size=16")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("run")
+    run(1, workdir, *OPTIONS, devices=1)
+    return workdir
+
+
+def test_repeats_the_last_evaluation(workdir: Path) -> None:
+    arguments = (*CONFIG, "--workdir", str(workdir), *OPTIONS)
+    result = call(*arguments, command="train.evaluate")
+    expected = summary(workdir)
+    assert f"step {expected['steps']}\nnum_images 359\n" in result.stdout
+    # The run was compiled without optimisation.
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("top1_error "))
+    assert float(line.split()[1]) == pytest.approx(expected["top1_error"], abs=0.3)
+
+
+def test_refuses_another_config(workdir: Path) -> None:
+    arguments = (*CONFIG, "--workdir", str(workdir), *OPTIONS, "--config.optimizer.sparsity=0.5")
+    result = call(*arguments, command="train.evaluate")
+    assert result.returncode == 2
+    assert "optimizer.sparsity is 0.0001 there and 0.5 here" in result.stderr

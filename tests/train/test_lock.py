@@ -1,0 +1,181 @@
+"""One run at a time writes to a directory; the lock of a dead one is taken over."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.train.processes import REPOSITORY
+from train import lock as lock_lib
+from train.errors import ConfigError, RunError
+from train.lock import locked
+
+HERE = socket.gethostname()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock_lib, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(lock_lib, "DEAD_SECONDS", 1.0)
+
+
+@pytest.fixture(params=["disk", "disk without locks", "bucket"])
+def directory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def refuse(*args: object) -> None:
+        raise OSError("no locks available")
+
+    if request.param == "disk without locks":
+        monkeypatch.setattr("fcntl.flock", refuse)
+    if request.param == "bucket":
+        monkeypatch.setattr(lock_lib, "is_bucket", lambda path: True)
+    return tmp_path
+
+
+def write(directory: Path, **changes: Any) -> None:
+    owner = {"host": HERE, "pid": os.getpid(), "token": "of another start", "beat": 0}
+    (directory / "lock").write_text(json.dumps(owner | changes))
+
+
+def read(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "lock").read_text())
+
+
+@contextmanager
+def beating(directory: Path, **owner: Any) -> Iterator[None]:
+    """An owner that lives."""
+    end = threading.Event()
+
+    def beat() -> None:
+        number = 1
+        while not end.wait(0.02):
+            # Whole, as the reader has to find it.
+            (directory / "next").mkdir(exist_ok=True)
+            write(directory / "next", **owner, beat=number)
+            (directory / "next" / "lock").replace(directory / "lock")
+            number += 1
+
+    write(directory, **owner)
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+
+
+def dead_pid() -> int:
+    with subprocess.Popen(["true"]) as process:
+        return process.pid
+
+
+def test_directory_in_use_is_refused_and_names_its_owner(directory: Path) -> None:
+    with (
+        locked(directory),
+        pytest.raises(ConfigError, match=rf"going on in it, process {os.getpid()} on {HERE}\."),
+        locked(directory),
+    ):
+        pass
+    with locked(directory):
+        assert read(directory)["pid"] == os.getpid()
+    assert not (directory / "lock").exists()
+
+
+def test_owner_gives_signs_of_life(directory: Path) -> None:
+    with locked(directory) as lock:
+        before = read(directory)["beat"]
+        time.sleep(0.3)
+        assert read(directory)["beat"] > before
+        lock.check()
+
+
+def test_lock_of_a_dead_process_here_is_taken_at_once(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_lib, "DEAD_SECONDS", 3600.0)
+    write(directory, pid=dead_pid())
+    with locked(directory):
+        assert read(directory)["pid"] == os.getpid()
+
+
+def test_lock_of_a_killed_run_is_taken_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_lib, "DEAD_SECONDS", 3600.0)
+    code = "import sys, time\nfrom etils import epath\nfrom train.lock import locked\n"
+    code += "with locked(epath.Path(sys.argv[1])):\n    print(flush=True)\n    time.sleep(600)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        process.stdout.readline()
+        match = rf"process {process.pid} on {HERE}"
+        with pytest.raises(ConfigError, match=match), locked(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+    with locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("shift", [-86400, 0, 86400])
+def test_silent_owner_elsewhere_is_taken_for_dead_by_no_clock(
+    directory: Path, shift: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(directory, host="elsewhere", pid=7)
+    now = time.time() + shift
+    os.utime(directory / "lock", (now, now))
+    began = time.monotonic()
+    with locked(directory):
+        assert time.monotonic() - began >= 1
+        assert read(directory)["host"] == HERE
+    assert "process 7 on elsewhere holds the directory; waiting" in capsys.readouterr().out
+
+
+def test_living_owner_elsewhere_is_respected(directory: Path) -> None:
+    with (
+        beating(directory, host="elsewhere", pid=7),
+        pytest.raises(ConfigError, match="process 7 on elsewhere"),
+        locked(directory),
+    ):
+        pass
+    assert read(directory)["host"] == "elsewhere"
+
+
+def test_number_of_a_dead_process_that_another_one_has_now(directory: Path) -> None:
+    write(directory)
+    with locked(directory):
+        assert read(directory)["token"] != "of another start"
+
+
+def test_owner_that_lost_the_directory_stops_and_leaves_it(directory: Path) -> None:
+    with locked(directory) as lock:
+        write(directory, host="elsewhere", pid=7)
+        deadline = time.monotonic() + 60
+        while lock._thread.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(RunError, match="process 7 on elsewhere took the directory over"):
+            lock.check()
+    assert read(directory)["host"] == "elsewhere"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"host": 1}', "\0" * 600])
+def test_lock_that_names_nobody_is_taken(directory: Path, content: str) -> None:
+    (directory / "lock").write_text(content)
+    with locked(directory):
+        assert read(directory)["pid"] == os.getpid()
+
+
+def test_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(ConfigError, match=rf"--workdir {tmp_path}: Is a directory"):
+        locked(tmp_path).__enter__()
