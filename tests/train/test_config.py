@@ -50,7 +50,7 @@ OUT_OF_RANGE = {
     "data.random_erasing": [-0.1, 1.1],
     "data.mixup": [-0.1],
     "data.cutmix": [-0.1],
-    "optimizer.learning_rate": [0.0, -0.1, 1001.0],
+    "optimizer.learning_rate": [0.0, -0.1],
     "optimizer.schedule": ["linear"],
     "optimizer.warmup_epochs": [-0.5],
     "optimizer.milestones": [(0.6, 0.3), (0.3, 0.3), (0.0,), (0.5, 1.0), MANY],
