@@ -51,7 +51,7 @@ def fields(name):
 CASES = {
     "norm": functools.partial(norm_and, "norm"),
     **{name: functools.partial(alone, name, train=True) for name in MODULES},
-    **{f"{name} in evaluation": functools.partial(alone, name, train=False) for name in NAM},
+    "nam in evaluation": functools.partial(alone, "nam", train=False),
     "nam after norm": functools.partial(norm_and, "nam"),
 }
 

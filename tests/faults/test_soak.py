@@ -11,7 +11,7 @@ from tests.train.processes import finish, last_row, started, summary
 STEPS = 4000
 OPTIONS = (
     *(f"--config.steps={STEPS}", "--config.eval_every_epochs=1"),
-    *("--config.checkpoint.every_steps=10", "--config.log_every_steps=1"),
+    *("--config.checkpoint.every_steps=10", "--config.log_every_steps=50"),
 )
 
 
