@@ -15,7 +15,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from train import mesh, storage
 from train.errors import RunError
-from train.saved import by_name, json_sha256, read, state_sha256
+from train.saved import by_name, json_sha256, read, read_figures, saved_steps, state_sha256
 
 State = TypeVar("State")
 
@@ -98,8 +98,15 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
-        """The step of the evaluation with the lowest top-1 error, the later one of equals."""
-        return self._manager.best_step()
+        """The step of the evaluation with the lowest top-1 error, the later one of equals.
+
+        Raises:
+          RunError: the figures of a checkpoint are damaged.
+        """
+        with _explained(f"the checkpoints in {self._directory} cannot be compared"):
+            for step in saved_steps(self._directory):
+                read_figures(self._path(step))
+            return self._manager.best_step()
 
     def save(
         self,

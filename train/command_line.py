@@ -1,5 +1,6 @@
 """What all commands share: flags, help, and errors in one line with an exit code."""
 
+import contextlib
 import difflib
 import itertools
 import os
@@ -227,7 +228,9 @@ def _report_unraisable(unraisable: Any) -> None:
 
 
 def _exit(code: int, error: object) -> NoReturn:
-    print(f"error: {_one_line(str(error))}", file=sys.stderr)
+    # It may go to a file on a full disk.
+    with contextlib.suppress(OSError):
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
     distributed.fail(code)
 
 

@@ -4,6 +4,7 @@ One process needs nothing. Several are connected by JAX's own runtime: automatic
 knows the cluster (TPU pods, Slurm, Kubernetes, Open MPI), and elsewhere by three flags.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -126,8 +127,10 @@ def fail(code: int) -> NoReturn:
         # The others may fail alike, and are cut off when this process is gone.
         time.sleep(FAIL_ALIKE_SECONDS)
     if _threads_may_wait():
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            # It may lie on a full disk.
+            with contextlib.suppress(OSError):
+                stream.flush()
         os._exit(code)
     sys.exit(code)
 

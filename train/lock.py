@@ -68,8 +68,11 @@ class Lock:
         """Gives the directory back."""
         self._end.set()
         self._thread.join()
-        if not self._other:
-            self._place.clear()
+        # What ended the run already matters more; a lock that is left behind does no harm.
+        with suppress(OSError, RunError):
+            found = self._place.read()
+            if found and found.token == self._owner.token:
+                self._place.clear()
 
     def _beat(self) -> None:
         while not self._end.wait(BEAT_SECONDS):
@@ -146,11 +149,13 @@ def _runs(pid: int) -> bool:
     return True
 
 
-def _parse(text: str | None) -> Owner | None:
+def _owner(path: epath.Path) -> Owner | None:
     try:
-        return Owner(**json.loads(text or ""))
+        owner = Owner(**json.loads(read_text(path) or ""))
+    # Whatever else may be in it names nobody.
     except (TypeError, ValueError):
         return None
+    return owner if isinstance(owner.pid, int) else None
 
 
 class _File:
@@ -181,7 +186,7 @@ class _File:
 
     def read(self) -> Owner | None:
         """Who is named as the owner."""
-        return _parse(read_text(self._path))
+        return _owner(self._path)
 
     def write(self, owner: Owner) -> None:
         """Names the owner."""
@@ -212,7 +217,7 @@ class _Object:
 
     def read(self) -> Owner | None:
         """Who is named as the owner."""
-        return _parse(read_text(self._path))
+        return _owner(self._path)
 
     def write(self, owner: Owner) -> None:
         """Names the owner."""

@@ -90,7 +90,10 @@ def reporting(path: epath.PathLike) -> Iterator[None]:
 def read_text(path: epath.Path) -> str | None:
     """What a file holds; None where there is none."""
     with reporting(path):
-        return path.read_text() if path.exists() else None
+        try:
+            return path.read_text()
+        except FileNotFoundError:
+            return None
 
 
 def children(directory: epath.Path) -> list[epath.Path]:

@@ -76,6 +76,8 @@ def train(
         return finished if distributed.is_main() else None
     with locked(workdir) if distributed.is_main() else contextlib.nullcontext() as lock:
         if distributed.is_main():
+            # Another run may have been there first.
+            workdir_lib.check(workdir, experiment.config)
             write_json(workdir / "environment.json", environment.describe())
         recovery.set_damaged_aside(workdir)
         try:

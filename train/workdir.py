@@ -70,18 +70,31 @@ def saved_config(workdir: epath.Path) -> ConfigDict:
       ConfigError: there is no run, or its config cannot be read.
     """
     path = workdir / "config.json"
-    text = read_text(path)
-    if text is None:
-        raise ConfigError(f"--workdir {workdir}: there is no run, {path.name} is missing.")
     try:
-        return ConfigDict(json.loads(text))
+        text = read_text(path)
+        if text is not None:
+            return ConfigDict(json.loads(text))
     except (AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"--workdir {workdir}: {path.name} is not the config of a run ({error})."
         ) from error
+    raise ConfigError(f"--workdir {workdir}: there is no run, {path.name} is missing.")
 
 
 def summary(workdir: epath.Path) -> dict[str, Any] | None:
-    """The summary of a finished run, None before it is finished."""
-    text = read_text(workdir / "summary.json")
-    return None if text is None else json.loads(text)
+    """The summary of a finished run, None before it is finished.
+
+    Args:
+      workdir: of the run.
+
+    Raises:
+      ConfigError: it cannot be read.
+    """
+    try:
+        text = read_text(workdir / "summary.json")
+        return None if text is None else dict(json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"--workdir {workdir}: summary.json is not that of a run ({error}); where it is "
+            "removed, the same command writes it again."
+        ) from error

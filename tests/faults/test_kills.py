@@ -13,7 +13,14 @@ from typing import Any
 
 import pytest
 
-from tests.train.processes import QUICK_COMPILATION, REPOSITORY, last_row, rows, summary
+from tests.train.processes import (
+    LIMIT_SECONDS,
+    QUICK_COMPILATION,
+    REPOSITORY,
+    last_row,
+    rows,
+    summary,
+)
 from train import saved
 
 STEPS_PER_EPOCH = 22
@@ -51,11 +58,14 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def kill(process: subprocess.Popen[str], is_reached: Callable[[], bool], delay: float) -> bool:
     """Kills the run a moment after a condition holds; False if it ended first."""
+    deadline = time.monotonic() + LIMIT_SECONDS
     while process.poll() is None and not is_reached():
+        assert time.monotonic() < deadline
         time.sleep(0.001)
     time.sleep(delay)
     process.kill()
-    process.communicate()
+    _, error = process.communicate()
+    assert process.returncode <= 0, error
     return process.returncode < 0
 
 

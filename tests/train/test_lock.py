@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from etils import epath
 
 from tests.train.processes import REPOSITORY
 from train import lock as lock_lib
@@ -159,20 +160,38 @@ def test_number_of_a_dead_process_that_another_one_has_now(directory: Path) -> N
 
 def test_owner_that_lost_the_directory_stops_and_leaves_it(directory: Path) -> None:
     with locked(directory) as lock:
-        write(directory, host="elsewhere", pid=7)
         deadline = time.monotonic() + 60
+        # Again and again: the owner may be about to write over it.
         while lock._thread.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.01)
+            write(directory, host="elsewhere", pid=7)
+            time.sleep(0.05)
         with pytest.raises(RunError, match="process 7 on elsewhere took the directory over"):
             lock.check()
     assert read(directory)["host"] == "elsewhere"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"host": 1}', "\0" * 600])
-def test_lock_that_names_nobody_is_taken(directory: Path, content: str) -> None:
-    (directory / "lock").write_text(content)
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"host": 1}', b'{"pid": "7"}', b"\0" * 600, b"\xff"]
+)
+def test_lock_that_names_nobody_is_taken(directory: Path, content: bytes) -> None:
+    (directory / "lock").write_bytes(content)
     with locked(directory):
         assert read(directory)["pid"] == os.getpid()
+
+
+def test_lock_that_cannot_be_removed_hides_no_error(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    def end() -> None:
+        with locked(directory):
+            monkeypatch.setattr(type(epath.Path(directory)), "unlink", refuse)
+            raise RunError("what ended the run")
+
+    with pytest.raises(RunError, match=r"^what ended the run$"):
+        end()
 
 
 def test_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
