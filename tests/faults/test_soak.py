@@ -49,7 +49,8 @@ def test_memory_and_open_files_stay_flat(tmp_path: Path) -> None:
         for tenth in range(10)
     ]
     memory = [statistics.median(memory for memory, _ in tenth) for tenth in tenths]
-    files = [statistics.median(files for _, files in tenth) for tenth in tenths]
+    # A checkpoint that is being written has some open.
+    files = [min(files for _, files in tenth) for tenth in tenths]
     print(f"tenths of the run: {memory} MiB, {files} open files")
     # What a step or a checkpoint kept would be there some hundred times by then.
     assert max(memory[-3:]) < 1.05 * max(memory[2:5])
