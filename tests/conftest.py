@@ -4,6 +4,9 @@ import importlib.util
 import os
 from collections.abc import Iterator
 
+# Both define flags, which a flagsaver around their first import would take back.
+import array_record.python.array_record_module  # noqa: F401
+import grain  # noqa: F401
 import jax
 import pytest
 

@@ -87,6 +87,7 @@ def goes_on(workdir: Path, undisturbed: Path) -> None:
     assert all(map(json.loads, lines))
 
 
+@pytest.mark.long
 def test_no_room_for_a_checkpoint(disk: Disk, undisturbed: Path) -> None:
     workdir = disk.path / "run"
     disk.remount(f"size={4 * MEGABYTE}")
@@ -124,7 +125,6 @@ def test_disk_that_cannot_be_written(disk: Disk, undisturbed: Path) -> None:
     goes_on(workdir, undisturbed)
 
 
-@pytest.mark.long
 def test_file_that_may_not_grow(tmp_path: Path) -> None:
     # Without a disk of its own: as on one with a quota.
     code = "import resource, runpy, sys\n"

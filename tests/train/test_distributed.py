@@ -105,6 +105,7 @@ def test_processes_learn_the_digits(count: int, loader: str, digits: Path, tmp_p
     assert summary(tmp_path)["top1_error"] <= 3
 
 
+@pytest.mark.long
 def test_killed_and_interrupted_processes_learn_the_digits(tmp_path: Path) -> None:
     # The steps are many: what makes compiling quick makes them slow.
     options = ("--config.checkpoint.every_steps=11", "--config.epochs=12")
