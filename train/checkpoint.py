@@ -108,6 +108,20 @@ class Checkpoints:
                 read_figures(self._path(step))
             return self._manager.best_step()
 
+    def step_of(self, which: str) -> int:
+        """The step of a checkpoint.
+
+        Args:
+          which: `last` or `best`.
+
+        Raises:
+          RunError: there is none yet, or the figures of one are damaged.
+        """
+        step = self.latest_step() if which == "last" else self.best_step()
+        if step is None:
+            raise RunError(f"there is no {which} checkpoint in {self._directory} yet.")
+        return step
+
     def save(
         self,
         step: int,

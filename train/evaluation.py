@@ -79,9 +79,7 @@ def evaluate_checkpoint(
     """
     workdir_lib.check(workdir, experiment.config, EVALUATION_FREE_FIELDS)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        step = checkpoints.latest_step() if which == "last" else checkpoints.best_step()
-        if step is None:
-            raise RunError(f"the run in {workdir} has no {which} checkpoint yet.")
+        step = checkpoints.step_of(which)
         state, _ = checkpoints.restore(step, assembly.initial_state(experiment))
     eval_step = programs.build_eval_step(experiment.model, experiment.config, experiment.mesh)
     return step, evaluate(experiment, eval_step, state, assembly.eval_feed(experiment))

@@ -44,7 +44,7 @@ class Owner(NamedTuple):
 class Lock:
     """A held directory."""
 
-    def __init__(self, place: "_File | _Object", owner: Owner):
+    def __init__(self, place: "_Object", owner: Owner):
         self._place, self._owner = place, owner
         self._other: Owner | None = None
         self._end = threading.Event()
@@ -111,7 +111,7 @@ def locked(workdir: epath.Path) -> Iterator[Lock]:
             lock.release()
 
 
-def _take(place: "_File | _Object", workdir: epath.Path) -> None:
+def _take(place: "_Object", workdir: epath.Path) -> None:
     is_ours = place.seize()
     owner = place.read()
     if is_ours is False or (owner and not _is_dead(owner, place, is_ours)):
@@ -122,7 +122,7 @@ def _take(place: "_File | _Object", workdir: epath.Path) -> None:
         )
 
 
-def _is_dead(owner: Owner, place: "_File | _Object", is_ours: bool | None) -> bool:
+def _is_dead(owner: Owner, place: "_Object", is_ours: bool | None) -> bool:
     if owner.host == socket.gethostname() and (is_ours or not _runs(owner.pid)):
         return True
     print(
@@ -149,27 +149,46 @@ def _runs(pid: int) -> bool:
     return True
 
 
-def _owner(path: epath.Path) -> Owner | None:
-    try:
-        owner = Owner(**json.loads(read_text(path) or ""))
-    # Whatever else may be in it names nobody.
-    except (TypeError, ValueError):
-        return None
-    return owner if isinstance(owner.pid, int) else None
-
-
-class _File:
-    """The lock in a directory."""
-
-    # All of it is written at once, over what was there.
-    _LENGTH = 512
+class _Object:
+    """The lock in a bucket, which has none of its own."""
 
     def __init__(self, path: epath.Path):
         self._path = path
-        self._descriptor: int | None = None
 
     def seize(self) -> bool | None:
         """Whether the system gave its lock, None where it has none."""
+        return None
+
+    def read(self) -> Owner | None:
+        """Who is named as the owner."""
+        try:
+            owner = Owner(**json.loads(read_text(self._path) or ""))
+        # Whatever else may be in it names nobody.
+        except (TypeError, ValueError):
+            return None
+        return owner if isinstance(owner.pid, int) else None
+
+    def write(self, owner: Owner) -> None:
+        """Names the owner."""
+        write_text(self._path, json.dumps(owner._asdict()))
+
+    def clear(self) -> None:
+        """Removes the name."""
+        with reporting(self._path):
+            self._path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Gives the system its lock back."""
+
+
+class _File(_Object):
+    """The lock in a directory, which the system knows too."""
+
+    # All of it is written at once, over what was there.
+    _LENGTH = 512
+    _descriptor: int | None = None
+
+    def seize(self) -> bool | None:
         while True:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
@@ -184,49 +203,13 @@ class _File:
                     return True
             self.close()
 
-    def read(self) -> Owner | None:
-        """Who is named as the owner."""
-        return _owner(self._path)
-
     def write(self, owner: Owner) -> None:
-        """Names the owner."""
         text = json.dumps(owner._asdict()).ljust(self._LENGTH - 1) + "\n"
         assert self._descriptor is not None
         os.pwrite(self._descriptor, text.encode(), 0)
         os.ftruncate(self._descriptor, self._LENGTH)
 
-    def clear(self) -> None:
-        """Removes the file."""
-        self._path.unlink(missing_ok=True)
-
     def close(self) -> None:
-        """Gives the system its lock back."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-
-
-class _Object:
-    """The lock in a bucket."""
-
-    def __init__(self, path: epath.Path):
-        self._path = path
-
-    def seize(self) -> None:
-        """A bucket has no locks."""
-
-    def read(self) -> Owner | None:
-        """Who is named as the owner."""
-        return _owner(self._path)
-
-    def write(self, owner: Owner) -> None:
-        """Names the owner."""
-        write_text(self._path, json.dumps(owner._asdict()))
-
-    def clear(self) -> None:
-        """Removes the object."""
-        with reporting(self._path):
-            self._path.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        """Does nothing."""

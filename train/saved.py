@@ -67,9 +67,9 @@ def read(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
       DamagedError: it is not what was saved, or cannot be read.
     """
     with _finding_damage():
-        progress = read_figures(path)
+        progress, digests = _read_figures(path)
         state = _read_state(path)
-        _compare("state", state_sha256(state), _read_json(path, "digests"))
+        _compare("state", state_sha256(state), digests)
     return state, progress
 
 
@@ -83,11 +83,16 @@ def read_figures(path: epath.Path) -> dict[str, Any]:
       DamagedError: it is not what was saved, or cannot be read.
     """
     with _finding_damage():
-        digests, progress = _read_json(path, "digests"), _read_json(path, "progress")
-        _compare("progress", json_sha256(progress), digests)
-        if digests["metrics"]:
-            _compare("metrics", json_sha256(_read_json(path, "metrics")), digests)
+        progress, _ = _read_figures(path)
     return progress
+
+
+def _read_figures(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    progress, digests = _read_json(path, "progress"), _read_json(path, "digests")
+    _compare("progress", json_sha256(progress), digests)
+    if digests["metrics"]:
+        _compare("metrics", json_sha256(_read_json(path, "metrics")), digests)
+    return progress, digests
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ from train import experiment
 from train import workdir as workdir_lib
 from train.checkpoint import Checkpoints
 from train.data import sources
-from train.errors import RunError
 from train.validation import validate
 
 
@@ -67,9 +66,7 @@ def load(workdir: epath.Path, which: str, data_dir: str | None = None) -> Traine
 
 def _restore(workdir: epath.Path, which: str) -> tuple[int, dict[str, Any]]:
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        step = checkpoints.latest_step() if which == "last" else checkpoints.best_step()
-        if step is None:
-            raise RunError(f"the run in {workdir} has no {which} checkpoint yet.")
+        step = checkpoints.step_of(which)
         return step, checkpoints.restore_parts(step, "params", "batch_stats")
 
 

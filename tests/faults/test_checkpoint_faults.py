@@ -15,6 +15,7 @@ from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.faults.damage import damaged, damages
 from train import recovery
 from train.checkpoint import Checkpoints
 from train.errors import RunError
@@ -85,29 +86,15 @@ def files(step: int, saved: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
-def damaged_once(path: Path, content: bytes, draw: st.DataObject) -> bytes | None:
-    """The content of a file after something happened to it; None: the file is gone."""
-    what = draw.draw(st.sampled_from(["cut", "flipped", "zeros", "gone", "doubled"]))
-    place = draw.draw(st.integers(0, max(len(content) - 1, 0)))
-    if what == "cut":
-        return content[:place]
-    if what == "flipped":
-        bit = draw.draw(st.integers(0, 7))
-        return content[:place] + bytes([content[place] ^ (1 << bit)]) + content[place + 1 :]
-    if what == "zeros":
-        return content[:place] + bytes(len(content) - place)
-    return None if what == "gone" else content * 2
-
-
 @given(data=st.data())
 def test_any_damage_is_found_or_does_no_harm(saved: Path, data: st.DataObject) -> None:
     with copied(saved) as directory:
         path = data.draw(st.sampled_from(files(STEPS[-1], directory)))
-        content = damaged_once(path, path.read_bytes(), data)
-        if content is None:
+        if data.draw(st.booleans(), "is missing"):
             path.unlink()
         else:
-            path.write_bytes(content)
+            content = path.read_bytes()
+            path.write_bytes(damaged(content, data.draw(damages(max(len(content), 1)))))
         step = goes_on_from(epath.Path(directory))
         assert (step, set_aside(epath.Path(directory))) in ((30, set()), (20, {"30"}))
 

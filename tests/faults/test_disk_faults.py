@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.train.processes import (
     LIMIT_SECONDS,
     QUICK_COMPILATION,
     REPOSITORY,
+    Process,
     finish,
     run,
     saved,
@@ -64,6 +66,14 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
+@contextmanager
+def saving(workdir: Path) -> Iterator[Process]:
+    """A run that has saved something; killed at the end of the block."""
+    with started(1, workdir, *OPTIONS, devices=1) as processes:
+        wait_for(lambda: saved(workdir), processes[0])
+        yield processes[0]
+
+
 def fails(workdir: Path, code: int) -> str:
     """Starts the run, which ends with the exit code; the only line of its standard error."""
     with started(1, workdir, *OPTIONS, devices=1) as processes:
@@ -101,10 +111,9 @@ def test_no_room_for_a_checkpoint(disk: Disk, undisturbed: Path) -> None:
 @pytest.mark.long
 def test_no_room_for_rows(disk: Disk, undisturbed: Path) -> None:
     workdir = disk.path / "run"
-    with started(1, workdir, *OPTIONS, devices=1) as processes:
-        wait_for(lambda: saved(workdir), processes[0])
+    with saving(workdir) as process:
         disk.fill()
-        line = line_of(finish(processes)[0], 1)
+        line = line_of(finish([process])[0], 1)
     assert "No space left on device" in line
     assert "the same command goes on" in line
     assert saved(workdir)
@@ -115,8 +124,8 @@ def test_no_room_for_rows(disk: Disk, undisturbed: Path) -> None:
 @pytest.mark.long
 def test_disk_that_cannot_be_written(disk: Disk, undisturbed: Path) -> None:
     workdir = disk.path / "run"
-    with started(1, workdir, *OPTIONS, devices=1) as processes:
-        wait_for(lambda: saved(workdir), processes[0])
+    with saving(workdir):
+        pass
     disk.remount("ro")
     assert fails(workdir, 2) == f"error: --workdir {workdir}: Read-only file system."
     other = disk.path / "other"

@@ -1,13 +1,11 @@
 """Killing a run at any moment costs nothing: the same command ends with the same bits."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,48 +13,47 @@ import pytest
 
 from tests.train.processes import (
     LIMIT_SECONDS,
-    QUICK_COMPILATION,
-    REPOSITORY,
+    Process,
+    finish,
     last_row,
     rows,
+    started,
     summary,
 )
 from train import saved
 
 STEPS_PER_EPOCH = 22
 TIMED = {"images_per_second", "data_wait"}
-# One run compiles for all; what makes compiling quick would make the steps slow.
-ENVIRONMENT = os.environ | QUICK_COMPILATION | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "false"}
 
 
-def start(workdir: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "train.main", "--config", "configs/digits_resnet20.py"),
-            *("--workdir", str(workdir), "--config.epochs=3", "--config.eval_every_epochs=1"),
-            *("--config.checkpoint.every_steps=8", "--config.log_every_steps=1"),
-        ],
-        cwd=REPOSITORY,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+def start(workdir: Path) -> AbstractContextManager[list[Process]]:
+    return started(
+        1,
+        workdir,
+        *("--config.epochs=3", "--config.eval_every_epochs=1"),
+        *("--config.checkpoint.every_steps=8", "--config.log_every_steps=1"),
+        devices=1,
+        # One run compiles for all; what makes compiling quick would make the steps slow.
+        JAX_DISABLE_MOST_OPTIMIZATIONS="false",
     )
 
 
-def finish(process: subprocess.Popen[str]) -> None:
-    _, error = process.communicate(timeout=600)
-    assert process.returncode == 0, error
+def end(workdir: Path) -> str:
+    """Starts the run and waits for its end; what it printed."""
+    with start(workdir) as processes:
+        ((code, out, error),) = finish(processes)
+    assert code == 0, error
+    return out
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("uninterrupted")
-    finish(start(workdir))
+    end(workdir)
     return workdir
 
 
-def kill(process: subprocess.Popen[str], is_reached: Callable[[], bool], delay: float) -> bool:
+def kill(process: Process, is_reached: Callable[[], bool], delay: float) -> bool:
     """Kills the run a moment after a condition holds; False if it ended first."""
     deadline = time.monotonic() + LIMIT_SECONDS
     while process.poll() is None and not is_reached():
@@ -132,21 +129,20 @@ def test_killed_runs_end_with_the_same_bits(
     while killed.total() < kills:
         moment = moments[killed.total() % len(moments)]
         workdir = tmp_path / str(runs)
-        process = start(workdir)
-        if kill(process, moment(workdir), chance.uniform(0, MOMENTS[moment])):
+        with start(workdir) as (process,):
+            is_killed = kill(process, moment(workdir), chance.uniform(0, MOMENTS[moment]))
+        if is_killed:
             killed[moment.__name__] += 1
             assert_whole(workdir)
         else:
             assert_equal(workdir, uninterrupted)
             runs += 1
-    finish(start(workdir))
+    end(workdir)
     assert_equal(workdir, uninterrupted)
     print(f"killed {dict(killed)} times in {runs + 1} runs")
 
 
 def test_finished_run_does_nothing(uninterrupted: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
-    process = start(uninterrupted)
-    out, _ = process.communicate(timeout=600)
-    assert "finished" in out
+    assert "finished" in end(uninterrupted)
     assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")} == before

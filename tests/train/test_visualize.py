@@ -265,10 +265,10 @@ def test_no_run_and_no_checkpoint(tmp_path, call):
         call(tmp_path, split="test")
     workdir_lib.claim(epath.Path(tmp_path), digits())
     for which in ("last", "best"):
-        with pytest.raises(RunError, match=f"has no {which} checkpoint yet"):
+        with pytest.raises(RunError, match=f"there is no {which} checkpoint in "):
             call(tmp_path, split="test", which=which)
     (tmp_path / "checkpoints").rmdir()
-    with pytest.raises(RunError, match="has no last checkpoint yet"):
+    with pytest.raises(RunError, match="there is no last checkpoint in "):
         call(tmp_path, split="test")
 
 
