@@ -8,10 +8,12 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from nam_jax.attention import NAMES
 from train import attentions, storage
 from train import workdir as workdir_lib
 from train.config import FREE_FIELDS
 from train.errors import ConfigError
+from train.validation import validate
 
 # What the runs of a comparison may differ in.
 AXES = ("model.attention", "optimizer.sparsity", "seed")
@@ -47,7 +49,7 @@ class Run:
     @property
     def variant(self) -> str:
         """What it has in common with runs of other seeds, such as `nam` or `nam-p0.0001`."""
-        return self.attention + (f"-p{self.sparsity:g}" if self.sparsity else "")
+        return self.attention + (f"-p{self.sparsity!r}" if self.sparsity else "")
 
     @property
     def name(self) -> str:
@@ -82,7 +84,7 @@ def plan(
 
 
 def read(directory: epath.Path, config: ConfigDict | None = None) -> list[Run]:
-    """The runs in a directory, finished or not.
+    """The runs in a directory, finished or not, in the order of `nam_jax.attention.NAMES`.
 
     Args:
       directory: of the comparison.
@@ -99,10 +101,19 @@ def read(directory: epath.Path, config: ConfigDict | None = None) -> list[Run]:
     for path in storage.children(directory):
         if not (path / "config.json").exists():
             continue
-        run = Run(workdir_lib.saved_config(path), workdir_lib.summary(path))
+        run = Run(_config(path), workdir_lib.summary(path))
         config = run.config if config is None else config
         workdir_lib.check(path, config, (*FREE_FIELDS, *AXES))
         if path.name != run.name:
             raise ConfigError(f"{path} holds the run {run.name}; give the directory that name.")
         runs.append(run)
-    return runs
+    return sorted(runs, key=lambda run: (NAMES.index(run.attention), run.sparsity, run.seed))
+
+
+def _config(path: epath.Path) -> ConfigDict:
+    config = workdir_lib.saved_config(path)
+    try:
+        validate(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path} is no run of this comparison: {error}") from error
+    return config

@@ -95,14 +95,13 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
-    """The rows of the table, no attention first; unfinished runs are left out."""
+    """The rows of the table, in the order of the runs; those that are unfinished are left out."""
     variants: dict[str, dict[int, dict[str, Any]]] = {}
     for run in runs:
         if run.summary is not None:
             variants.setdefault(run.variant, {})[run.seed] = run.summary
     base = variants.get(BASE, {})
-    ordered = sorted(variants, key=lambda variant: variant != BASE)
-    return [_row(variant, variants[variant], base) for variant in ordered]
+    return [_row(variant, found, base) for variant, found in variants.items()]
 
 
 def _row(

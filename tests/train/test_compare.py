@@ -39,6 +39,11 @@ def test_penalties_are_an_axis_of_nam_alone():
     assert [run.config.optimizer.sparsity for run in runs] == [0.0, 0.0, 1e-4]
 
 
+def test_near_penalties_are_runs_of_their_own():
+    runs = comparison.plan(base_config(), ["nam"], [0], [1e-4, 1.0000001e-4])
+    assert names(runs) == ["nam-p0.0001-seed0", "nam-p0.00010000001-seed0"]
+
+
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
     """A comparison of two attentions, one seed."""
@@ -96,6 +101,23 @@ def test_a_run_under_another_name_is_refused(trained):
     (trained / "nam-seed0").rename(trained / "nam-seed7")
     with pytest.raises(ConfigError, match="holds the run nam-seed0"):
         comparison.read(trained)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"learning_rate": 0.1}', "[]", "spam"])
+def test_a_directory_of_something_else_is_named(trained, text):
+    (trained / "a").mkdir()
+    (trained / "a" / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=f"{trained}/a") as error:
+        comparison.read(trained)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_runs_are_read_in_the_order_of_the_attentions_and_penalties(tmp_path):
+    for run in comparison.plan(base_config(), ["tam", "nam", "none"], [11, 2], [2e-4, 1e-5]):
+        workdir_lib.claim(epath.Path(tmp_path) / run.name, run.config)
+    expected = ["none", "nam-p1e-05", "nam-p0.0002", "tam"]
+    expected = [f"{variant}-seed{seed}" for variant in expected for seed in (2, 11)]
+    assert names(comparison.read(epath.Path(tmp_path))) == expected
 
 
 def test_tables_from_the_directory_alone(trained):

@@ -236,7 +236,7 @@ def test_mean_errors_are_those_of_finished_runs_and_common_epochs(compared):
     rows = {run.name: list(fake_run.rows(3)) for run in runs}
     rows["none-seed0"] = list(fake_run.rows(4, start=60.0))
     curves = report_comparison.mean_errors(runs, rows)
-    assert list(curves) == ["nam (1)", "none (2)"]
+    assert list(curves) == ["none (2)", "nam (1)"]
     assert curves["none (2)"][0] == [1, 2, 3]
     np.testing.assert_allclose(curves["none (2)"][1], np.divide(75, [2, 3, 4]))
 
