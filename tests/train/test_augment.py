@@ -278,7 +278,7 @@ def test_random_erasing_follows_its_definition():
 
 def test_random_erasing_reaches_every_pixel():
     images = jnp.ones((300, 20, 20, 1))
-    kept = jax.jit(augment.random_erase, static_argnums=2)(keys(300), images, 1.0)
+    kept = jax.jit(augment.random_erase, static_argnums=2)(keys(300), images, 1)
     assert (np.asarray(kept).min(0) == 0).all()
     assert None not in erased_boxes(kept)
 

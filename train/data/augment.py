@@ -133,7 +133,7 @@ def random_erase(keys: jax.Array, images: jax.Array, probability: float) -> jax.
         fits = (extents < size).all(-1)
         extent = extents[fits.argmax()]
         low = jnp.floor(jax.random.uniform(place_key, (2,)) * (size - extent + 1))
-        erased = fits.any() & jax.random.bernoulli(chance_key, probability)
+        erased = fits.any() & jax.random.bernoulli(chance_key, float(probability))
         return jnp.where(erased, _outside(low, low + extent, (height, width)), 1.0)
 
     return images * jax.vmap(kept)(keys)[..., None].astype(images.dtype)
