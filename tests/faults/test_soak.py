@@ -4,24 +4,25 @@ import statistics
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.train.processes import finish, last_row, started, summary
 
-STEPS = 4000
+STEPS, CHECKPOINTS = 4000, 400
 OPTIONS = (
-    *(f"--config.steps={STEPS}", "--config.eval_every_epochs=1"),
-    *("--config.checkpoint.every_steps=10", "--config.log_every_steps=50"),
+    *(f"--config.steps={STEPS}", "--config.eval_every_epochs=1", "--config.log_every_steps=50"),
+    f"--config.checkpoint.every_steps={STEPS // CHECKPOINTS}",
 )
+# TensorStore never frees some of the JSON that it hands to Python: 0.15 of these with this network.
+MEGABYTES_PER_CHECKPOINT = 0.25
 
 
-def resident_megabytes(pid: int) -> float:
-    (line,) = (
-        line
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
-        if line.startswith("VmRSS")
-    )
-    return int(line.split()[1]) / 1024
+def megabytes(pid: int) -> float:
+    """Memory but for that of files, which the system takes back as it likes."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    status = dict(line.split(":", 1) for line in lines)
+    return sum(int(status[name].split()[0]) for name in ("RssAnon", "VmSwap")) / 1024
 
 
 def open_files(pid: int) -> int:
@@ -37,7 +38,7 @@ def test_memory_and_open_files_stay_flat(tmp_path: Path) -> None:
         while processes[0].poll() is None:
             share = last_row(tmp_path).get("step", 0) / STEPS
             try:
-                samples.append((share, resident_megabytes(pid), open_files(pid)))
+                samples.append((share, megabytes(pid), open_files(pid)))
             except (OSError, ValueError):
                 break  # It has ended.
             time.sleep(0.2)
@@ -51,7 +52,8 @@ def test_memory_and_open_files_stay_flat(tmp_path: Path) -> None:
     memory = [statistics.median(memory for memory, _ in tenth) for tenth in tenths]
     # A checkpoint that is being written has some open.
     files = [min(files for _, files in tenth) for tenth in tenths]
-    print(f"tenths of the run: {memory} MiB, {files} open files")
-    # What a step or a checkpoint kept would be there some hundred times by then.
-    assert max(memory[-3:]) < 1.05 * max(memory[2:5])
+    # The first tenths are those of the start.
+    slope = np.polyfit(range(2, 10), memory[2:], 1)[0] / (CHECKPOINTS / 10)
+    print(f"tenths of the run: {memory} MiB, {files} open files; {slope:.2f} MiB a checkpoint")
+    assert slope < MEGABYTES_PER_CHECKPOINT
     assert max(files[-3:]) <= max(files[2:5])
