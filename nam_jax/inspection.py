@@ -46,7 +46,12 @@ def saliency(params: Any) -> dict[str, jax.Array]:
 
 
 def gates(
-    module: nn.Module, variables: Any, x: jax.Array, *, mutable: Sequence[str] = (), **kwargs: Any
+    module: nn.Module,
+    variables: Any,
+    x: jax.Array,
+    *,
+    mutable: str | Sequence[str] = (),
+    **kwargs: Any,
 ) -> dict[str, jax.Array]:
     """The gates of every NAM module in a network, for some images.
 
@@ -56,7 +61,7 @@ def gates(
       module: a network with NAM inside, or a NAM module itself.
       variables: of the module, `params` and `batch_stats`.
       x: its input, (N, H, W, channels).
-      mutable: collections that the call may change: `["batch_stats"]` in training.
+      mutable: collections that the call may change: `"batch_stats"` in training.
       **kwargs: further arguments of its call: `train=False` for the networks of
         `nam_jax.models`, `use_running_average=True` for a NAM module.
 
@@ -83,7 +88,8 @@ def gates(
             owner.sow(_GATES, _GATES, gate(widened(args[0]), *output), reduce_fn=lambda _, m: m)
         return output
 
+    changed = [mutable] if isinstance(mutable, str) else mutable
     with nn.intercept_methods(record):
-        _, state = module.apply(variables, x, mutable=[_GATES, *mutable], **kwargs)
+        _, state = module.apply(variables, x, mutable=[_GATES, *changed], **kwargs)
     found = flatten_dict(state.get(_GATES, {}))
     return {"/".join(path[:-1]): m for path, m in found.items()}

@@ -42,7 +42,7 @@ from train import (
     rounds,
     table,
 )
-from train.errors import RunError
+from train.errors import explaining_memory
 from train.storage import write_json
 
 LOADER_ONLY = flags.DEFINE_bool("loader-only", False, "Measure the loader alone.")
@@ -90,16 +90,13 @@ def step_benchmark(config: ConfigDict, names: list[str], steps: int) -> dict[str
 
     Raises:
       ConfigError: the config does not fit the dataset or the devices.
-      RunError: a step does not compile or run.
+      RunError: a step takes more memory than there is.
     """
     # A step from the cache would compile in no time.
     jax.config.update("jax_enable_compilation_cache", False)
     experiments = {name: benchmark_step.build(config, name) for name in names}
-    try:
+    with explaining_memory():
         figures = benchmark_step.measure(experiments, steps)
-    except jax.errors.JaxRuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(f"{reason}; a smaller config.batch_size takes less memory.") from error
     result = {**circumstances(config, steps), **(figures if len(names) > 1 else figures[names[0]])}
     print(report(figures))
     print(json.dumps(result))

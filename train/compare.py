@@ -9,7 +9,7 @@ Usage: python -m train.compare --config FILE --workdir DIR
   --config FILE          the experiment; configs/ holds examples
   --workdir DIR          where all runs and the tables are written
   --attention NAME,...   default: none and the config's
-  --seeds N,...          default: 0
+  --seeds N,...          default: the config's
   --sparsity P,...       strengths of the penalty for NAM; default: the config's
   --only K/N             every Nth run from the Kth on: N machines share the work
   --report               only the tables, of the runs that are in DIR
@@ -27,7 +27,10 @@ Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong,
 """
 
 import datetime
+import math
 import re
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -40,6 +43,7 @@ from train import (
     command_line,
     comparison,
     compilation_cache,
+    distributed,
     figures,
     results,
     storage,
@@ -47,9 +51,10 @@ from train import (
 )
 from train import experiment as experiment_lib
 from train.comparison import Run
-from train.errors import ConfigError, RunError
+from train.errors import ConfigError, PreemptedError, RunError
+from train.experiment import Experiment
 
-SEEDS = flags.DEFINE_list("seeds", ["0"], "The seeds of the runs with each attention.")
+SEEDS = flags.DEFINE_list("seeds", None, "The seeds of the runs with each attention.")
 SPARSITY = flags.DEFINE_list("sparsity", None, "Strengths of the penalty.")
 ONLY = flags.DEFINE_string("only", None, "K/N: every Nth run from the Kth on.")
 REPORT = flags.DEFINE_bool("report", False, "Only make the tables.")
@@ -80,24 +85,41 @@ def train_all(runs: Sequence[Run], workdir: epath.Path) -> None:
       RunError: some failed; the others are done.
       PreemptedError: it was told to stop.
     """
+    found = comparison.read(workdir, runs[0].config)
+    finished = {run.name: run.summary["wall_seconds"] for run in found if run.summary}
+    left = [run for run in runs if run.name not in finished]
+    seconds = [finished[run.name] for run in runs if run.name in finished]
     # All are checked before the first, whose training may take days.
-    comparison.read(workdir, runs[0].config)
-    experiments = [experiment_lib.build(run.config) for run in runs]
+    experiments = [experiment_lib.build(run.config) for run in left]
     compilation_cache.enable()
+    if seconds:
+        print(f"{len(seconds)} of {len(runs)} runs are finished")
     failed = []
-    for number, (run, experiment) in enumerate(zip(runs, experiments, strict=True)):
-        print(f"[{number + 1}/{len(runs)}] {run.name}{_time_left(workdir, runs[number:])}")
-        try:
-            trainer.train(experiment, workdir / run.name)
-        except RunError as error:
-            print(f"{run.name} failed: {error}")
-            failed.append(run.name)
-            continue
-        write_tables(workdir)
-        # The programs of one network do not serve the next.
-        jax.clear_caches()
+    with distributed.Preemption() as preemption:
+        for number, (run, experiment) in enumerate(zip(left, experiments, strict=True)):
+            if preemption.reached():
+                raise PreemptedError(f"stopped before {run.name}")
+            place = len(runs) - len(left) + number + 1
+            print(f"[{place}/{len(runs)}] {run.name}{time_left(seconds, len(left) - number)}")
+            start = time.monotonic()
+            if _trained(run, experiment, workdir):
+                seconds.append(time.monotonic() - start)
+                write_tables(workdir)
+            else:
+                failed.append(run.name)
+            # The programs of one network do not serve the next.
+            jax.clear_caches()
     if failed:
         raise RunError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}.")
+
+
+def _trained(run: Run, experiment: Experiment, workdir: epath.Path) -> bool:
+    try:
+        trainer.train(experiment, workdir / run.name)
+    except (RunError, MemoryError) as error:
+        print(f"{run.name} failed: {error}")
+        return False
+    return True
 
 
 def write_tables(workdir: epath.Path) -> str:
@@ -123,7 +145,7 @@ def _planned() -> list[Run]:
     names = attentions.asked(config) if attentions.ATTENTION.value else ["none"]
     if config.model.attention not in names and not attentions.ATTENTION.value:
         names.append(config.model.attention)
-    seeds = numbers("seeds", SEEDS.value, int)
+    seeds = [config.seed] if SEEDS.value is None else numbers("seeds", SEEDS.value, int)
     sparsities = None if SPARSITY.value is None else numbers("sparsity", SPARSITY.value, float)
     return share(comparison.plan(config, names, seeds, sparsities), ONLY.value)
 
@@ -143,7 +165,7 @@ def numbers(option: str, texts: Sequence[str], kind: Callable[[str], Number]) ->
         values = [kind(text) for text in texts]
     except ValueError:
         values = []
-    if not values or len(set(values)) < len(values) or not all(0 <= n < 2**31 for n in values):
+    if not values or len(set(values)) < len(values) or not all(0 <= n < math.inf for n in values):
         what = "whole numbers" if kind is int else "numbers"
         raise ConfigError(
             f"--{option}: got {','.join(texts)!r}; allowed: {what} from 0 on, each once, with "
@@ -174,15 +196,21 @@ def share(runs: list[Run], only: str | None) -> list[Run]:
     return runs[first - 1 :: every]
 
 
-def _time_left(workdir: epath.Path, runs: Sequence[Run]) -> str:
-    """What the runs may take, by what finished ones took."""
-    found = comparison.read(workdir)
-    finished = {run.name: run.summary["wall_seconds"] for run in found if run.summary}
-    if not finished:
+def time_left(seconds: Sequence[float], runs: int) -> str:
+    """What the runs to come may take, by what others took.
+
+    Args:
+      seconds: that finished ones took.
+      runs: how many are to come.
+
+    Example:
+      >>> time_left([100, 140], 3)
+      ', 0:06:00 left for all'
+    """
+    if not seconds:
         return ""
-    mean = sum(finished.values()) / len(finished)
-    left = mean * sum(run.name not in finished for run in runs)
-    return f", {datetime.timedelta(seconds=round(left))} left for all"
+    left = round(statistics.fmean(seconds) * runs)
+    return f", {datetime.timedelta(seconds=left)} left for all"
 
 
 if __name__ == "__main__":

@@ -93,13 +93,16 @@ def read(directory: epath.Path, config: ConfigDict | None = None) -> list[Run]:
     Raises:
       ConfigError: they are not of one comparison.
     """
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"--workdir {directory} is a file; name a directory.")
     if (directory / "config.json").exists():
         raise ConfigError(
             f"--workdir {directory} holds a single run; a comparison needs a directory of its own."
         )
     runs = []
     for path in storage.children(directory):
-        if not (path / "config.json").exists():
+        # Not exists, which is False as well for what may not be read.
+        if not path.is_dir() or storage.read_text(path / "config.json") is None:
             continue
         run = Run(_config(path), workdir_lib.summary(path))
         config = run.config if config is None else config

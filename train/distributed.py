@@ -144,7 +144,8 @@ def _threads_may_wait() -> bool:
 class Preemption:
     """Hears SIGTERM and the first Ctrl-C, and tells all processes at which step to stop.
 
-    A context manager, entered after `start`. A second Ctrl-C leaves at once.
+    A context manager, entered after `start`. A second Ctrl-C leaves at once. Of two, one within the
+    other, both hear.
     """
 
     def __init__(self) -> None:
@@ -161,6 +162,9 @@ class Preemption:
     def __exit__(self, *error: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        outer = getattr(self._handlers[signal.SIGINT], "__self__", None)
+        if isinstance(outer, Preemption):
+            outer._noticed |= self._noticed
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:

@@ -1,5 +1,10 @@
 """Errors that a user can mend: printed in one line, without a traceback."""
 
+import contextlib
+from collections.abc import Iterator
+
+import jax
+
 
 class ConfigError(ValueError):
     """The command line or the config is wrong (exit code 2)."""
@@ -11,3 +16,19 @@ class RunError(RuntimeError):
 
 class PreemptedError(Exception):
     """The run was told to stop, and has saved a checkpoint (exit code 75)."""
+
+
+@contextlib.contextmanager
+def explaining_memory() -> Iterator[None]:
+    """Says in one line that the memory of a device is too small.
+
+    Raises:
+      RunError: it was, inside.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        if "RESOURCE_EXHAUSTED" not in reason:
+            raise
+        raise RunError(f"{reason}; a smaller config.batch_size takes less memory.") from error

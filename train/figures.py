@@ -1,6 +1,7 @@
 """Pictures, for light and dark pages."""
 
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -53,7 +54,9 @@ def png(draw: Draw, width: float, height: float, theme: Theme = "light") -> byte
     from matplotlib.figure import Figure
 
     file = io.BytesIO()
-    with matplotlib.rc_context(_style(theme)):
+    with matplotlib.rc_context(_style(theme)), warnings.catch_warnings():
+        # A box stands for what the font lacks.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
         draw(figure)
         figure.savefig(file, format="png", metadata={"Software": None})
@@ -111,8 +114,8 @@ def _estimates(
     for place, found in enumerate(estimates):
         if found is None:
             continue
-        half = found.deviation
-        if whiskers == "interval" and found.high is not None:
-            half = found.high - found.mean
-        # Without whiskers where there is one seed.
+        if whiskers == "deviation":
+            half = found.deviation
+        else:
+            half = None if found.high is None else found.high - found.mean
         axes.errorbar(found.mean, place, xerr=half, fmt="o", capsize=3, color=CYCLE[0])

@@ -55,6 +55,11 @@ def create(
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
 
 
+def describe(mesh: Mesh) -> str:
+    """How many devices of which kind, such as `4 × TPU v5 lite`."""
+    return f"{mesh.size} × {mesh.devices.flat[0].device_kind}"
+
+
 def is_cpu(mesh: Mesh) -> bool:
     """Whether the devices are CPUs."""
     return mesh.devices.flat[0].platform == "cpu"

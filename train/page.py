@@ -138,6 +138,7 @@ def gallery(folder: epath.Path, *pictures: Picture) -> str:
       folder: where each is written as well, as <name>-light.png and <name>-dark.png.
       *pictures: to draw.
     """
+    folder.mkdir(exist_ok=True)
     shown = [_figure(picture, folder) for picture in pictures]
     return "\n".join(['<div class="gallery">', *shown, "</div>"])
 

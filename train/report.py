@@ -15,8 +15,6 @@ Example:
 Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 """
 
-import json
-
 import jax
 from etils import epath
 
@@ -29,7 +27,7 @@ from train import (
     report_run,
     storage,
 )
-from train.errors import ConfigError, RunError
+from train.errors import ConfigError
 
 
 def main() -> None:
@@ -54,11 +52,7 @@ def write(workdir: epath.Path) -> epath.Path:
       ConfigError: the directory holds neither.
       RunError: a file of the run is damaged.
     """
-    try:
-        text = _page(workdir, workdir / page.FOLDER)
-    except json.JSONDecodeError as error:
-        raise RunError(f"{workdir}: a file of the run is damaged ({error}).") from error
-    storage.write_text(workdir / page.FILE, text)
+    storage.write_text(workdir / page.FILE, _page(workdir, workdir / page.FOLDER))
     return workdir / page.FILE
 
 
@@ -68,12 +62,10 @@ def _page(workdir: epath.Path, folder: epath.Path) -> str:
     if not exists:
         raise ConfigError(f"--workdir {workdir}: there is no such directory.")
     if is_run:
-        folder.mkdir(exist_ok=True)
         return report_run.write_page(workdir, folder)
     runs = comparison.read(workdir)
     if not runs:
         raise ConfigError(f"--workdir {workdir}: there is neither a run nor a comparison in it.")
-    folder.mkdir(exist_ok=True)
     return report_comparison.write_page(workdir, folder, runs)
 
 

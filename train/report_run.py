@@ -18,7 +18,6 @@ from train.config import default_config, flatten
 from train.errors import ConfigError, RunError
 from train.page import Picture
 from train.rows import Row
-from train.saved import saved_steps
 from train.small_weights import SMALL
 from train.weight_figures import Weights
 
@@ -158,12 +157,8 @@ def nam_weights(workdir: epath.Path) -> tuple[int, Weights]:
     Raises:
       RunError: there are none; says why.
     """
-    directory = workdir / "checkpoints"
-    if not saved_steps(directory):
-        raise RunError("there is no checkpoint yet.")
-    with Checkpoints(directory) as checkpoints:
-        step = checkpoints.latest_step()
-        assert step is not None
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        step = checkpoints.step_of("last")
         params = checkpoints.restore_parts(step, "params")["params"]
     weights = {path: np.asarray(w) for path, w in jax.device_get(saliency(params)).items()}
     if not weights:
@@ -208,11 +203,13 @@ def _config(config: ConfigDict) -> str:
 
 
 def _environment(workdir: epath.Path) -> str:
-    text = storage.read_text(workdir / "environment.json")
-    if text is None:
-        reason = "Not known: there is no environment.json, the run has not begun or is an old one."
-        return page.section("Environment", page.paragraph(reason))
-    lines = [(name, str(value)) for name, value in flatten(ConfigDict(json.loads(text)))]
-    return page.section(
-        "Environment", page.table("Environment", ("what", "which"), lines, numbers=False)
-    )
+    heading = "Environment"
+    try:
+        text = storage.read_text(workdir / "environment.json")
+        if text is None:
+            reason = "Not known: there is no environment.json, the run has not begun."
+            return page.section(heading, page.paragraph(reason))
+        lines = [(name, str(value)) for name, value in flatten(ConfigDict(json.loads(text)))]
+    except (AttributeError, TypeError, ValueError):
+        return page.section(heading, page.paragraph("Not known: environment.json is damaged."))
+    return page.section(heading, page.table(heading, ("what", "which"), lines, numbers=False))

@@ -12,6 +12,8 @@ from scipy import stats
 from train.comparison import Run
 
 CONFIDENCE = 0.95
+# Percentages that are equal but for rounding are this near.
+ROUNDING = 1e-9
 BASE = "none"
 
 # Titles of what `cells` gives.
@@ -32,12 +34,15 @@ class Estimate(NamedTuple):
     """A mean over seeds.
 
     Attributes:
+      seeds: number of the values.
       mean: of the values.
       deviation: standard deviation of a value; None of one alone.
-      low: lower end of the confidence interval of the mean; None of one alone.
+      low: lower end of the confidence interval of the mean; None of one alone, and where all are
+        equal, which says nothing of how far another would be.
       high: upper end.
     """
 
+    seeds: int
     mean: float
     deviation: float | None = None
     low: float | None = None
@@ -57,7 +62,8 @@ class Row(NamedTuple):
       difference: of the top-1 error to that without attention, seed by seed, in percentage
         points; None where no seed has both.
       best_top1_error: the lowest top-1 error of any evaluation: chosen on the test set.
-      speed: images per second, relative to no attention with the same seed; None likewise.
+      speed: images per second, relative to no attention with the same seed on as many devices of
+        the same kind; None likewise.
     """
 
     variant: str
@@ -85,13 +91,14 @@ def estimate(values: Sequence[float]) -> Estimate:
       >>> found.mean, found.deviation, round(found.high - found.mean, 3)
       (2.0, 1.0, 2.484)
     """
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return Estimate(mean)
+    count, mean = len(values), statistics.fmean(values)
+    if count == 1:
+        return Estimate(count, mean)
     deviation = statistics.stdev(values)
-    t = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-    half = t * deviation / math.sqrt(len(values))
-    return Estimate(mean, deviation, mean - half, mean + half)
+    if deviation < ROUNDING:
+        return Estimate(count, mean, deviation)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * deviation / math.sqrt(count)
+    return Estimate(count, mean, deviation, mean - half, mean + half)
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
@@ -110,11 +117,13 @@ def _row(
     def of(name: str) -> Estimate:
         return estimate([summary[name] for summary in found.values()])
 
-    def paired(name: str, compare: Callable[[float, float], float]) -> Estimate | None:
-        seeds = found.keys() & base.keys()
-        if variant == BASE or not seeds:
-            return None
-        return estimate([compare(found[seed][name], base[seed][name]) for seed in sorted(seeds)])
+    seeds = [] if variant == BASE else sorted(found.keys() & base.keys())
+    alike = [s for s in seeds if found[s].get("devices") == base[s].get("devices")]
+
+    def paired(
+        name: str, seeds: Sequence[int], compare: Callable[[float, float], float]
+    ) -> Estimate | None:
+        return estimate([compare(found[s][name], base[s][name]) for s in seeds]) if seeds else None
 
     first = next(iter(found.values()))
     return Row(
@@ -124,15 +133,15 @@ def _row(
         first["macs"],
         of("top1_error"),
         of("top5_error"),
-        paired("top1_error", lambda own, other: own - other),
+        paired("top1_error", seeds, lambda own, other: own - other),
         of("best_top1_error"),
-        paired("images_per_second", lambda own, other: own / other),
+        paired("images_per_second", alike, lambda own, other: own / other),
     )
 
 
 def csv_text(table: Sequence[Row]) -> str:
     """The table as CSV: all figures in full, empty where there is none."""
-    none = Estimate(math.nan)
+    none = Estimate(0, math.nan)
     lines: list[dict[str, Any]] = []
     for row in table:
         line: dict[str, Any] = {
@@ -146,6 +155,7 @@ def csv_text(table: Sequence[Row]) -> str:
             line |= {f"{name}_mean": found.mean, f"{name}_deviation": found.deviation}
         difference = row.difference or none
         line |= {
+            "top1_difference_seeds": difference.seeds,
             "top1_difference_mean": difference.mean,
             "top1_difference_low": difference.low,
             "top1_difference_high": difference.high,
@@ -172,13 +182,14 @@ def markdown(table: Sequence[Row], caption: str) -> str:
 
 
 def caption(runs: Sequence[Run]) -> str:
-    """What was trained, and how much of it is finished; at least one run."""
+    """What was trained, and how much of it is finished; at least one run is."""
     finished = [run for run in runs if run.summary is not None]
     config, summary = finished[0].config, finished[0].summary or {}
+    begun = f", {len(runs) - len(finished)} begun" if len(runs) > len(finished) else ""
     return (
         f"{config.model.name} on {config.data.name}: {summary['steps']:,} steps of "
         f"{config.batch_size} images, evaluated on {summary['num_eval_images']:,}; "
-        f"{len(finished)} of {len(runs)} runs finished."
+        f"runs: {len(finished)} finished{begun}."
     )
 
 
@@ -186,7 +197,8 @@ LEGEND = (
     "Errors are those of the last evaluation: mean ± standard deviation over the seeds. The "
     f"difference is taken seed by seed, with its {CONFIDENCE:.0%} confidence interval (Student's "
     "t); where the interval holds 0, these runs show no difference. With one seed there is neither "
-    "deviation nor interval (–). Images/s are those of the training steps."
+    "deviation nor interval (–), and no interval where all seeds differ by the same. Images/s are "
+    "those of the training steps."
 )
 
 
@@ -199,7 +211,7 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{row.multiply_adds:,}",
         _spread(row.top1_error),
         _spread(row.top5_error),
-        _interval(row.difference),
+        _interval(row.difference, len(row.seeds)),
         _spread(row.best_top1_error),
         "–" if row.speed is None else f"{row.speed.mean:.2f}",
     )
@@ -209,9 +221,11 @@ def _spread(found: Estimate) -> str:
     return f"{found.mean:.2f} ± {'–' if found.deviation is None else f'{found.deviation:.2f}'}"
 
 
-def _interval(found: Estimate | None) -> str:
+def _interval(found: Estimate | None, seeds: int) -> str:
     if found is None:
         return "–"
-    if found.low is None or found.high is None:
-        return f"{found.mean:+.2f} (–)"
-    return f"{found.mean:+.2f} ({found.low:+.2f} … {found.high:+.2f})"
+    ends = "–"
+    if found.low is not None and found.high is not None:
+        ends = f"{found.low:+.2f} … {found.high:+.2f}"
+    of_all = "" if found.seeds == seeds else f"; {found.seeds} of {seeds} seeds"
+    return f"{found.mean:+.2f} ({ends}{of_all})"

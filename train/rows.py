@@ -7,6 +7,7 @@ from typing import Any
 from etils import epath
 
 from train import storage
+from train.errors import RunError
 
 Row = dict[str, Any]
 
@@ -25,8 +26,12 @@ class RowFile:
         self._path = path
 
     def rows(self) -> list[Row]:
-        """All rows; a torn last line is left out."""
-        return _parse(storage.read_text(self._path) or "")
+        """All rows; a torn last line is left out.
+
+        Raises:
+          RunError: another line is no row.
+        """
+        return _read(self._path)
 
     def truncate(self, step: int) -> None:
         """Drops the rows after a step, atomically."""
@@ -55,13 +60,17 @@ class RowSegments:
         self._pending: list[Row] = []
 
     def rows(self) -> list[Row]:
-        """All rows that are written."""
-        return [row for path in self._paths() for row in _parse(storage.read_text(path) or "")]
+        """All rows that are written.
+
+        Raises:
+          RunError: a line is no row.
+        """
+        return [row for path in self._paths() for row in _read(path)]
 
     def truncate(self, step: int) -> None:
         """Drops the rows after a step, from the last one on: a part of it leaves no gap."""
         for path in reversed(self._paths()):
-            rows = _parse(storage.read_text(path) or "")
+            rows = _read(path)
             kept = _up_to(step, rows)
             if kept == rows:
                 return
@@ -87,8 +96,21 @@ class RowSegments:
         return storage.children(self._directory)
 
 
-def _parse(text: str) -> list[Row]:
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+def _read(path: epath.Path) -> list[Row]:
+    try:
+        # Not splitlines, for which there are other ends of lines.
+        *lines, _ = (storage.read_text(path) or "").split("\n")
+        return [_row(line) for line in lines]
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {storage.reason(error)}") from error
+
+
+def _row(line: str) -> Row:
+    row = json.loads(line)
+    is_row = isinstance(row, dict) and row.keys() >= {"step", "epoch", "split"}
+    if not is_row or not all(isinstance(row[name], int | float) for name in row.keys() - {"split"}):
+        raise ValueError(f"{line[:100]!r} is no row of a run")
+    return row
 
 
 def _format(rows: list[Row]) -> str:

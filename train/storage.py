@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -135,7 +136,8 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
         with reporting(path):
             path.write_bytes(content)
         return
-    temporary = path.with_name(path.name + ".tmp")
+    # Another process may write the same file.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)

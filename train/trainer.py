@@ -6,13 +6,13 @@ from typing import Any
 
 from etils import epath
 
-from train import assembly, distributed, environment, pretrained, programs, recovery
+from train import assembly, distributed, environment, mesh, pretrained, programs, recovery
 from train import rows as rows_lib
 from train import step as step_lib
 from train import workdir as workdir_lib
 from train.checkpoint import Checkpoints
 from train.data.feed import Feed
-from train.errors import PreemptedError, RunError
+from train.errors import PreemptedError, RunError, explaining_memory
 from train.evaluation import evaluate
 from train.experiment import Experiment
 from train.lock import Lock, locked
@@ -58,7 +58,7 @@ def train(
     Raises:
       ConfigError: the directory belongs to a run of another config, or another run is going on
         in it.
-      RunError: a loss or an update is not finite.
+      RunError: a loss or an update is not finite, or there is not enough memory or room.
       PreemptedError: it was told to stop, and has saved a checkpoint.
     """
     startup = startup or Laps()
@@ -81,7 +81,8 @@ def train(
             write_json(workdir / "environment.json", environment.describe())
         recovery.set_damaged_aside(workdir)
         try:
-            return _train(experiment, workdir, lock, imported, profile, startup)
+            with explaining_memory():
+                return _train(experiment, workdir, lock, imported, profile, startup)
         except OSError as error:
             raise RunError(
                 f"{error.filename or workdir}: {reason(error)} What was saved is whole: make room "
@@ -209,10 +210,10 @@ def _open_log(run: _Run, progress: Progress, start: int) -> Log:
 def _compile(run: _Run, state: Any, training: Feed, evaluation: Feed) -> Any:
     """Compiles both steps ahead of time, so that no speed figure contains a compilation."""
     experiment = run.experiment
-    model, devices = experiment.config.model, experiment.mesh.devices
+    model = experiment.config.model
     distributed.say(
         f"{model.name}, attention {model.attention}, {parameters(state.params):,} parameters, "
-        f"{experiment.total_steps:,} steps, {devices.size} × {devices.flat[0].device_kind}"
+        f"{experiment.total_steps:,} steps, {mesh.describe(experiment.mesh)}"
     )
     eval_step = programs.build_eval_step(experiment.model, experiment.config, experiment.mesh)
     lowered = (
@@ -246,6 +247,7 @@ def summarize(
         "best_step": best["step"],
         "num_eval_images": evaluations[-1]["num_images"],
         "steps": experiment.total_steps,
+        "devices": mesh.describe(experiment.mesh),
         "params": parameters(state.params),
         "macs": multiply_adds(experiment.model, experiment.train_split.image_shape),
         "wall_seconds": round(progress.wall_seconds, 1),

@@ -10,6 +10,12 @@ from train.config import FREE_FIELDS, flatten
 from train.errors import ConfigError
 from train.storage import read_text, reason, write_json
 
+# Of those in summary.json, what is read again.
+FIGURES = (
+    *("top1_error", "top5_error", "best_top1_error", "num_eval_images", "steps"),
+    *("params", "macs", "wall_seconds", "images_per_second"),
+)
+
 
 def claim(workdir: epath.Path, config: ConfigDict) -> None:
     """Makes the directory and writes config.json, or checks that the run in it is this one.
@@ -92,9 +98,15 @@ def summary(workdir: epath.Path) -> dict[str, Any] | None:
     """
     try:
         text = read_text(workdir / "summary.json")
-        return None if text is None else dict(json.loads(text))
+        if text is None:
+            return None
+        found = dict(json.loads(text))
+        lacking = [name for name in FIGURES if not isinstance(found.get(name), int | float)]
+        if lacking:
+            raise ValueError(f"it lacks {', '.join(lacking)}")
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"--workdir {workdir}: summary.json is not that of a run ({error}); where it is "
-            "removed, the same command writes it again."
+            "removed, the command that trained the run writes it again."
         ) from error
+    return found

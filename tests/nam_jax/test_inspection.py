@@ -101,13 +101,12 @@ def test_gate_of_the_tied_form(x64):
     assert_close(x * gate, np.asarray(nam.apply({}, x, scale=scale)))
 
 
+@pytest.mark.parametrize("mutable", ["batch_stats", ["batch_stats"]])
 @each_single
-def test_gates_of_a_training_call_are_those_of_its_batch(x64, module):
+def test_gates_of_a_training_call_are_those_of_its_batch(x64, module, mutable):
     x = image()
     variables = random_variables(module(), x)
-    found = nam_jax.gates(
-        module(), variables, x, use_running_average=False, mutable=["batch_stats"]
-    )
+    found = nam_jax.gates(module(), variables, x, use_running_average=False, mutable=mutable)
     product = x
     for gate in found.values():
         product = product * gate

@@ -1,9 +1,13 @@
 """The comparison: its runs, going on, other configs, failures, tables."""
 
 import itertools
+import os
 import shutil
+import signal
 
+import jax
 import pytest
+from absl import flags
 from etils import epath
 
 from configs import digits_resnet20
@@ -11,7 +15,7 @@ from tests.train import tiny
 from tests.train.commands import REPOSITORY, call
 from train import compare, comparison
 from train import workdir as workdir_lib
-from train.errors import ConfigError, RunError
+from train.errors import ConfigError, PreemptedError, RunError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -70,7 +74,7 @@ def test_trains_every_run_with_the_same_data_and_writes_the_tables(trained):
     files = {"results.csv", "results.md", "results.png"}
     assert {path.name for path in trained.iterdir()} == {"nam-seed0", "none-seed0", *files}
     assert (trained / "results.png").read_bytes().startswith(b"\x89PNG")
-    assert "2 of 2 runs finished" in (trained / "results.md").read_text()
+    assert "runs: 2 finished." in (trained / "results.md").read_text()
 
 
 def test_goes_on_with_what_is_missing(trained, capsys):
@@ -78,10 +82,10 @@ def test_goes_on_with_what_is_missing(trained, capsys):
     compare.train_all(comparison.plan(base_config(), ["none", "nam"], [0, 1]), trained)
     output = capsys.readouterr().out
     assert (trained / "none-seed0" / "summary.json").read_bytes() == before
-    assert output.count("is finished") == 2
-    assert "[3/4] none-seed1, 0:00:" in output
-    assert "4 of 4 runs finished" in (trained / "results.md").read_text()
-    assert "0.00 (+0.00 … +0.00)" in (trained / "results.md").read_text()
+    assert output.startswith("2 of 4 runs are finished\n[3/4] none-seed1, 0:00:")
+    assert "runs: 4 finished." in (trained / "results.md").read_text()
+    # The stand-in for the network has no attention.
+    assert "+0.00 (–)" in (trained / "results.md").read_text()
 
 
 def test_a_run_of_another_config_is_refused_before_anything_is_trained(trained):
@@ -95,6 +99,17 @@ def test_a_run_of_another_config_is_refused_before_anything_is_trained(trained):
 def test_a_single_run_is_no_comparison(trained):
     with pytest.raises(ConfigError, match="holds a single run"):
         comparison.read(trained / "nam-seed0")
+    with pytest.raises(ConfigError, match=r"results\.md is a file; name a directory"):
+        comparison.read(trained / "results.md")
+
+
+def test_a_run_that_may_not_be_read_is_not_left_out(trained, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(comparison.storage, "read_text", refuse)
+    with pytest.raises(PermissionError):
+        comparison.read(trained)
 
 
 def test_a_run_under_another_name_is_refused(trained):
@@ -127,27 +142,69 @@ def test_tables_from_the_directory_alone(trained):
     workdir_lib.claim(trained / "se-seed0", comparison.plan(base_config(), ["se"], [0])[0].config)
     text = compare.write_tables(trained)
     assert text == (trained / "results.md").read_text()
-    assert text == expected.replace("2 of 2 runs", "2 of 3 runs")
+    assert text == expected.replace("2 finished.", "2 finished, 1 begun.")
 
 
-def test_a_failed_run_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RunError("the loss of step 3 is nan"), "the loss of step 3 is nan"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB\nand more"),
+            "RESOURCE_EXHAUSTED: 9 GiB; a smaller config.batch_size takes less memory.",
+        ),
+        (MemoryError("no room"), "no room"),
+    ],
+    ids=["not finite", "device", "host"],
+)
+def test_a_failed_run_does_not_stop_the_others(tmp_path, monkeypatch, capsys, error, said):
     tiny.use(monkeypatch)
-    train = compare.trainer.train
+    run_steps = compare.trainer._run_steps
 
-    def failing(experiment, workdir):
-        if experiment.config.model.attention == "se":
-            raise RunError("the loss of step 3 is nan")
-        return train(experiment, workdir)
+    def failing(run, *rest):
+        if run.experiment.config.model.attention == "se":
+            raise error
+        return run_steps(run, *rest)
 
-    monkeypatch.setattr(compare.trainer, "train", failing)
+    monkeypatch.setattr(compare.trainer, "_run_steps", failing)
     runs = comparison.plan(base_config(), ["none", "se", "nam"], [0])
     with pytest.raises(RunError, match="1 of 3 runs failed: se-seed0"):
         compare.train_all(runs, epath.Path(tmp_path))
-    assert "se-seed0 failed: the loss of step 3 is nan" in capsys.readouterr().out
+    assert f"se-seed0 failed: {said}\n" in capsys.readouterr().out
     assert "| nam |" in (tmp_path / "results.md").read_text()
 
 
-@pytest.mark.parametrize("texts", [[], ["0", "0"], ["a"], ["1.5"], ["-1"], [str(2**31)]])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_at_the_end_of_a_run_it_begins_no_other(tmp_path, monkeypatch, number):
+    tiny.use(monkeypatch)
+    evaluate = compare.trainer.evaluate
+
+    def told(*arguments):
+        signal.raise_signal(number)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(compare.trainer, "evaluate", told)
+    monkeypatch.setattr(os, "kill", lambda *_: None)
+    runs = comparison.plan(base_config(), ["none", "se"], [0])
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(PreemptedError, match="stopped before se-seed0"):
+        compare.train_all(runs, epath.Path(tmp_path))
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert "runs: 1 finished." in (tmp_path / "results.md").read_text()
+    assert not (tmp_path / "se-seed0").exists()
+
+
+def test_seed_of_the_config_where_none_is_named(monkeypatch):
+    config = base_config()
+    config.seed = 7
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    for name, value in {"config": config, "seeds": None, "attention": None, "only": None}.items():
+        monkeypatch.setattr(flags.FLAGS[name], "value", value)
+    assert names(compare._planned()) == ["none-seed7", "nam-seed7"]
+
+
+@pytest.mark.parametrize("texts", [[], ["0", "0"], ["a"], ["1.5"], ["-1"], ["9" * 5000]])
 def test_seeds_are_whole_numbers_each_once(texts):
     with pytest.raises(ConfigError, match=r"--seeds: got .*; allowed: whole numbers from 0 on"):
         compare.numbers("seeds", texts, int)

@@ -9,20 +9,11 @@ import sys
 import numpy as np
 import pytest
 from etils import epath
-from matplotlib.figure import Figure
 
 from configs import digits_resnet20
 from tests.train import fake_run, tiny
 from tests.train.commands import call
-from train import (
-    comparison,
-    figures,
-    report,
-    report_comparison,
-    run_figures,
-    trainer,
-    weight_figures,
-)
+from train import comparison, figures, report, report_comparison, trainer
 from train import experiment as experiment_lib
 from train.errors import ConfigError, RunError
 
@@ -106,7 +97,7 @@ def test_run_that_goes_on(tmp_path):
     text = text_of(workdir)
     assert "<p>Not finished: at step 10, epoch 1.00, of 30 epochs.</p>" in text
     assert "None yet: the run is not finished." in text
-    assert "Left out: there is no checkpoint yet." in text
+    assert f"Left out: there is no last checkpoint in {workdir}/checkpoints yet." in text
     assert text.count("<img ") == 5
 
 
@@ -166,41 +157,6 @@ def test_trained_network_without_nam(tmp_path, monkeypatch):
     assert text.count("<img ") == 5
 
 
-def drawn(picture):
-    figure = Figure()
-    picture.draw(figure)
-    return figure
-
-
-def test_heat_map_shows_the_sorted_weights_of_each_layer():
-    weights = {"a": np.array([0.7, 0.01, 0.29]), "b": np.full((2, 2), 0.25), "c": np.zeros(5)}
-    figure = drawn(weight_figures.heat_map(weights, "channels"))
-    (image,) = figure.axes[0].images
-    shown = image.get_array()
-    np.testing.assert_allclose(shown[0, [0, -1]], [2.1, 0.03])
-    assert (np.diff(shown[0]) <= 0).all()
-    np.testing.assert_allclose(shown[1:, [0, 100, -1]], [[1, 1, 1], [0, 0, 0]])
-    # The third of `a` and all of `c`.
-    marks = [line.get_segments()[0][0] for line in figure.axes[0].collections]
-    np.testing.assert_allclose(marks, [[100 * 2 / 3, -0.5], [0, 1.5]])
-
-
-def test_sorted_weights_and_maps_of_a_single_layer():
-    weights = {"spatial": np.full((2, 3), 1 / 6)}
-    (axes,) = drawn(weight_figures.sorted_weights(weights, "pixels")).axes
-    np.testing.assert_allclose(axes.lines[0].get_ydata(), 1)
-    *grid, _ = drawn(weight_figures.maps(weights)).axes
-    assert [len(axes.images) for axes in grid] == [1, 0, 0, 0]
-
-
-def test_curve_of_a_single_point_is_seen_and_told():
-    rows = list(fake_run.rows(1))
-    picture = run_figures.loss([row for row in rows if row["split"] == "eval"])
-    (line,) = drawn(picture).axes[0].lines
-    assert line.get_marker() == "o"
-    assert "evaluation: from 1.125 to 1.125" in picture.alt
-
-
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     """A comparison with one run that goes on, and its report."""
@@ -213,7 +169,7 @@ def compared(tmp_path_factory):
 def test_page_of_a_comparison(compared):
     text = text_of(compared)
     assert "<title>resnet20 on digits: attentions compared</title>" in text
-    assert "3 of 4 runs finished" in text
+    assert "runs: 3 finished, 1 begun." in text
     assert cells_of(text, "none")[1] == "2"
     assert cells_of(text, "nam")[6] == "-2.25 (–)"
     names = {"results-light.png", "results-dark.png", "variants-light.png", "variants-dark.png"}
@@ -263,6 +219,7 @@ def test_directory_of_something_else_is_refused(tmp_path, files, message):
         (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match=f"^--workdir {re.escape(str(tmp_path))}.*{message}"):
         report.write(epath.Path(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == files.keys()
 
 
 @pytest.mark.parametrize("name", ["nowhere", "file"])
@@ -272,11 +229,31 @@ def test_directory_that_is_none_is_refused(tmp_path, name):
         report.write(epath.Path(tmp_path / name))
 
 
-def test_damaged_file_of_a_run_is_named_in_one_line(tmp_path):
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"steps": 3}', b'{"steps": "3"}', b"\xff"])
+def test_damaged_summary_is_named(tmp_path, content):
+    workdir = fake_run.write(tmp_path)
+    (workdir / "summary.json").write_bytes(content)
+    with pytest.raises(
+        ConfigError, match=r"summary\.json is not that of a run \(.+\); where"
+    ) as error:
+        report.write(workdir)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_damaged_rows_are_named(tmp_path):
     workdir = fake_run.write(tmp_path)
     (workdir / "metrics.jsonl").write_text("{\n")
-    with pytest.raises(RunError, match="a file of the run is damaged"):
+    with pytest.raises(RunError, match=f"^{workdir}/metrics.jsonl is damaged: "):
         report.write(workdir)
+
+
+@pytest.mark.usefixtures("quick_pictures")
+@pytest.mark.parametrize("content", [b"{", b"[]", b"3", b"\xff"])
+def test_damaged_environment_is_left_out(tmp_path, content):
+    workdir = fake_run.write(tmp_path)
+    (workdir / "environment.json").write_bytes(content)
+    report.write(workdir)
+    assert "Not known: environment.json is damaged." in text_of(workdir)
 
 
 def test_missing_matplotlib_is_an_error(monkeypatch):

@@ -50,7 +50,7 @@ RUNS = [
 
 def test_mean_deviation_and_interval():
     none, nam, se = results.rows(RUNS)
-    assert none.top1_error[:2] == (32.0, 2.0)
+    assert none.top1_error[:3] == (3, 32.0, 2.0)
     assert none.difference is none.speed is None
     assert nam.variant == "nam-p0.0001"
     assert nam.difference.mean == -2.0
@@ -58,16 +58,36 @@ def test_mean_deviation_and_interval():
     assert nam.difference.high == pytest.approx(-2 + 4.302652729749464 / math.sqrt(3))
     assert nam.difference.low == pytest.approx(-2 - 4.302652729749464 / math.sqrt(3))
     assert nam.speed.mean == pytest.approx((0.5 + 0.9 + 0.7) / 3)
-    assert se.difference == (1.0, None, None, None)
+    assert se.difference == (1, 1.0, None, None, None)
     assert se.speed.mean == 0.75
 
 
 def test_only_seeds_that_both_have_are_paired():
     (_, nam) = results.rows([run("none", 3, 20.0), run("nam", 0, 50.0), run("nam", 3, 21.0)])
     assert nam.top1_error.mean == 35.5
-    assert nam.difference == (1.0, None, None, None)
+    assert nam.difference == (1, 1.0, None, None, None)
+    assert results.cells(nam)[6] == "+1.00 (–; 1 of 2 seeds)"
     (alone,) = results.rows([run("nam", 0, 50.0)])
     assert alone.difference is alone.speed is None
+
+
+def test_differences_that_are_all_the_same_have_no_interval():
+    # 3.06 − 2.79 and 2.79 − 2.52 differ in the last bits.
+    runs = [run("none", 0, 3.06), run("none", 1, 2.79), run("nam", 0, 2.79), run("nam", 1, 2.52)]
+    (_, nam) = results.rows(runs)
+    assert nam.difference.low is nam.difference.high is None
+    assert results.cells(nam)[6] == "-0.27 (–)"
+
+
+def test_speeds_of_other_devices_are_not_compared():
+    runs = [run("none", 0, 30.0), run("nam", 0, 30.0, 50), run("none", 1, 30.0), run("nam", 1, 30)]
+    for each, devices in zip(runs, ["4 × cpu", "4 × cpu", "4 × cpu", "8 × cpu"], strict=True):
+        each.summary["devices"] = devices
+    (_, nam) = results.rows(runs)
+    assert (nam.speed.seeds, nam.speed.mean) == (1, 0.5)
+    assert nam.difference.seeds == 2
+    (_, nam) = results.rows(runs[2:])
+    assert nam.speed is None
 
 
 def test_csv_has_every_figure_in_full():
@@ -76,6 +96,7 @@ def test_csv_has_every_figure_in_full():
     assert none["top1_difference_mean"] == none["images_per_second_vs_none"] == ""
     assert float(nam["top1_difference_high"]) == pytest.approx(0.484, abs=1e-3)
     assert nam["seeds"] == "0 1 2"
+    assert [line["top1_difference_seeds"] for line in (none, nam, se)] == ["0", "3", "1"]
     assert nam["best_top1_error_mean"] == "29.0"
     assert se["top1_error_deviation"] == se["top1_difference_low"] == ""
     assert se["parameters"] == "1234"
@@ -86,7 +107,7 @@ def test_markdown():
     lines = text.splitlines()
     assert lines[0] == (
         "resnet20 on cifar100: 9,000 steps of 128 images, evaluated on 10,000; "
-        "7 of 8 runs finished."
+        "runs: 7 finished, 1 begun."
     )
     table = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
     assert len({len(cells) for cells in table}) == 1

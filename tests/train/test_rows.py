@@ -7,15 +7,20 @@ import os
 import pytest
 from etils import epath
 
+from train.errors import RunError
 from train.rows import RowFile, RowSegments
+
+
+def row(step, split="train", **figures):
+    return {"step": step, "epoch": step / 10, "split": split, **figures}
 
 
 def test_row_file_holds_what_was_appended(tmp_path):
     file = RowFile(tmp_path / "rows")
     assert file.rows() == []
-    rows = [{"step": 1, "loss": 0.1 + 0.2}, {"step": 2, "split": "eval \n \u2028"}]
-    for row in rows:
-        file.append(row)
+    rows = [row(1, loss=0.1 + 0.2), row(2, "eval \n \u2028")]
+    for each in rows:
+        file.append(each)
     file.sync()
     assert file.rows() == RowFile(tmp_path / "rows").rows() == rows
     assert [json.loads(line) for line in (tmp_path / "rows").read_text().split("\n")[:-1]] == rows
@@ -24,29 +29,46 @@ def test_row_file_holds_what_was_appended(tmp_path):
 @pytest.mark.parametrize("torn", ['{"step": 3', '{"step": 3}', "{"])
 def test_torn_last_line_is_left_out_and_truncated_away(tmp_path, torn):
     path = tmp_path / "rows"
-    path.write_text('{"step": 1}\n{"step": 2}\n' + torn)
-    assert RowFile(path).rows() == [{"step": 1}, {"step": 2}]
+    whole = "".join(f"{json.dumps(row(step))}\n" for step in (1, 2))
+    path.write_text(whole + torn)
+    assert RowFile(path).rows() == [row(1), row(2)]
     RowFile(path).truncate(3)
-    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert path.read_text() == whole
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"{", b"3", b"[]", b"{}", b"", b'{"step": 1}', b"\xff"),
+        b'{"step": 1, "epoch": 0.1, "split": "train", "loss": null}',
+        b'{"step": "1", "epoch": 0.1, "split": "train"}',
+    ],
+)
+def test_damaged_line_is_named(tmp_path, line):
+    path = tmp_path / "rows"
+    path.write_bytes(line + b"\n" + json.dumps(row(2)).encode() + b"\n")
+    with pytest.raises(RunError, match=f"{path} is damaged: ") as error:
+        RowFile(path).rows()
+    assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("step", [0, 2, 3, 9])
 def test_truncate_keeps_the_rows_up_to_a_step(tmp_path, step):
     file = RowFile(tmp_path / "rows")
-    rows = [{"step": n, "split": split} for n in (1, 2, 4) for split in ("train", "eval")]
-    for row in rows:
-        file.append(row)
+    rows = [row(n, split) for n in (1, 2, 4) for split in ("train", "eval")]
+    for each in rows:
+        file.append(each)
     file.truncate(step)
-    assert file.rows() == [row for row in rows if row["step"] <= step]
+    assert file.rows() == [each for each in rows if each["step"] <= step]
     assert os.listdir(tmp_path) == ["rows"]
 
 
 SPLITS = ("train", "eval")
-ROWS = [{"step": step, "split": split} for step in (2, 4, 6, 8, 10) for split in SPLITS]
+ROWS = [row(step, split) for step in (2, 4, 6, 8, 10) for split in SPLITS]
 
 
 def up_to(step):
-    return [row for row in ROWS if row["step"] <= step]
+    return [each for each in ROWS if each["step"] <= step]
 
 
 def written(directory, sizes):
@@ -66,8 +88,8 @@ def test_segment_is_written_by_sync_and_read_by_others(tmp_path):
     assert segments.rows() == []
     segments.sync()
     assert not list((tmp_path / "metrics").iterdir())
-    for row in ROWS[:3]:
-        segments.append(row)
+    for each in ROWS[:3]:
+        segments.append(each)
         assert segments.rows() == []
     segments.sync()
     segments.append(ROWS[3])
@@ -92,8 +114,8 @@ def test_truncated_segments_hold_the_rows_up_to_a_step_and_go_on(tmp_path, sizes
     written(tmp_path, sizes).truncate(step)
     segments = RowSegments(epath.Path(tmp_path))
     assert segments.rows() == up_to(step)
-    for row in ROWS[len(up_to(step)) :]:
-        segments.append(row)
+    for each in ROWS[len(up_to(step)) :]:
+        segments.append(each)
         segments.sync()
     assert segments.rows() == ROWS
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
@@ -37,17 +38,31 @@ def full_disk(_):
 )
 def test_write_that_fails_midway_leaves_the_old_file(tmp_path, monkeypatch, change):
     path = tmp_path / "rows"
-    path.write_text('{"step": 1}\n')
+    text = '{"step": 1, "epoch": 0.1, "split": "train"}\n'
+    path.write_text(text)
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         change(path)
-    assert path.read_text() == '{"step": 1}\n'
+    assert path.read_text() == text
 
 
 def test_write_text_replaces_the_old_file(tmp_path):
     for text in ("old and longer", "new"):
         storage.write_text(tmp_path / "file", text)
         assert (tmp_path / "file").read_text() == text
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_writers_at_the_same_time_do_not_disturb_one_another(tmp_path):
+    texts = ["short", "longer" * 10_000]
+
+    def write(text):
+        for _ in range(50):
+            storage.write_text(tmp_path / "file", text)
+            assert (tmp_path / "file").read_text() in texts
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, texts))
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -125,12 +140,13 @@ def test_rows_lie_in_segments_in_a_bucket_alone(server, tmp_path):
     segments = of(directory)
     assert isinstance(segments, RowSegments)
     segments.truncate(0)
-    for step in range(1, 7):
-        segments.append({"step": step})
-        if step % 2 == 0:
+    rows = [{"step": step, "epoch": step / 10, "split": "train"} for step in range(1, 7)]
+    for row in rows:
+        segments.append(row)
+        if row["step"] % 2 == 0:
             segments.sync()
     segments.truncate(3)
-    assert of(directory).rows() == [{"step": 1}, {"step": 2}, {"step": 3}]
+    assert of(directory).rows() == rows[:3]
     assert list(server.blobs) == ["run/metrics/000000.jsonl", "run/metrics/000001.jsonl"]
 
 
