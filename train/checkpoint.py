@@ -13,9 +13,17 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from train import mesh, storage
+from train import distributed, mesh, storage
 from train.errors import RunError
-from train.saved import by_name, json_sha256, read, read_figures, saved_steps, state_sha256
+from train.saved import (
+    REMOVED,
+    by_name,
+    json_sha256,
+    read,
+    read_figures,
+    saved_steps,
+    state_sha256,
+)
 
 State = TypeVar("State")
 
@@ -73,13 +81,18 @@ class Checkpoints:
                 [checkpoint_managers.LatestN(keep), best]
             ),
             cleanup_tmp_directories=keep is not None,
+            # Renamed first: what a kill left of one that is being removed would seem damaged.
+            todelete_subdir=REMOVED,
             async_options=_async_options(),
         )
         # Orbax wants absolute paths, which those of a bucket are; epath does not know that.
+        directory = epath.Path(directory)
         self._directory = directory if storage.is_bucket(directory) else directory.absolute()
         self._saving: int | None = None
+        self._writes = keep is not None
         with _explained(f"the checkpoints in {directory} cannot be read"):
             self._manager = ocp.CheckpointManager(self._directory, options=options)
+            self._remove()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -88,6 +101,7 @@ class Checkpoints:
         try:
             with _explained(self._unwritten()):
                 self._manager.close()
+                self._remove()
         except RunError:
             # What ends the run already matters more.
             if kind is None:
@@ -141,6 +155,7 @@ class Checkpoints:
           RunError: this one or the one before cannot be written.
         """
         digests = {
+            "step": step,
             "state": state_sha256(state),
             "progress": json_sha256(dict(progress)),
             "metrics": None if evaluation is None else json_sha256(dict(evaluation)),
@@ -153,7 +168,8 @@ class Checkpoints:
         self.wait()
         self._saving = step
         with _explained(self._unwritten()):
-            self._manager.save(step, args=args, metrics=evaluation)
+            if not self._manager.save(step, args=args, metrics=evaluation):
+                raise ValueError(f"there is one of step {self.latest_step()} already")
 
     def wait(self) -> None:
         """Waits until the last checkpoint is on disk.
@@ -163,6 +179,7 @@ class Checkpoints:
         """
         with _explained(self._unwritten()):
             self._manager.wait_until_finished()
+            self._remove()
 
     def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
         """Reads a checkpoint.
@@ -197,6 +214,12 @@ class Checkpoints:
         with _explained(self._unread(step)):
             state, _ = read(self._path(step))
             return {name: state[name] for name in names}
+
+    def _remove(self) -> None:
+        """Removes what is kept no longer."""
+        path = self._directory / REMOVED
+        if self._writes and distributed.is_main() and path.exists():
+            path.rmtree()
 
     def _path(self, step: int) -> epath.Path:
         return self._directory / str(step)

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import io
 import itertools
 import os
 import re
@@ -54,6 +55,7 @@ def run(
     def guarded(argv: Sequence[str]) -> None:
         try:
             main(*argv[1:])
+            sys.stdout.flush()
         except ConfigError as error:
             _exit(WRONG_USAGE, error)
         except RunError as error:
@@ -72,6 +74,7 @@ def run(
             traceback.print_exc()
             distributed.fail(FAILED)
 
+    _mend_output()
     app.run(guarded, flags_parser=lambda argv: _parse(argv, usage, actions, needs_config))
 
 
@@ -129,7 +132,10 @@ def _parse(
     argv: Sequence[str], usage: str, actions: Sequence[str], needs_config: Callable[[], bool]
 ) -> list[str]:
     if any(re.fullmatch(r"--?h(elp)?", argument) for argument in argv[1:]):
-        print(usage.strip())
+        try:
+            print(usage.strip(), flush=True)
+        except OSError as error:
+            _exit(FAILED, error)
         sys.exit(DONE)
     # Orbax warns of every checkpoint that has no evaluation, and tells of errors that it raises.
     logging.set_verbosity(logging.FATAL)
@@ -219,6 +225,14 @@ def _explain(error: Exception) -> str:
     kind = "" if "Traceback" in message else f"{type(error).__name__}: "
     reason = next(reversed(message.splitlines()), "nothing more is known").strip()
     return f"--config: the file gives no config: {kind}{reason}"
+
+
+def _mend_output() -> None:
+    """Makes output possible where it is closed, or knows fewer characters."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _report_unraisable(unraisable: Any) -> None:

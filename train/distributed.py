@@ -4,7 +4,6 @@ One process needs nothing. Several are connected by JAX's own runtime: automatic
 knows the cluster (TPU pods, Slurm, Kubernetes, Open MPI), and elsewhere by three flags.
 """
 
-import contextlib
 import os
 import re
 import signal
@@ -14,7 +13,7 @@ import time
 import zlib
 from collections.abc import Mapping
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import jax
 import numpy as np
@@ -126,13 +125,20 @@ def fail(code: int) -> NoReturn:
     if jax.distributed.is_initialized() and is_main():
         # The others may fail alike, and are cut off when this process is gone.
         time.sleep(FAIL_ALIKE_SECONDS)
-    if _threads_may_wait():
-        for stream in (sys.stdout, sys.stderr):
-            # It may lie on a full disk.
-            with contextlib.suppress(OSError):
-                stream.flush()
+    is_written = [_is_written(stream) for stream in (sys.stdout, sys.stderr)]
+    if not all(is_written) or _threads_may_wait():
         os._exit(code)
     sys.exit(code)
+
+
+def _is_written(stream: TextIO | None) -> bool:
+    # It may lie on a full disk.
+    try:
+        if stream is not None:
+            stream.flush()
+    except OSError:
+        return False
+    return True
 
 
 def _threads_may_wait() -> bool:

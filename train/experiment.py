@@ -156,7 +156,7 @@ def _open_split(
     config: ConfigDict, field: str, open_split: Callable[[ConfigDict, str], sources.Split]
 ) -> sources.Split:
     split = open_split(config, config[field])
-    if split.num_examples == 0:
+    if split.num_examples <= 0:
         raise ConfigError(f"config.data.{field}: {split.name!r} of {config.name} is empty.")
     if config.loader == "resident":
         resident.check_size(split, config.resident_limit_gb)

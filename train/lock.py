@@ -49,7 +49,6 @@ class Lock:
         self._other: Owner | None = None
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
-        place.write(owner)
         self._thread.start()
 
     def check(self) -> None:
@@ -60,8 +59,8 @@ class Lock:
         """
         if self._other:
             raise RunError(
-                f"process {self._other.pid} on {self._other.host} took the directory over, since "
-                f"this run gave no sign of life for {DEAD_SECONDS:.0f} seconds."
+                f"process {self._other.pid} on {self._other.host} took the directory over: this "
+                f"run gave no sign of life for {DEAD_SECONDS:.0f} seconds, or both began at once."
             )
 
     def release(self) -> None:
@@ -93,36 +92,44 @@ def locked(workdir: epath.Path) -> Iterator[Lock]:
     Waits up to a minute for a sign of life where an owner on another host left its name.
 
     Args:
-      workdir: of the run; it exists.
+      workdir: of the run; it is made where it is missing.
 
     Raises:
       ConfigError: another run is going on there, or nothing can be written there.
     """
     path = workdir / "lock"
+    owner = Owner(socket.gethostname(), os.getpid(), secrets.token_hex(8))
     with closing(_Object(path) if is_bucket(workdir) else _File(path)) as place:
         try:
-            _take(place, workdir)
-            lock = Lock(place, Owner(socket.gethostname(), os.getpid(), secrets.token_hex(8)))
+            workdir.mkdir(parents=True, exist_ok=True)
+            _take(place, owner, workdir)
         except OSError as error:
             raise ConfigError(f"--workdir {workdir}: {reason(error)}") from error
+        lock = Lock(place, owner)
         try:
             yield lock
         finally:
             lock.release()
 
 
-def _take(place: "_Object", workdir: epath.Path) -> None:
-    is_ours = place.seize()
-    owner = place.read()
-    if is_ours is False or (owner and not _is_dead(owner, place, is_ours)):
-        who = f"process {owner.pid} on {owner.host}" if owner else "another process"
-        raise ConfigError(
-            f"--workdir {workdir}: another run is going on in it, {who}. Wait for its end, or "
-            "give this run a directory of its own."
-        )
+def _take(place: "_Object", owner: Owner, workdir: epath.Path) -> None:
+    while True:
+        is_ours = place.seize()
+        found = place.read()
+        if is_ours is False or (found and not _is_gone(found, place, is_ours)):
+            who = f"process {found.pid} on {found.host}" if found else "another process"
+            raise ConfigError(
+                f"--workdir {workdir}: another run is going on in it, {who}. Wait for its end, or "
+                "give this run a directory of its own."
+            )
+        place.write(owner)
+        if place.read() == owner:
+            return
+        # The owner before has ended meanwhile, and removed the file that was opened here.
+        place.close()
 
 
-def _is_dead(owner: Owner, place: "_Object", is_ours: bool | None) -> bool:
+def _is_gone(owner: Owner, place: "_Object", is_ours: bool | None) -> bool:
     if owner.host == socket.gethostname() and (is_ours or not _runs(owner.pid)):
         return True
     print(

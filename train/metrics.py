@@ -208,9 +208,10 @@ class Log:
         """Writes the row of an evaluation.
 
         Raises:
-          NonFiniteError: its loss is NaN or infinite.
+          NonFiniteError: a figure of it is NaN or infinite.
         """
-        _check_loss("the evaluation", step, metrics["loss"])
+        for value in metrics.values():
+            _check_finite("the evaluation", step, value)
         self._write({**self._place(step, "eval"), **metrics})
         self._sync()
 
@@ -220,7 +221,7 @@ class Log:
             due.append(self._pending.popleft())
         speed: Row = {}
         for step, metrics in _by_step(due):
-            _check_loss("the loss", step, metrics["loss"])
+            _check_finite("the loss", step, metrics["loss"])
             self._bad_records += int(metrics["bad_records"])
             if step % self._log_every_steps == 0 or step == self._total_steps:
                 # Rows that are fetched together share their speed.
@@ -258,6 +259,6 @@ def _by_step(dispatched: Sequence[tuple[range, Metrics]]) -> Iterator[tuple[int,
             yield step, {name: float(np.atleast_1d(v)[index]) for name, v in values.items()}
 
 
-def _check_loss(what: str, step: int, loss: float) -> None:
-    if not math.isfinite(loss):
-        raise NonFiniteError(f"{what} of step {step} is {loss}")
+def _check_finite(what: str, step: int, value: float) -> None:
+    if not math.isfinite(value):
+        raise NonFiniteError(f"{what} of step {step} is {value}")

@@ -7,7 +7,8 @@ import jax
 from etils import epath
 
 from train import distributed, storage
-from train.errors import ConfigError
+from train.errors import ConfigError, RunError
+from train.storage import reason
 
 
 class Span(NamedTuple):
@@ -61,7 +62,10 @@ class Profiler:
     def _stop(self) -> None:
         if self._is_tracing:
             self._is_tracing = False
-            jax.profiler.stop_trace()
+            try:
+                jax.profiler.stop_trace()
+            except jax.errors.JaxRuntimeError as error:
+                raise RunError(f"--profile: {self._directory}: {reason(error)}") from error
             distributed.say(f"profile: {self._directory}")
 
     def before(self, steps: range) -> None:

@@ -9,6 +9,8 @@ from train.errors import RunError
 from train.saved import DamagedError
 
 ASIDE = "damaged"
+# Names in `checkpoints` of what a run leaves there.
+OWN = rf"(0|[1-9]\d*)(\.orbax-checkpoint-tmp.*)?|{saved.REMOVED}"
 
 
 def set_damaged_aside(workdir: epath.Path) -> None:
@@ -59,7 +61,7 @@ def _foreign(directory: epath.Path) -> dict[str, str]:
     return {
         path.name: "is no checkpoint."
         for path in storage.children(directory)
-        if path.is_dir() and not re.fullmatch(r"(0|[1-9]\d*)(\.orbax-checkpoint-tmp.*)?", path.name)
+        if path.is_dir() and not re.fullmatch(OWN, path.name)
     }
 
 

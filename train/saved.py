@@ -1,8 +1,8 @@
 """What a checkpoint holds on disk: reads it back, and finds out whether it is what was saved.
 
 Layout: `<directory>/<step>/state` holds the train state, `progress` the time that it took,
-`metrics`, where the step was evaluated, the result, and `digests` those of the three: Orbax has
-none, and reads a flipped bit as another number.
+`metrics`, where the step was evaluated, the result, and `digests` those of the three, with the
+step: Orbax has none, and reads a flipped bit as another number.
 """
 
 import contextlib
@@ -17,6 +17,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from train import storage
+
+# What is kept no longer, until it is removed; a bucket has no such directory.
+REMOVED = "removed"
 
 
 class DamagedError(Exception):
@@ -89,6 +92,8 @@ def read_figures(path: epath.Path) -> dict[str, Any]:
 
 def _read_figures(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     progress, digests = _read_json(path, "progress"), _read_json(path, "digests")
+    if digests["step"] != int(path.name):
+        raise DamagedError(f"it is that of step {digests['step']}")
     _compare("progress", json_sha256(progress), digests)
     if digests["metrics"]:
         _compare("metrics", json_sha256(_read_json(path, "metrics")), digests)
@@ -101,7 +106,7 @@ def _finding_damage() -> Iterator[None]:
         yield
     # What is damaged raises errors of all kinds.
     except Exception as error:
-        raise DamagedError(storage.reason(error)) from error
+        raise DamagedError(storage.reason_and_file(error)) from error
 
 
 def _compare(name: str, digest: str, saved: Mapping[str, Any]) -> None:
@@ -121,7 +126,10 @@ def _read_state(path: epath.Path) -> dict[str, Any]:
     )
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
     with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
-        saved = reader.metadata(path / "state").item_metadata.tree
+        found = reader.metadata(path / "state").item_metadata
+        if found is None:
+            raise DamagedError("its state has no description that can be read")
+        saved = found.tree
         # Otherwise the devices that it was saved on would have to be there.
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), saved)
         return reader.restore(path / "state", ocp.args.PyTreeRestore(restore_args=as_numpy))

@@ -111,8 +111,11 @@ def move(directory: epath.Path, place: epath.Path) -> None:
         return
     # A bucket has objects alone, which cannot be renamed.
     with reporting(directory):
-        for path in _files(directory):
+        files = list(_files(directory))
+        for path in files:
             (place / path.relative_to(directory)).write_bytes(path.read_bytes())
+        # A kill in between leaves a copy at least.
+        for path in files:
             path.unlink()
 
 
@@ -147,7 +150,9 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+        # Not the name of the temporary one.
+        error.filename, error.filename2 = os.fspath(path), None
+        raise
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:
@@ -159,3 +164,9 @@ def reason(error: Exception) -> str:
     """What went wrong, in one line."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return f"{text.splitlines()[0].rstrip('.')}."
+
+
+def reason_and_file(error: Exception) -> str:
+    """What went wrong, in one line, and with which file, where it was one."""
+    name = getattr(error, "filename", None)
+    return f"{name}: {reason(error)}" if name else reason(error)

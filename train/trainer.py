@@ -22,7 +22,7 @@ from train.rows import Row
 from train.saved import saved_steps, state_sha256
 from train.size import multiply_adds, parameters
 from train.startup import Laps
-from train.storage import reason, write_json
+from train.storage import reason_and_file, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,11 @@ class _Run:
     preemption: distributed.Preemption
     profiler: Profiler
     startup: Laps
+
+    def check_lock(self) -> None:
+        """Stops where another run has taken the directory over."""
+        if self.lock:
+            self.lock.check()
 
 
 def train(
@@ -65,28 +70,29 @@ def train(
     imported = None if saved_steps(workdir / "checkpoints") else _pretrained(experiment)
     if imported is not None:
         distributed.check_agreement({"config.model.pretrained's weights": state_sha256(imported)})
-    if distributed.is_main():
-        workdir_lib.claim(workdir, experiment.config)
-    distributed.barrier("the directory is claimed")
-    # Another config, or a directory that is not the same, would make for a mixed run.
-    workdir_lib.check(workdir, experiment.config)
     finished = workdir_lib.summary(workdir)
+    # No process goes on, and writes, before all have looked.
+    distributed.barrier("all know whether the run is finished")
     if finished is not None:
+        workdir_lib.check(workdir, experiment.config)
         distributed.say(f"the run in {workdir} is finished")
         return finished if distributed.is_main() else None
     with locked(workdir) if distributed.is_main() else contextlib.nullcontext() as lock:
         if distributed.is_main():
-            # Another run may have been there first.
-            workdir_lib.check(workdir, experiment.config)
-            write_json(workdir / "environment.json", environment.describe())
+            workdir_lib.claim(workdir, experiment.config)
+        distributed.barrier("the directory is claimed")
+        # Another config, or a directory that is not the same, would make for a mixed run.
+        workdir_lib.check(workdir, experiment.config)
         recovery.set_damaged_aside(workdir)
+        if distributed.is_main():
+            write_json(workdir / "environment.json", environment.describe())
         try:
             with explaining_memory():
                 return _train(experiment, workdir, lock, imported, profile, startup)
         except OSError as error:
             raise RunError(
-                f"{error.filename or workdir}: {reason(error)} What was saved is whole: make room "
-                "where there is none, and the same command goes on from there."
+                f"{reason_and_file(error)} What was saved is whole: make room where there is none, "
+                "and the same command goes on from there."
             ) from error
 
 
@@ -115,6 +121,7 @@ def _train(
         checkpoints.wait()
     if not distributed.is_main():
         return None
+    run.check_lock()
     summary = summarize(experiment, state, progress, rows_lib.of(workdir).rows())
     write_json(workdir / "summary.json", summary)
     return summary
@@ -176,8 +183,7 @@ def _run_steps(
             run.profiler.after(steps, state)
             log.train(steps, metrics)
             step, is_preempted = steps[-1], run.preemption.reached()
-            if run.lock:
-                run.lock.check()
+            run.check_lock()
             if experiment.is_saved(step) or is_preempted:
                 log.flush(step)
                 with log.training_paused():
@@ -187,6 +193,7 @@ def _run_steps(
                         log.evaluation(step, evaluation)
                     if not step_lib.is_finite(state):
                         raise NonFiniteError(f"the update of step {step} is not finite")
+                    run.check_lock()
                     run.checkpoints.save(step, state, log.progress._asdict(), evaluation)
             if is_preempted and step < experiment.total_steps:
                 run.checkpoints.wait()
@@ -237,8 +244,13 @@ def summarize(
       state: after the last update.
       progress: after the last update.
       rows: of the run.
+
+    Raises:
+      RunError: the rows hold no evaluation.
     """
     evaluations = [row for row in rows if row["split"] == "eval"]
+    if not evaluations:
+        raise RunError("no evaluation is in the rows of the run any more; its weights are whole.")
     best = min(evaluations, key=lambda row: (row["top1_error"], -row["step"]))
     images = experiment.total_steps * experiment.config.batch_size
     return {

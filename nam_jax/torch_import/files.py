@@ -1,5 +1,6 @@
 """State dicts from files. Nothing in a file is executed."""
 
+import io
 import math
 import os
 import zipfile
@@ -14,6 +15,8 @@ StateDict = dict[str, np.ndarray]
 
 # What the arrays of a .npz file may take in memory, where that is more than the file's own size.
 LARGEST_UNFOLDED = 2**32
+# Of an array in such a file; NumPy takes none of more than 10,000 bytes.
+LONGEST_HEADER = 2**14
 
 
 def read(path: str | os.PathLike[str]) -> StateDict:
@@ -86,16 +89,18 @@ def _check_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{member.filename} is compressed in an unknown way")
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
+        # One may declare a header of gigabytes.
+        start = io.BytesIO(file.read(LONGEST_HEADER))
+        version = np.lib.format.read_magic(start)
         headers = {
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
         }
         if version not in headers:
             raise ValueError(f"{member.filename} has the unknown format {version}")
-        shape, _, dtype = headers[version](file)
+        shape, _, dtype = headers[version](start)
         size = math.prod(shape) * dtype.itemsize
-        if dtype.itemsize == 0 or size != member.file_size - file.tell():
+        if dtype.itemsize == 0 or size != member.file_size - start.tell():
             raise ValueError(f"{member.filename} does not hold an array of the shape {shape}")
 
 

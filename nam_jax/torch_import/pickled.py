@@ -107,6 +107,9 @@ def _read_legacy(file: io.BytesIO) -> tuple[Any, dict[str, bytes]]:
     content = unpickle.load(file, dtypes)
     storages = {}
     for key in unpickle.load(file):
+        # Of others already the hash may take forever.
+        if type(key) is not str:
+            raise ValueError("it lists a storage that is none")
         size = int.from_bytes(file.read(8), "little") * dtypes[key].itemsize
         storages[key] = file.read(size)
     return content, storages

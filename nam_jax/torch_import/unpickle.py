@@ -139,8 +139,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Ten
     plain = type(storage) is Storage and {type(shape), type(strides)} <= {tuple, list}
     if not plain or len(shape) != len(strides) or len(shape) > MOST_AXES:
         raise ValueError("it holds a tensor that is none")
-    if not all(type(n) is int and n >= 0 for n in (offset, *shape, *strides)):
-        raise ValueError("it holds a tensor whose sizes are not whole numbers of at least 0")
+    if not all(type(n) is int and 0 <= n < 2**63 for n in (offset, *shape, *strides)):
+        raise ValueError("it holds a tensor whose sizes are not whole numbers from 0 to 2**63 - 1")
     return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 

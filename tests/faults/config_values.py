@@ -22,6 +22,7 @@ TEXTS = [
     *("", " ", ".", "..", "../..", "/", "-1", "None", "a,b", "a:b", "a/b", "a" * 5000, "~nobody"),
     *("a\nb", "a\0b", "a\rb", "a\u2028b", "\x1b[31m", "\udc80", "数字", "ｄｉｇｉｔｓ", "digits²"),
     *("%s", "{}", "train[", "train[:", "train[:50%]", "train+test", "train[:0]", "all", "test"),
+    *("train[5:2]", "all[:2]"),
     *("digits/a", "digits:1", "digits:..", "a/..", "tiny:1.0.0", "tiny/1.0.0", "tiny:9.9.9"),
 ]
 # Names that fields allow; the others have none.

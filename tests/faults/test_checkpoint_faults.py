@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.faults.damage import damaged, damages
 from train import recovery
+from train import saved as train_saved
 from train.checkpoint import Checkpoints
 from train.errors import RunError
 
@@ -173,6 +174,30 @@ def test_unfinished_checkpoints_are_left_to_the_next_save(workdir: epath.Path) -
     assert goes_on_from(workdir) == 30
     assert set_aside(workdir) == set()
     assert not unfinished.exists()
+
+
+def test_checkpoint_under_the_number_of_another_is_set_aside(workdir: epath.Path) -> None:
+    (workdir / "checkpoints" / "30").rename(workdir / "checkpoints" / "40")
+    assert goes_on_from(workdir) == 20
+    assert set_aside(workdir) == {"40"}
+
+
+def test_what_a_kill_left_of_one_that_is_not_kept_is_no_damage(
+    workdir: epath.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoints, "_remove", lambda self: None)
+    with Checkpoints(workdir / "checkpoints", keep=2) as checkpoints:
+        checkpoints.save(40, state(40), {"wall_seconds": 40 / 3}, evaluation(40))
+    # Renamed at once, and removed afterwards.
+    left = workdir / "checkpoints" / train_saved.REMOVED / "10"
+    assert sorted(p.name for p in left.iterdir()) == sorted(
+        p.name for p in (workdir / "checkpoints" / "40").iterdir()
+    )
+    shutil.rmtree(left / "state")
+    monkeypatch.undo()
+    assert goes_on_from(workdir) == 40
+    assert set_aside(workdir) == set()
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["30", "40"]
 
 
 @pytest.mark.parametrize("read", ["restore", "restore_parts"])

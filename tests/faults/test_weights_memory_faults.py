@@ -42,6 +42,26 @@ def zip_member(path: Path) -> None:
         archive.filelist[-1].file_size = 2**40
 
 
+def header_of_an_array(path: Path) -> None:
+    """A header of 512 MiB, in half a megabyte."""
+    start = b"\x93NUMPY\x02\x00" + (2**29).to_bytes(4, "little")
+    archive = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED)
+    with archive, archive.open("a.npy", "w") as member:
+        member.write(start)
+        for _ in range(2**9):
+            member.write(b" " * 2**20)
+
+
+def keys_without_end(path: Path) -> None:
+    """A storage's key of pairs of pairs, 40 deep, which would take 2 ** 40 steps to hash."""
+    pairs = b"".join(b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) for i in range(40))
+    keys = b"\x80\x02](" + b")q\x00" + pairs + b"e."
+    pickles.write_legacy(path, pickles.state_dict(a=tensor((2,), (1,))), EIGHT)
+    content = path.read_bytes()
+    listed = content.rindex(b"\x80\x02]")
+    path.write_bytes(content[:listed] + keys)
+
+
 HUGE_TENSOR = pickles.state_dict(a=tensor((2**20, 2**20), (0, 0), of=storage(size=2**60)))
 HUGE: dict[str, Callable[[Path], None]] = {
     "array.npz": lambda path: npz(path, 2**40),
@@ -57,6 +77,11 @@ HUGE: dict[str, Callable[[Path], None]] = {
     "shape.safetensors": lambda path: safetensors_file(path, {"a": ENTRY | {"shape": [2**40]}}),
     "offset.safetensors": lambda path: safetensors_file(
         path, {"a": ENTRY | {"shape": [2**38], "data_offsets": [0, 2**40]}}
+    ),
+    "header.npz": header_of_an_array,
+    "keys.pth": keys_without_end,
+    "shape.pth": lambda path: pickles.write_zip(
+        path, pickles.state_dict(a=tensor((2**63, 2**64), (0, 0))), EIGHT
     ),
     "header.safetensors": lambda path: safetensors_file(path, {"a": ENTRY}, length=2**40),
 }

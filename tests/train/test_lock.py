@@ -1,5 +1,6 @@
 """One run at a time writes to a directory; the lock of a dead one is taken over."""
 
+import fcntl
 import json
 import os
 import socket
@@ -156,6 +157,76 @@ def test_number_of_a_dead_process_that_another_one_has_now(directory: Path) -> N
     write(directory)
     with locked(directory):
         assert read(directory)["token"] != "of another start"
+
+
+def test_where_the_system_has_a_lock_that_number_costs_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_lib, "DEAD_SECONDS", 3600.0)
+    write(tmp_path)
+    with locked(tmp_path):
+        assert read(tmp_path)["token"] != "of another start"
+
+
+def test_process_of_another_user_lives(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError()))
+    with (
+        beating(directory, pid=1),
+        pytest.raises(ConfigError, match=f"process 1 on {HERE}"),
+        locked(directory),
+    ):
+        pass
+
+
+def test_owner_that_ends_while_another_waits_leaves_it_the_directory(directory: Path) -> None:
+    write(directory, host="elsewhere", pid=7)
+    threading.Timer(0.3, (directory / "lock").unlink).start()
+    with locked(directory):
+        assert read(directory)["pid"] == os.getpid()
+        with pytest.raises(ConfigError, match="another run is going on"), locked(directory):
+            pass
+
+
+def test_owner_that_ends_while_another_opens_its_file_leaves_it_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, calls = fcntl.flock, []
+
+    def late(descriptor: int, operation: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 1:
+            (tmp_path / "lock").unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr("fcntl.flock", late)
+    with locked(tmp_path):
+        assert read(tmp_path)["pid"] == os.getpid()
+    assert len(calls) == 2
+
+
+def test_signs_of_life_go_on_after_a_full_disk(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = threading.Event()
+
+    def fail(*_: object) -> None:
+        failed.set()
+        raise OSError(28, "No space left on device")
+
+    with locked(directory) as lock:
+        place = lock._place
+        with monkeypatch.context() as patch:
+            patch.setattr(type(place), "write", fail)
+            assert failed.wait(60)
+        before = read(directory)["beat"]
+        deadline = time.monotonic() + 60
+        while read(directory)["beat"] == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
 
 def test_owner_that_lost_the_directory_stops_and_leaves_it(directory: Path) -> None:

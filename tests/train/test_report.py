@@ -229,7 +229,9 @@ def test_directory_that_is_none_is_refused(tmp_path, name):
         report.write(epath.Path(tmp_path / name))
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"steps": 3}', b'{"steps": "3"}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b"{}", b'{"steps": 3}', b'{"steps": "3"}', b"\xff"]
+)
 def test_damaged_summary_is_named(tmp_path, content):
     workdir = fake_run.write(tmp_path)
     (workdir / "summary.json").write_bytes(content)

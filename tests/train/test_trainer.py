@@ -1,23 +1,27 @@
 """A run from start to end, in one process: what it learns, what it writes, how it fails."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 
 from configs import digits_resnet20
 from nam_jax.attention import NAMES
 from tests.train import tfds_writer, tiny
-from train import evaluation, trainer
+from train import evaluation, lock, trainer
 from train import experiment as experiment_lib
 from train.errors import ConfigError, RunError
 
 SUMMARY_FIELDS = {
     *("top1_error", "top5_error", "loss", "best_top1_error", "best_step", "num_eval_images"),
-    *("steps", "params", "macs", "wall_seconds", "images_per_second", "state_sha256"),
+    *("steps", "devices", "params", "macs", "wall_seconds", "images_per_second", "state_sha256"),
 }
 ROW_FIELDS = {
     *("step", "epoch", "split", "loss", "cross_entropy", "penalty", "top1_error", "top5_error"),
@@ -27,6 +31,7 @@ DIVERGING = {
     **{"optimizer.learning_rate": 1e30, "optimizer.schedule": "constant"},
     "optimizer.sparsity": 0.0,
 }
+SHORT = {"steps": 1, "optimizer.sparsity": 0.0}
 
 
 def digits(**changes: Any) -> ConfigDict:
@@ -138,6 +143,79 @@ def test_infinite_evaluation_is_not_a_result(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"the evaluation of step 1 is (nan|inf); there is no"):
         train(tmp_path, **changes)
     assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_run_that_loses_its_directory_in_an_evaluation_writes_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
+    other = {"host": "elsewhere", "pid": 7, "token": "another", "beat": 0}
+
+    def taken_over(*arguments: Any) -> Any:
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            (tmp_path / "lock").write_text(json.dumps(other))
+            time.sleep(0.02)
+        return evaluation.evaluate(*arguments)
+
+    monkeypatch.setattr(trainer, "evaluate", taken_over)
+    with pytest.raises(RunError, match="process 7 on elsewhere took the directory over"):
+        train(tmp_path, **SHORT)
+    assert not list((tmp_path / "checkpoints").iterdir())
+    assert not (tmp_path / "summary.json").exists()
+    assert json.loads((tmp_path / "lock").read_text()) == other
+
+
+def test_of_two_starts_at_the_same_moment_one_has_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+
+    def held(experiment: Any, *rest: object) -> None:
+        begun.append(experiment.config.batch_size)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(trainer, "_train", held)
+    experiments = [experiment_lib.build(digits(batch_size=size)) for size in (32, 64)]
+
+    def start(workdir: Path, experiment: Any) -> str:
+        try:
+            trainer.train(experiment, epath.Path(workdir))
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    for number in range(20):
+        begun.clear()
+        workdir = tmp_path / str(number)
+        with ThreadPoolExecutor() as pool:
+            said = list(pool.map(start, [workdir] * 2, experiments))
+        (size,) = begun
+        assert json.loads((workdir / "config.json").read_text())["batch_size"] == size
+        (refused,) = filter(None, said)
+        assert f"--workdir {workdir}: another run is going on in it" in refused
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_rows_that_are_gone_are_no_result(tmp_path: Path) -> None:
+    train(tmp_path, **SHORT)
+    (tmp_path / "summary.json").unlink()
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(RunError, match="no evaluation is in the rows"):
+        train(tmp_path, **SHORT)
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_device_without_enough_memory_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB\nand more")
+
+    monkeypatch.setattr(trainer, "evaluate", fail)
+    with pytest.raises(RunError, match=r"^RESOURCE_EXHAUSTED: 9 GiB; a smaller config\.batch_size"):
+        train(tmp_path, **SHORT)
 
 
 @pytest.mark.parametrize("attention", NAMES)

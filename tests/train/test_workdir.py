@@ -116,5 +116,6 @@ def test_check_without_a_run_is_refused_and_writes_nothing(tmp_path, exists):
 
 def test_summary_is_none_until_the_run_is_finished(tmp_path):
     assert workdir_lib.summary(tmp_path) is None
-    write_json(tmp_path / "summary.json", {"steps": 3})
-    assert workdir_lib.summary(tmp_path) == {"steps": 3}
+    summary = {**dict.fromkeys(workdir_lib.FIGURES, 3), "devices": "1 × cpu"}
+    write_json(tmp_path / "summary.json", summary)
+    assert workdir_lib.summary(tmp_path) == summary

@@ -198,8 +198,8 @@ def _open_tfds(config: ConfigDict, name: str) -> Split:
     features = builder.info.features
     try:
         num_examples = builder.info.splits[name].num_examples
-    # A KeyError where it has none at all.
-    except (KeyError, ValueError) as error:
+    # A KeyError where it has none at all; `all` takes no slice.
+    except (KeyError, NotImplementedError, ValueError) as error:
         names = ", ".join(builder.info.splits) or "none"
         raise ConfigError(
             f"config.data.{_field_of(config, name)}: {config.name} has no split {name!r}; "
@@ -207,14 +207,14 @@ def _open_tfds(config: ConfigDict, name: str) -> Split:
         ) from error
     shape = _loaded_shape(config, features[image_key].shape)
 
+    num_classes = features[label_key].num_classes
+
     def open_records() -> Records:
-        num_classes = features[label_key].num_classes
         return Records(array_records(builder, name), image_key, label_key, num_classes)
 
     def load() -> Arrays:
         return _load_all(open_records(), name, shape, config.workers or cpu_cores())
 
-    num_classes = features[label_key].num_classes
     return Split(name, num_examples, num_classes, shape, load, open_records)
 
 
