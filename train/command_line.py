@@ -60,6 +60,9 @@ def run(
             _exit(WRONG_USAGE, error)
         except RunError as error:
             _exit(FAILED, error)
+        except BrokenPipeError:
+            # Whoever read the output has enough of it.
+            distributed.fail(FAILED)
         except OSError as error:
             # Those of a bucket have many lines.
             _exit(FAILED, str(error).partition("\n")[0])
@@ -132,11 +135,7 @@ def _parse(
     argv: Sequence[str], usage: str, actions: Sequence[str], needs_config: Callable[[], bool]
 ) -> list[str]:
     if any(re.fullmatch(r"--?h(elp)?", argument) for argument in argv[1:]):
-        try:
-            print(usage.strip(), flush=True)
-        except OSError as error:
-            _exit(FAILED, error)
-        sys.exit(DONE)
+        _print_help(usage)
     # Orbax warns of every checkpoint that has no evaluation, and tells of errors that it raises.
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = _report_unraisable
@@ -154,6 +153,16 @@ def _parse(
     except Exception as error:
         _exit(WRONG_USAGE, _explain(error))
     return rest
+
+
+def _print_help(usage: str) -> NoReturn:
+    try:
+        print(usage.strip(), flush=True)
+    except BrokenPipeError:
+        distributed.fail(FAILED)
+    except OSError as error:
+        _exit(FAILED, error)
+    sys.exit(DONE)
 
 
 def _check_names(arguments: Sequence[str], options: Collection[str]) -> None:

@@ -48,6 +48,7 @@ from train import (
     results,
     storage,
     trainer,
+    validation,
 )
 from train import experiment as experiment_lib
 from train.comparison import Run
@@ -145,21 +146,26 @@ def _planned() -> list[Run]:
     names = attentions.asked(config) if attentions.ATTENTION.value else ["none"]
     if config.model.attention not in names and not attentions.ATTENTION.value:
         names.append(config.model.attention)
-    seeds = [config.seed] if SEEDS.value is None else numbers("seeds", SEEDS.value, int)
-    sparsities = None if SPARSITY.value is None else numbers("sparsity", SPARSITY.value, float)
+    seeds = [config.seed] if SEEDS.value is None else numbers("seeds", SEEDS.value, int, "seed")
+    sparsities = None
+    if SPARSITY.value is not None:
+        sparsities = numbers("sparsity", SPARSITY.value, float, "optimizer.sparsity")
     return share(comparison.plan(config, names, seeds, sparsities), ONLY.value)
 
 
-def numbers(option: str, texts: Sequence[str], kind: Callable[[str], Number]) -> list[Number]:
+def numbers(
+    option: str, texts: Sequence[str], kind: Callable[[str], Number], field: str
+) -> list[Number]:
     """The numbers that an option lists.
 
     Args:
       option: its name.
       texts: between its commas.
       kind: int or float.
+      field: of the config that they are for.
 
     Raises:
-      ConfigError: one is no such number, negative, or there twice.
+      ConfigError: one is no such number, there twice, or not allowed there.
     """
     try:
         values = [kind(text) for text in texts]
@@ -171,6 +177,11 @@ def numbers(option: str, texts: Sequence[str], kind: Callable[[str], Number]) ->
             f"--{option}: got {','.join(texts)!r}; allowed: {what} from 0 on, each once, with "
             "commas between."
         )
+    for value in values:
+        try:
+            validation.check(field, value)
+        except ConfigError as error:
+            raise ConfigError(f"--{option}: {error}") from error
     return values
 
 

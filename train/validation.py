@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from train.config import FIELDS, Field, flatten
+from train.config import FIELDS, flatten
 from train.errors import ConfigError
 
 
@@ -23,15 +23,25 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError(
             f"config.{name}: there is no such field; python -m train.config lists them."
         )
-    for name, field in FIELDS.items():
+    for name in FIELDS:
         if name not in values:
             raise ConfigError(f"config.{name}: missing; start from default_config().")
-        _check(name, field, values[name])
+        check(name, values[name])
     _check_optimizer(config)
     _check_loader(config)
 
 
-def _check(name: str, field: Field, value: Any) -> None:
+def check(name: str, value: Any) -> None:
+    """Checks one field by itself.
+
+    Args:
+      name: of the field.
+      value: of the field.
+
+    Raises:
+      ConfigError: naming the field, what it got and what is allowed.
+    """
+    field = FIELDS[name]
     kind = type(field.default)
     is_tuple = kind is tuple and isinstance(value, (tuple, list))
     numbers = value if is_tuple else [value]

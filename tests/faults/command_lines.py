@@ -81,8 +81,8 @@ COMMANDS = {
         {
             "workdir": WORKDIR,
             "attention": ATTENTION,
-            "seeds": Options(["0", "3,1,2"], [*LISTS, "1.5", str(2**31)]),
-            "sparsity": Options(["0", "1e-4,1e-3"], [*LISTS, "1e10"]),
+            "seeds": Options(["0", "3,1,2"], [*LISTS, "1.5", str(2**32)]),
+            "sparsity": Options(["0", "1e-4,1e-3"], [*LISTS, "1e39"]),
             "only": Options(["1/1", "2/2"], ["0/1", "2/1", "1/3", "1", "/", "9" * 5000 + "/1"]),
         },
     ),

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.train.commands import REPOSITORY
 from tests.train.processes import (
     LIMIT_SECONDS,
     QUICK_COMPILATION,
-    REPOSITORY,
     Process,
     finish,
     run,

@@ -6,8 +6,6 @@ What the calls would do is make a file.
 import contextlib
 import io
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from tests.faults.weights import refusal
 from tests.nam_jax import pickles
 from tests.nam_jax.pickles import EIGHT, literal, name, storage, tensor, text
 from tests.nam_jax.test_torch_pickles import NO_CALL, calls
-from tests.train.commands import REPOSITORY
+from tests.train.commands import call
 
 SOUND = tensor((2,), (1,))
 
@@ -111,14 +109,8 @@ def test_objects_in_a_npz_file_are_not_made(tmp_path: Path) -> None:
 def test_run_with_a_hostile_file_ends_in_one_line(tmp_path: Path) -> None:
     path, mark = tmp_path / "weights.pth", tmp_path / "mark"
     pickles.write_zip(path, pickles.state_dict(hostile=calls(mark)["reduce"]), EIGHT)
-    command = [sys.executable, "-m", "train.main", "--config=configs/digits_resnet20.py"]
-    done = subprocess.run(
-        [*command, f"--config.model.pretrained={path}", f"--workdir={tmp_path / 'run'}"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    arguments = ("--config=configs/digits_resnet20.py", f"--config.model.pretrained={path}")
+    done = call(*arguments, f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: config.model.pretrained: {path} cannot be read")
     assert len(done.stderr.splitlines()) == 1

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.train.commands import REPOSITORY
+
 # A lost process is noticed after so long.
 HEARTBEAT_SECONDS = 10
 # Everything ends within this; only what hangs does not.

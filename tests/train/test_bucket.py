@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.train import gcs_server, processes
+from tests.train.commands import REPOSITORY
 from tests.train.gcs_server import Server
 
 DIRECTORY = "runs/digits"
@@ -47,7 +48,7 @@ def evaluate_best(server: Server) -> str:
 def call(server: Server, command: str, *arguments: str) -> str:
     return subprocess.run(
         [sys.executable, "-m", f"train.{command}", "--workdir", WORKDIR, *arguments],
-        cwd=processes.REPOSITORY,
+        cwd=REPOSITORY,
         env=os.environ
         | {"JAX_PLATFORMS": "cpu"}
         | processes.QUICK_COMPILATION

@@ -130,6 +130,37 @@ def test_memory_that_runs_out_is_one_line() -> None:
     assert re.fullmatch(r"error: there is not enough memory: .+\n", result.stderr)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "redirection", "code", "said"),
+    [
+        ("train.config", "> /dev/full", 1, r"error: .*No space left on device\n"),
+        ("train.config --help", "> /dev/full", 1, r"error: .*No space left on device\n"),
+        ("train.config --help", ">&-", 0, ""),
+        ("train.config", ">&-", 0, ""),
+        # A pipe whose reader is gone by then.
+        ("train.config --help", "| exec 0<&-", 1, ""),
+    ],
+)
+def test_output_that_cannot_be_written(
+    arguments: str, redirection: str, code: int, said: str
+) -> None:
+    shell = f"set -o pipefail; (sleep 0.2; exec {sys.executable} -m {arguments}) {redirection}"
+    result = subprocess.run(
+        ["bash", "-c", shell], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == code
+    assert re.fullmatch(said, result.stderr)
+
+
+def test_characters_that_the_output_lacks_are_written_in_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    result = call(*DIGITS, command="train.summary")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert r"8 \xd7 8 \xd7 1" in result.stdout
+
+
 def test_empty_workdir_is_refused() -> None:
     result = call(*DIGITS, "--workdir", "")
     assert result.returncode == 2

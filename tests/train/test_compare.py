@@ -207,13 +207,13 @@ def test_seed_of_the_config_where_none_is_named(monkeypatch):
 @pytest.mark.parametrize("texts", [[], ["0", "0"], ["a"], ["1.5"], ["-1"], ["9" * 5000]])
 def test_seeds_are_whole_numbers_each_once(texts):
     with pytest.raises(ConfigError, match=r"--seeds: got .*; allowed: whole numbers from 0 on"):
-        compare.numbers("seeds", texts, int)
+        compare.numbers("seeds", texts, int, "seed")
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-1e-4", "x"])
 def test_penalties_are_finite_and_not_negative(text):
     with pytest.raises(ConfigError, match=r"--sparsity: got '0,.*'; allowed: numbers from 0 on"):
-        compare.numbers("sparsity", ["0", text], float)
+        compare.numbers("sparsity", ["0", text], float, "optimizer.sparsity")
 
 
 def test_machines_share_the_runs():

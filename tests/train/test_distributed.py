@@ -14,8 +14,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 from tests.train import tfds_writer
+from tests.train.commands import REPOSITORY
 from tests.train.processes import (
-    REPOSITORY,
     finish,
     rows,
     run,

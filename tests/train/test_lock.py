@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from etils import epath
 
-from tests.train.processes import REPOSITORY
+from tests.train.commands import REPOSITORY
 from train import lock as lock_lib
 from train.errors import ConfigError, RunError
 from train.lock import locked

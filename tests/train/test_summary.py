@@ -1,17 +1,12 @@
 """The command that prints the size of a network, by layer and by attention."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from nam_jax import models
+from tests.train import commands
 from train import attentions, summary
 from train.errors import ConfigError
 from train.size import Layer, Size, layers
-
-REPOSITORY = Path(__file__).parents[2]
 
 NETWORK = [
     Layer(("conv",), (32, 32, 16), Size(432, 442368)),
@@ -69,14 +64,8 @@ def test_wrong_list_of_attentions_is_refused_in_one_line(names):
     assert repr(",".join(names)) in str(error.value)
 
 
-def call(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "train.summary", "--config", *arguments],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def call(config, *arguments):
+    return commands.call("--config", config, *arguments, command="train.summary")
 
 
 def test_command_lists_the_layers_of_a_network_whose_dataset_is_not_there(tmp_path):
