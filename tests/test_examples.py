@@ -10,8 +10,18 @@ import nam_jax
 from examples import linen_model, nnx_model
 from nam_jax.attention import NAMES
 
+# One of each kind; the modules have tests of their own.
+QUICK = ("none", "nam", "bam")
 
-@pytest.mark.parametrize("attention", [name for name in NAMES if name != "nam_tied"])
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.long)
+        for name in NAMES
+        if name != "nam_tied"
+    ],
+)
 def test_linen_model_learns(attention: str) -> None:
     losses = linen_model.train(attention, steps=5)
     assert losses[-1] < losses[0]

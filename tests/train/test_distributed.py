@@ -152,7 +152,7 @@ def preempted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.long)])
 def test_another_number_of_processes_and_devices_goes_on(
     devices: int, preempted: Path, alone: Path, tmp_path: Path
 ) -> None:
@@ -180,7 +180,9 @@ def test_second_ctrl_c_leaves_at_once() -> None:
         assert process.returncode == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
 def test_one_process_saves_and_goes_on_with_the_same_bits(
     tmp_path: Path, alone: Path, number: signal.Signals
 ) -> None:

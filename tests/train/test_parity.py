@@ -16,10 +16,10 @@ from train.config import default_config
 @pytest.mark.parametrize(
     "tag",
     [
-        "cifar_resnet18_nam_channel",
+        pytest.param("cifar_resnet18_nam_channel", marks=pytest.mark.long),
         "cifar_resnet18_nam",
         "cifar_resnet18_cbam",
-        "cifar_resnet18_bam",
+        pytest.param("cifar_resnet18_bam", marks=pytest.mark.long),
         "cifar_resnet50_nam_channel",
     ],
 )
