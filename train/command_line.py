@@ -150,6 +150,8 @@ def _parse(
     except ConfigError as error:
         _exit(WRONG_USAGE, error)
     # A config file is code: anything may come out of it.
+    except SystemExit:
+        _exit(WRONG_USAGE, "--config: the file gives no config: it ends the program.")
     except Exception as error:
         _exit(WRONG_USAGE, _explain(error))
     return rest

@@ -34,7 +34,7 @@ def read(path: str | os.PathLike[str]) -> StateDict:
       Name to array.
 
     Raises:
-      ValueError: another suffix, or the file is damaged, or holds other things than arrays.
+      ValueError: another suffix, a pipe or device, or the file is damaged, or holds other things than arrays.
       OSError: the file cannot be opened.
       ImportError: for a `.safetensors` file, the package of that name is missing.
 
@@ -49,6 +49,9 @@ def read(path: str | os.PathLike[str]) -> StateDict:
     suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), None)
     if suffix is None:
         raise ValueError(f"{path}: the suffix has to be one of {', '.join(SUFFIXES)}.")
+    # Others may have no end, or never begin.
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"{path} is a pipe or a device, not a file.")
     with path.open("rb"):
         pass  # A missing file is reported as such, whatever the reader makes of it.
     try:

@@ -122,6 +122,7 @@ CONFIG_FILES = {
     "an empty config": b"from ml_collections import ConfigDict as get_config",
     "a key": b"def get_config(): raise KeyError('a\\nb')",
     "recursion": b"def get_config(): return get_config()",
+    "an end": b"import sys\ndef get_config(): sys.exit(0)",
     "memory": b"def get_config(): return bytearray(2**60)",
     "an odd value": b"from train.config import default_config as made\n"
     b"def get_config():\n    config = made()\n    config.seed = 10**5000\n    return config",

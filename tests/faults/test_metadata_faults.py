@@ -247,6 +247,8 @@ def run(directory: Path, workdir: Path) -> subprocess.CompletedProcess[str]:
     ("name", "code", "message"),
     [
         ("../..", 2, "config.data.dir: 'tiny' in {} cannot be read: Permission denied."),
+        ("..", 2, "config.data.dir: 'tiny' in {} cannot be read: Permission denied."),
+        (".", 2, "config.data.dir: 'tiny' in {} cannot be read: Permission denied."),
         (SHARD, 1, "{}/tiny/1.0.0/" + SHARD + " cannot be read as ArrayRecord: "),
     ],
 )

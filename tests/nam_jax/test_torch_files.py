@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -153,6 +154,12 @@ def test_folder_is_reported_as_such(tmp_path):
     (tmp_path / "weights.pth").mkdir()
     with pytest.raises(IsADirectoryError):
         torch_import.read(tmp_path / "weights.pth")
+
+
+def test_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "weights.npz")
+    with pytest.raises(ValueError, match=r"weights\.npz is a pipe or a device, not a file\.$"):
+        torch_import.read(tmp_path / "weights.npz")
 
 
 @pytest.mark.parametrize("name", ["weights.h5", "weights", "weights.npy"])

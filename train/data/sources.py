@@ -6,6 +6,7 @@ TFDS reads ArrayRecord files without TensorFlow.
 import contextlib
 import dataclasses
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -133,9 +134,7 @@ def _builder_of_files(config: ConfigDict) -> Any:
 
     directory = os.path.expanduser(config.dir)
     try:
-        # TFDS finds no datasets in what it cannot list.
-        with contextlib.suppress(FileNotFoundError):
-            os.listdir(directory)
+        _list(directory, config.name)
         # Where the metadata name what needs TensorFlow, TFDS prints how to install it.
         with contextlib.redirect_stdout(None):
             return builder_from_files(config.name, data_dir=directory)
@@ -147,6 +146,19 @@ def _builder_of_files(config: ConfigDict) -> Any:
             f"config.data.dir: {config.name!r} in {directory} cannot be read: {reason(error)} "
             "Its dataset_info.json and features.json have to be there as TFDS wrote them."
         ) from error
+
+
+def _list(directory: str, name: str) -> None:
+    """Raises what forbids to list the directories of a dataset: TFDS finds none in those."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    with contextlib.suppress(FileNotFoundError):
+        os.listdir(directory)
+        own = os.path.join(directory, re.split("[/:]", name)[0])
+        for _ in os.walk(own, onerror=fail):
+            pass
 
 
 def _find_metadata(config: ConfigDict) -> Any:
