@@ -34,7 +34,8 @@ def read(path: str | os.PathLike[str]) -> StateDict:
       Name to array.
 
     Raises:
-      ValueError: another suffix, a pipe or device, or the file is damaged, or holds other things than arrays.
+      ValueError: another suffix, a pipe or a device, or the file is damaged, or holds other things
+        than arrays.
       OSError: the file cannot be opened.
       ImportError: for a `.safetensors` file, the package of that name is missing.
 
