@@ -95,32 +95,35 @@ def train_all(runs: Sequence[Run], workdir: epath.Path) -> None:
     compilation_cache.enable()
     if seconds:
         print(f"{len(seconds)} of {len(runs)} runs are finished")
-    failed = []
+    failed: list[str] = []
     with distributed.Preemption() as preemption:
-        for number, (run, experiment) in enumerate(zip(left, experiments, strict=True)):
+        for run, experiment in zip(left, experiments, strict=True):
             if preemption.reached():
                 raise PreemptedError(f"stopped before {run.name}")
-            place = len(runs) - len(left) + number + 1
-            print(f"[{place}/{len(runs)}] {run.name}{time_left(seconds, len(left) - number)}")
-            start = time.monotonic()
-            if _trained(run, experiment, workdir):
-                seconds.append(time.monotonic() - start)
-                write_tables(workdir)
-            else:
+            done = len(seconds) + len(failed)
+            print(f"[{done + 1}/{len(runs)}] {run.name}{time_left(seconds, len(runs) - done)}")
+            took = _train(run, experiment, workdir)
+            if took is None:
                 failed.append(run.name)
-            # The programs of one network do not serve the next.
-            jax.clear_caches()
+            else:
+                seconds.append(took)
     if failed:
         raise RunError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}.")
 
 
-def _trained(run: Run, experiment: Experiment, workdir: epath.Path) -> bool:
+def _train(run: Run, experiment: Experiment, workdir: epath.Path) -> float | None:
+    """Seconds that it took; None where it failed."""
+    start = time.monotonic()
     try:
         trainer.train(experiment, workdir / run.name)
     except (RunError, MemoryError) as error:
         print(f"{run.name} failed: {error}")
-        return False
-    return True
+        return None
+    finally:
+        # The programs of one network do not serve the next.
+        jax.clear_caches()
+    write_tables(workdir)
+    return time.monotonic() - start
 
 
 def write_tables(workdir: epath.Path) -> str:
