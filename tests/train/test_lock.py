@@ -173,7 +173,8 @@ def test_process_of_another_user_lives(directory: Path, monkeypatch: pytest.Monk
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", refuse)
-    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError()))
+    # As where the other one has no lock of the system either.
+    monkeypatch.setattr("fcntl.flock", refuse)
     with (
         beating(directory, pid=1),
         pytest.raises(ConfigError, match=f"process 1 on {HERE}"),
@@ -182,7 +183,10 @@ def test_process_of_another_user_lives(directory: Path, monkeypatch: pytest.Monk
         pass
 
 
-def test_owner_that_ends_while_another_waits_leaves_it_the_directory(directory: Path) -> None:
+def test_owner_that_ends_while_another_waits_leaves_it_the_directory(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_lib, "DEAD_SECONDS", 3600.0)
     write(directory, host="elsewhere", pid=7)
     threading.Timer(0.3, (directory / "lock").unlink).start()
     with locked(directory):

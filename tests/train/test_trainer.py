@@ -1,7 +1,7 @@
 """A run from start to end, in one process: what it learns, what it writes, how it fails."""
 
 import json
-import time
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -149,14 +149,11 @@ def test_infinite_evaluation_is_not_a_result(tmp_path: Path) -> None:
 def test_run_that_loses_its_directory_in_an_evaluation_writes_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
-    other = {"host": "elsewhere", "pid": 7, "token": "another", "beat": 0}
+    held: list[lock.Lock] = []
+    monkeypatch.setattr(lock.Lock, "_beat", lambda self: held.append(self))
 
     def taken_over(*arguments: Any) -> Any:
-        until = time.monotonic() + 0.5
-        while time.monotonic() < until:
-            (tmp_path / "lock").write_text(json.dumps(other))
-            time.sleep(0.02)
+        held[0]._other = lock.Owner("elsewhere", 7, "of another start")
         return evaluation.evaluate(*arguments)
 
     monkeypatch.setattr(trainer, "evaluate", taken_over)
@@ -164,17 +161,17 @@ def test_run_that_loses_its_directory_in_an_evaluation_writes_no_result(
         train(tmp_path, **SHORT)
     assert not list((tmp_path / "checkpoints").iterdir())
     assert not (tmp_path / "summary.json").exists()
-    assert json.loads((tmp_path / "lock").read_text()) == other
 
 
 def test_of_two_starts_at_the_same_moment_one_has_the_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[int] = []
+    is_refused = threading.Event()
 
     def held(experiment: Any, *rest: object) -> None:
         begun.append(experiment.config.batch_size)
-        time.sleep(0.2)
+        is_refused.wait(60)
 
     monkeypatch.setattr(trainer, "_train", held)
     experiments = [experiment_lib.build(digits(batch_size=size)) for size in (32, 64)]
@@ -183,11 +180,13 @@ def test_of_two_starts_at_the_same_moment_one_has_the_directory(
         try:
             trainer.train(experiment, epath.Path(workdir))
         except ConfigError as error:
+            is_refused.set()
             return str(error)
         return ""
 
     for number in range(20):
         begun.clear()
+        is_refused.clear()
         workdir = tmp_path / str(number)
         with ThreadPoolExecutor() as pool:
             said = list(pool.map(start, [workdir] * 2, experiments))
