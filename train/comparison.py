@@ -101,8 +101,7 @@ def read(directory: epath.Path, config: ConfigDict | None = None) -> list[Run]:
         )
     runs = []
     for path in storage.children(directory):
-        # Not exists, which is False as well for what may not be read.
-        if not path.is_dir() or storage.read_text(path / "config.json") is None:
+        if not _is_there(path / "config.json"):
             continue
         run = Run(_config(path), workdir_lib.summary(path))
         config = run.config if config is None else config
@@ -111,6 +110,15 @@ def read(directory: epath.Path, config: ConfigDict | None = None) -> list[Run]:
             raise ConfigError(f"{path} holds the run {run.name}; give the directory that name.")
         runs.append(run)
     return sorted(runs, key=lambda run: (NAMES.index(run.attention), run.sparsity, run.seed))
+
+
+def _is_there(path: epath.Path) -> bool:
+    # Not exists, which is False as well for what may not be read.
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _config(path: epath.Path) -> ConfigDict:

@@ -163,14 +163,24 @@ class Preemption:
         hears_sigterm = jax.distributed.is_initialized()
         heard = [signal.SIGINT] if hears_sigterm else [signal.SIGINT, signal.SIGTERM]
         self._handlers = {number: signal.signal(number, self._hear) for number in heard}
+        outer = self._outer()
+        if outer is not None:
+            self._noticed = outer._noticed
+            if self._handlers[signal.SIGINT] == outer._leave:
+                signal.signal(signal.SIGINT, self._leave)
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        outer = getattr(self._handlers[signal.SIGINT], "__self__", None)
-        if isinstance(outer, Preemption):
+        outer = self._outer()
+        if outer is not None:
             outer._noticed |= self._noticed
+
+    def _outer(self) -> "Preemption | None":
+        """The one around this."""
+        outer = getattr(self._handlers[signal.SIGINT], "__self__", None)
+        return outer if isinstance(outer, Preemption) else None
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:

@@ -44,7 +44,7 @@ class Owner(NamedTuple):
 class Lock:
     """A held directory."""
 
-    def __init__(self, place: "_Object", owner: Owner):
+    def __init__(self, place: "_Place", owner: Owner):
         self._place, self._owner = place, owner
         self._other: Owner | None = None
         self._end = threading.Event()
@@ -99,7 +99,7 @@ def locked(workdir: epath.Path) -> Iterator[Lock]:
     """
     path = workdir / "lock"
     owner = Owner(socket.gethostname(), os.getpid(), secrets.token_hex(8))
-    with closing(_Object(path) if is_bucket(workdir) else _File(path)) as place:
+    with closing(_Place(path) if is_bucket(workdir) else _File(path)) as place:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             _take(place, owner, workdir)
@@ -112,7 +112,7 @@ def locked(workdir: epath.Path) -> Iterator[Lock]:
             lock.release()
 
 
-def _take(place: "_Object", owner: Owner, workdir: epath.Path) -> None:
+def _take(place: "_Place", owner: Owner, workdir: epath.Path) -> None:
     while True:
         is_ours = place.seize()
         found = place.read()
@@ -129,7 +129,7 @@ def _take(place: "_Object", owner: Owner, workdir: epath.Path) -> None:
         place.close()
 
 
-def _is_gone(owner: Owner, place: "_Object", is_ours: bool | None) -> bool:
+def _is_gone(owner: Owner, place: "_Place", is_ours: bool | None) -> bool:
     if owner.host == socket.gethostname() and (is_ours or not _runs(owner.pid)):
         return True
     print(
@@ -156,8 +156,8 @@ def _runs(pid: int) -> bool:
     return True
 
 
-class _Object:
-    """The lock in a bucket, which has none of its own."""
+class _Place:
+    """Where a lock lies: in a bucket, whose system has none of its own."""
 
     def __init__(self, path: epath.Path):
         self._path = path
@@ -188,8 +188,8 @@ class _Object:
         """Gives the system its lock back."""
 
 
-class _File(_Object):
-    """The lock in a directory, which the system knows too."""
+class _File(_Place):
+    """In a directory, of whose lock the system knows too."""
 
     # All of it is written at once, over what was there.
     _LENGTH = 512

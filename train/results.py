@@ -155,7 +155,7 @@ def csv_text(table: Sequence[Row]) -> str:
             line |= {f"{name}_mean": found.mean, f"{name}_deviation": found.deviation}
         difference = row.difference or none
         line |= {
-            "top1_difference_seeds": difference.seeds,
+            "top1_difference_seeds": difference.seeds or None,
             "top1_difference_mean": difference.mean,
             "top1_difference_low": difference.low,
             "top1_difference_high": difference.high,

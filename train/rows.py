@@ -39,13 +39,13 @@ class RowFile:
 
     def append(self, row: Row) -> None:
         """Adds a row and hands it to the operating system."""
-        with self._path.open("a") as file:
+        with storage.naming(self._path), self._path.open("a") as file:
             file.write(_format([row]))
 
     def sync(self) -> None:
         """Waits until all rows are on disk."""
         if self._path.exists():
-            with self._path.open("a") as file:
+            with storage.naming(self._path), self._path.open("a") as file:
                 os.fsync(file.fileno())
 
 
@@ -107,7 +107,8 @@ def _read(path: epath.Path) -> list[Row]:
 
 def _row(line: str) -> Row:
     row = json.loads(line)
-    is_row = isinstance(row, dict) and row.keys() >= {"step", "epoch", "split"}
+    is_row = isinstance(row, dict) and row.keys() >= {"step", "epoch"}
+    is_row = is_row and isinstance(row.get("split"), str)
     if not is_row or not all(isinstance(row[name], int | float) for name in row.keys() - {"split"}):
         raise ValueError(f"{line[:100]!r} is no row of a run")
     return row

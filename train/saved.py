@@ -92,8 +92,8 @@ def read_figures(path: epath.Path) -> dict[str, Any]:
 
 def _read_figures(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     progress, digests = _read_json(path, "progress"), _read_json(path, "digests")
-    if digests["step"] != int(path.name):
-        raise DamagedError(f"it is that of step {digests['step']}")
+    if digests.get("step") != int(path.name):
+        raise DamagedError(f"its digests are those of step {digests.get('step')}")
     _compare("progress", json_sha256(progress), digests)
     if digests["metrics"]:
         _compare("metrics", json_sha256(_read_json(path, "metrics")), digests)

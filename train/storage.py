@@ -15,6 +15,9 @@ from etils import epath
 
 from train.errors import ConfigError, RunError
 
+# How the names of files end while they are written.
+TEMPORARY = ".tmp"
+
 
 def locate(text: str) -> epath.Path:
     """The directory that --workdir names.
@@ -140,17 +143,33 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
             path.write_bytes(content)
         return
     # Another process may write the same file.
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+    with naming(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def remove_temporary(directory: epath.Path) -> None:
+    """Removes what a kill left of files that were being written; no other process writes there."""
+    for path in children(directory):
+        if path.name.endswith(TEMPORARY):
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: epath.PathLike) -> Iterator[None]:
+    """Gives errors of the system inside the name of a file."""
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        yield
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        # Not the name of the temporary one.
         error.filename, error.filename2 = os.fspath(path), None
         raise
 

@@ -22,7 +22,7 @@ from train.rows import Row
 from train.saved import saved_steps, state_sha256
 from train.size import multiply_adds, parameters
 from train.startup import Laps
-from train.storage import reason_and_file, write_json
+from train.storage import reason_and_file, remove_temporary, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +71,8 @@ def train(
     if imported is not None:
         distributed.check_agreement({"config.model.pretrained's weights": state_sha256(imported)})
     finished = workdir_lib.summary(workdir)
-    # No process goes on, and writes, before all have looked.
-    distributed.barrier("all know whether the run is finished")
+    # All go on together, or none.
+    distributed.check_agreement({"the summary in --workdir": finished})
     if finished is not None:
         workdir_lib.check(workdir, experiment.config)
         distributed.say(f"the run in {workdir} is finished")
@@ -80,6 +80,7 @@ def train(
     with locked(workdir) if distributed.is_main() else contextlib.nullcontext() as lock:
         if distributed.is_main():
             workdir_lib.claim(workdir, experiment.config)
+            remove_temporary(workdir)
         distributed.barrier("the directory is claimed")
         # Another config, or a directory that is not the same, would make for a mixed run.
         workdir_lib.check(workdir, experiment.config)
@@ -89,6 +90,8 @@ def train(
         try:
             with explaining_memory():
                 return _train(experiment, workdir, lock, imported, profile, startup)
+        except BrokenPipeError:
+            raise
         except OSError as error:
             raise RunError(
                 f"{reason_and_file(error)} What was saved is whole: make room where there is none, "
@@ -249,8 +252,9 @@ def summarize(
       RunError: the rows hold no evaluation.
     """
     evaluations = [row for row in rows if row["split"] == "eval"]
-    if not evaluations:
-        raise RunError("no evaluation is in the rows of the run any more; its weights are whole.")
+    needed = {"top1_error", "top5_error", "loss", "num_images"}
+    if not evaluations or not all(needed <= row.keys() for row in evaluations):
+        raise RunError("the rows of the run lack its evaluations; its weights are whole.")
     best = min(evaluations, key=lambda row: (row["top1_error"], -row["step"]))
     images = experiment.total_steps * experiment.config.batch_size
     return {

@@ -114,6 +114,7 @@ def test_no_room_for_rows(disk: Disk, undisturbed: Path) -> None:
     with saving(workdir) as process:
         disk.fill()
         line = line_of(finish([process])[0], 1)
+    assert f"error: {workdir}/" in line
     assert "No space left on device" in line
     assert "the same command goes on" in line
     assert saved(workdir)

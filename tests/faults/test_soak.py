@@ -39,7 +39,7 @@ def test_memory_and_open_files_stay_flat(tmp_path: Path) -> None:
             share = last_row(tmp_path).get("step", 0) / STEPS
             try:
                 samples.append((share, megabytes(pid), open_files(pid)))
-            except (OSError, ValueError):
+            except (KeyError, OSError):
                 break  # It has ended.
             time.sleep(0.2)
         ((code, _, error),) = finish(processes)

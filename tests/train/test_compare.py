@@ -104,10 +104,14 @@ def test_a_single_run_is_no_comparison(trained):
 
 
 def test_a_run_that_may_not_be_read_is_not_left_out(trained, monkeypatch):
-    def refuse(path):
-        raise PermissionError(13, "Permission denied", str(path))
+    stat = type(trained).stat
 
-    monkeypatch.setattr(comparison.storage, "read_text", refuse)
+    def refuse(path, **options):
+        if path.name == "config.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(type(trained), "stat", refuse)
     with pytest.raises(PermissionError):
         comparison.read(trained)
 
@@ -118,10 +122,10 @@ def test_a_run_under_another_name_is_refused(trained):
         comparison.read(trained)
 
 
-@pytest.mark.parametrize("text", ["{}", '{"learning_rate": 0.1}', "[]", "spam"])
+@pytest.mark.parametrize("text", ["{}", '{"learning_rate": 0.1}', "[]", "spam", "\xff"])
 def test_a_directory_of_something_else_is_named(trained, text):
     (trained / "a").mkdir()
-    (trained / "a" / "config.json").write_text(text)
+    (trained / "a" / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=f"{trained}/a") as error:
         comparison.read(trained)
     assert len(str(error.value).splitlines()) == 1
@@ -148,12 +152,12 @@ def test_tables_from_the_directory_alone(trained):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (RunError("the loss of step 3 is nan"), "the loss of step 3 is nan"),
+        (RunError("the loss of step 3 is nan."), "the loss of step 3 is nan."),
         (
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB\nand more"),
             "RESOURCE_EXHAUSTED: 9 GiB; a smaller config.batch_size takes less memory.",
         ),
-        (MemoryError("no room"), "no room"),
+        (MemoryError(), "MemoryError."),
     ],
     ids=["not finite", "device", "host"],
 )
@@ -192,6 +196,19 @@ def test_told_to_stop_at_the_end_of_a_run_it_begins_no_other(tmp_path, monkeypat
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert "runs: 1 finished." in (tmp_path / "results.md").read_text()
     assert not (tmp_path / "se-seed0").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_while_a_run_is_set_up_it_saves_its_first_step(tmp_path, monkeypatch, number):
+    tiny.use(monkeypatch)
+    monkeypatch.setattr(os, "kill", lambda *_: None)
+    monkeypatch.setattr(
+        compare.trainer.recovery, "set_damaged_aside", lambda _: signal.raise_signal(number)
+    )
+    runs = comparison.plan(base_config(), ["none", "se"], [0])
+    with pytest.raises(PreemptedError, match="stopped after step 1, which is saved"):
+        compare.train_all(runs, epath.Path(tmp_path))
+    assert (tmp_path / "none-seed0" / "checkpoints" / "1").exists()
 
 
 def test_seed_of_the_config_where_none_is_named(monkeypatch):

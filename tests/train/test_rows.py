@@ -42,6 +42,7 @@ def test_torn_last_line_is_left_out_and_truncated_away(tmp_path, torn):
         *(b"{", b"3", b"[]", b"{}", b"", b'{"step": 1}', b"\xff"),
         b'{"step": 1, "epoch": 0.1, "split": "train", "loss": null}',
         b'{"step": "1", "epoch": 0.1, "split": "train"}',
+        b'{"step": 1, "epoch": 0.1, "split": ["train"]}',
     ],
 )
 def test_damaged_line_is_named(tmp_path, line):

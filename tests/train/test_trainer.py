@@ -201,7 +201,7 @@ def test_rows_that_are_gone_are_no_result(tmp_path: Path) -> None:
     train(tmp_path, **SHORT)
     (tmp_path / "summary.json").unlink()
     (tmp_path / "metrics.jsonl").unlink()
-    with pytest.raises(RunError, match="no evaluation is in the rows"):
+    with pytest.raises(RunError, match="rows of the run lack its evaluations"):
         train(tmp_path, **SHORT)
 
 
