@@ -218,7 +218,8 @@ class Checkpoints:
     def _remove(self) -> None:
         """Removes what is kept no longer."""
         path = self._directory / REMOVED
-        if self._writes and distributed.is_main() and path.exists():
+        is_ours = self._writes and distributed.is_main() and not storage.is_bucket(path)
+        if is_ours and path.exists():
             path.rmtree()
 
     def _path(self, step: int) -> epath.Path:
