@@ -13,6 +13,7 @@ import pytest
 from tests.train.commands import REPOSITORY
 from tests.train.processes import (
     LIMIT_SECONDS,
+    PLAIN,
     QUICK_COMPILATION,
     Process,
     finish,
@@ -26,7 +27,7 @@ from train.lock import locked
 
 OPTIONS = (
     *("--config.epochs=2", "--config.eval_every_epochs=1", "--config.data.image_size=16"),
-    *("--config.checkpoint.every_steps=8", "--config.log_every_steps=1"),
+    *("--config.checkpoint.every_steps=8", "--config.log_every_steps=1", *PLAIN),
 )
 # A checkpoint takes about two of these.
 MEGABYTE = 2**20

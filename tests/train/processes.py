@@ -27,6 +27,9 @@ QUICK_COMPILATION = {
     "JAX_COMPILATION_CACHE_DIR": CACHE.name,
 }
 
+# Attention would make compiling half as long again.
+PLAIN = ("--config.model.attention=none", "--config.optimizer.sparsity=0")
+
 Process = subprocess.Popen[str]
 
 

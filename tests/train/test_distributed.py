@@ -16,6 +16,7 @@ from absl.testing import flagsaver
 from tests.train import tfds_writer
 from tests.train.commands import REPOSITORY
 from tests.train.processes import (
+    PLAIN,
     finish,
     rows,
     run,
@@ -33,7 +34,7 @@ STEPS = 24
 # Images of this size make the steps long enough for a signal to come in between.
 SHORT = (
     *(f"--config.steps={STEPS}", "--config.log_every_steps=1"),
-    *("--config.batch_size=16", "--config.data.image_size=24"),
+    *("--config.batch_size=16", "--config.data.image_size=24", *PLAIN),
 )
 GLOBAL_BN = "--config.model.sync_bn_devices=-1"
 
