@@ -18,7 +18,7 @@ from train.config import default_config
     [
         pytest.param("cifar_resnet18_nam_channel", marks=pytest.mark.long),
         "cifar_resnet18_nam",
-        "cifar_resnet18_cbam",
+        pytest.param("cifar_resnet18_cbam", marks=pytest.mark.long),
         pytest.param("cifar_resnet18_bam", marks=pytest.mark.long),
         "cifar_resnet50_nam_channel",
     ],

@@ -127,9 +127,11 @@ def test_infinite_loss_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
     assert not (tmp_path / "summary.json").exists()
 
 
+@pytest.mark.usefixtures("tiny_network")
 def test_update_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
     # The loss of step 2 is still finite: only that of step 3 would tell.
-    changes = {"optimizer.learning_rate": 1e30, "steps": 3, "checkpoint.every_steps": 1}
+    changes = {"optimizer.weight_decay": 1e25, "optimizer.weight_decay_on": "kernels"}
+    changes |= {"optimizer.sparsity": 0.0, "steps": 3, "checkpoint.every_steps": 1}
     with pytest.raises(
         RunError, match="the update of step 2 is not finite; the last good checkpoint is 1"
     ):
