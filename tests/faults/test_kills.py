@@ -13,6 +13,7 @@ import pytest
 
 from tests.train.processes import (
     LIMIT_SECONDS,
+    PLAIN,
     Process,
     finish,
     last_row,
@@ -31,7 +32,7 @@ def start(workdir: Path) -> AbstractContextManager[list[Process]]:
         1,
         workdir,
         *("--config.epochs=3", "--config.eval_every_epochs=1"),
-        *("--config.checkpoint.every_steps=8", "--config.log_every_steps=1"),
+        *("--config.checkpoint.every_steps=8", "--config.log_every_steps=1", *PLAIN),
         devices=1,
         # One run compiles for all; what makes compiling quick would make the steps slow.
         JAX_DISABLE_MOST_OPTIMIZATIONS="false",

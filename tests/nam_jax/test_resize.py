@@ -67,7 +67,7 @@ def test_new_pixels_are_means_of_what_they_cover(x64):
 def test_a_network_takes_the_new_size_and_keeps_all_else():
     model = models.create("resnet20", num_classes=3, attention="nam", stem="cifar", width=4)
     small, large = (np.zeros((1, size, size, 3), np.float32) for size in (16, 20))
-    variables = jax.jit(lambda key: model.init(key, small, train=False))(jax.random.key(0))
+    variables = random_variables(model, small, np.float32)
     resized = resize_spatial(variables, model, large.shape)
     logits = jax.eval_shape(lambda v: model.apply(v, large, train=False), resized)
     assert logits.shape == (1, 3)
