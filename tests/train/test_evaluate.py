@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from tests.train.commands import call
-from tests.train.processes import run, summary
+from tests.train.processes import PLAIN, run, summary
 
 CONFIG = ("--config", "configs/digits_resnet20.py")
-OPTIONS = ("--config.steps=6", "--config.data.image_size=16")
+OPTIONS = ("--config.steps=6", "--config.data.image_size=16", *PLAIN)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_repeats_the_last_evaluation(workdir: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_refuses_another_config(workdir: Path) -> None:
-    arguments = (*CONFIG, "--workdir", str(workdir), *OPTIONS, "--config.optimizer.sparsity=0.5")
+    arguments = (*CONFIG, "--workdir", str(workdir), *OPTIONS, "--config.optimizer.momentum=0.5")
     result = call(*arguments, command="train.evaluate")
     assert result.returncode == 2
-    assert "optimizer.sparsity is 0.0001 there and 0.5 here" in result.stderr
+    assert "optimizer.momentum is 0.9 there and 0.5 here" in result.stderr

@@ -99,7 +99,7 @@ def test_a_backbone_keeps_the_attention_fresh(
             np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize("ema_decay", [pytest.param(0.0, marks=pytest.mark.long), 0.9])
 def test_a_run_starts_from_the_file(tmp_path: Path, ema_decay: float) -> None:
     expected = save(tmp_path / "w.npz", 10, "nam_channel")
     config = digits(**{"model.pretrained": str(tmp_path / "w.npz"), "ema_decay": ema_decay})
