@@ -13,7 +13,6 @@ import pytest
 
 from tests.train.processes import (
     LIMIT_SECONDS,
-    PLAIN,
     Process,
     finish,
     last_row,
@@ -32,7 +31,7 @@ def start(workdir: Path) -> AbstractContextManager[list[Process]]:
         1,
         workdir,
         *("--config.epochs=3", "--config.eval_every_epochs=1"),
-        *("--config.checkpoint.every_steps=8", "--config.log_every_steps=1", *PLAIN),
+        *("--config.checkpoint.every_steps=8", "--config.log_every_steps=1"),
         devices=1,
         # One run compiles for all; what makes compiling quick would make the steps slow.
         JAX_DISABLE_MOST_OPTIMIZATIONS="false",

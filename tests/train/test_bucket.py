@@ -91,6 +91,8 @@ def test_stopped_run_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None
     local = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert list(map(untimed, rows)) == list(map(untimed, local))
     assert b"Finished after 16 steps" in files["report.html"]
+    # What it has read of the checkpoint says so.
+    assert b"Left out: the network has no NAM scales." in files["report.html"]
     assert files["report/loss-dark.png"].startswith(b"\x89PNG")
     top = {"config.json", "environment.json", "summary.json", "checkpoints", "metrics"}
     top |= {"report.html", "report", "damaged"}

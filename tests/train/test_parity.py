@@ -20,7 +20,7 @@ from train.config import default_config
         "cifar_resnet18_nam",
         pytest.param("cifar_resnet18_cbam", marks=pytest.mark.long),
         pytest.param("cifar_resnet18_bam", marks=pytest.mark.long),
-        "cifar_resnet50_nam_channel",
+        pytest.param("cifar_resnet50_nam_channel", marks=pytest.mark.long),
     ],
 )
 def test_losses_of_the_reference(tag: str) -> None:
