@@ -16,7 +16,7 @@ OPTIONS = (
     *(f"--config.steps={STEPS}", "--config.eval_every_epochs=1", "--config.log_every_steps=50"),
     f"--config.checkpoint.every_steps={STEPS // CHECKPOINTS}",
 )
-# TensorStore never frees some of the JSON that it hands to Python; all that is lost is 0.16.
+# TensorStore never frees some of the JSON that it hands to Python; all that is lost is 0.17.
 MEBIBYTES_PER_CHECKPOINT = 0.25
 # Python imports it when it starts. Left alone, malloc keeps freed memory, which hides what is held.
 GIVING_BACK = """
