@@ -241,6 +241,7 @@ def _explain(error: Exception) -> str:
 def _mend_output() -> None:
     """Makes output possible where it is closed, or knows fewer characters."""
     if sys.stdout is None:
+        # It stays open until the process ends.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -61,6 +61,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one process with one device."""
     workdir = tmp_path_factory.mktemp("alone")
     run(1, workdir, *SHORT, devices=1, **X64)
+    assert [row["step"] for row in rows(workdir)] == list(range(1, STEPS + 1))
     return workdir
 
 
@@ -68,7 +69,8 @@ def assert_same_rows(actual: Path, expected: Path) -> None:
     """Sums over devices in another order differ in the last bits."""
     for split in ("train", "eval"):
         found, wanted = rows(actual, split), rows(expected, split)
-        assert [row["step"] for row in found] == [row["step"] for row in wanted]
+        for name in ("step", "num_images"):
+            assert [row.get(name) for row in found] == [row.get(name) for row in wanted], name
         for name in ("loss", "cross_entropy", "penalty", "top1_error"):
             values = [row[name] for row in wanted]
             assert [row[name] for row in found] == pytest.approx(values, rel=1e-9, abs=1e-9), name
