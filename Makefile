@@ -16,11 +16,11 @@ test-long: .venv/dev # run the tests that take minutes each
 	$(BIN)/python -m pytest -m long
 
 test-compile: .venv/dev .venv/libtpu # run the tests that compile for TPUs; they need no TPU
-	PYTHONPATH=.venv/libtpu $(BIN)/python -m pytest tests/train/test_compile.py tests/train/test_compiled_bytes.py
+	PYTHONPATH=.venv/libtpu $(BIN)/python -m pytest tests/train/test_compile.py tests/train/core/engine/test_compiled_bytes.py
 
 test-page: .venv/page # open the report in Chromium, which is installed where it is missing
 	command -v chromium >/dev/null || $(AS_ROOT) sh -c 'apt-get update && apt-get install --yes --no-install-recommends chromium fonts-dejavu-core'
-	$(BIN)/python -m pytest tests/page -m page
+	$(BIN)/python -m pytest tests -m page
 
 faults: .venv/dev # all of the tests that break things: killed runs, damaged files, wrong input
 	$(BIN)/python -m pytest tests/faults -m "long or not long" --hypothesis-profile=many

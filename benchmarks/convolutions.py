@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import jax
 
-from nam_jax.convolution import convolution
-from train import rounds, table
-from train.storage import write_json
+from nam_jax.layers.convolution import convolution
+from train.benchmark import turns
+from train.core import tables
+from train.core.workdir.storage import write_json
 
 FORMS = {"xla": jax.lax.conv_general_dilated, "nam_jax": convolution}
 
@@ -101,7 +102,7 @@ def measure(case: Case, steps: int) -> dict[str, list[float]]:
     cotangent = jax.random.normal(
         jax.random.key(2), jax.eval_shape(functools.partial(forward, "xla"), x, kernel).shape
     )
-    kinds: list[dict[str, rounds.Variant]] = [
+    kinds: list[dict[str, turns.Variant]] = [
         {form: Call(functools.partial(forward, form), x, kernel) for form in FORMS},
         *(
             {
@@ -111,7 +112,7 @@ def measure(case: Case, steps: int) -> dict[str, list[float]]:
             for argument in (0, 1)
         ),
     ]
-    timed = [rounds.take_turns(variants, steps) for variants in kinds]
+    timed = [turns.take_turns(variants, steps) for variants in kinds]
     return {
         form: [round(1e3 * statistics.median(times[form].steps), 1) for times in timed]
         for form in FORMS
@@ -128,7 +129,7 @@ def main() -> None:
     rows = [("ms: forward / gradient of input / of kernel", *FORMS)]
     for name, found in figures.items():
         rows.append((name, *(" / ".join(map(str, found[form])) for form in FORMS)))
-    print(table.ruled(rows))
+    print(tables.ruled(rows))
     if options.json:
         device = {"device_kind": jax.devices()[0].device_kind, "jax": jax.__version__}
         write_json(options.json, {**device, **figures})

@@ -15,9 +15,10 @@ import psutil
 
 from benchmarks import jpegs
 from configs import imagenet_resnet50
-from train import mesh as mesh_lib
-from train import step as step_lib
-from train.data import sources, streaming
+from train.core.data import streaming
+from train.core.data.sources import registry
+from train.core.devices import mesh as mesh_lib
+from train.core.engine import step as step_lib
 
 BATCH_SIZE, SIZE, SHARDS = 250, 16, 10
 
@@ -44,7 +45,7 @@ def main() -> None:
         config.batch_size, config.data.image_size = BATCH_SIZE, SIZE
         config.data.dir = directory
         mesh = mesh_lib.create(BATCH_SIZE)
-        split = sources.open_split(config.data, "train")
+        split = registry.open_split(config.data, "train")
         key = step_lib.streams(config.seed)["order"]
         steps = count // BATCH_SIZE
         feed = streaming.train_feed(split, config, mesh, key, steps)

@@ -18,10 +18,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from configs import imagenet_resnet50
-from train import step as step_lib
-from train.data import crop, jpeg, records, sources, streaming
-from train.data.feed import cpu_cores, epoch_orders
-from train.data.transform import train_transform
+from train.core.data import streaming
+from train.core.data.feed import cpu_cores, epoch_orders
+from train.core.data.on_host import crop, partial_jpeg
+from train.core.data.on_host.transform import train_transform
+from train.core.data.sources import records, registry
+from train.core.engine import step as step_lib
 
 COUNT, BATCH_SIZE = 200, 256
 
@@ -54,9 +56,9 @@ def costs(directory: Path) -> None:
     cv2.setNumThreads(0)
     config = imagenet_resnet50.get_config()
     config.data.dir = str(directory)
-    split = sources.open_split(config.data, "train")
+    split = registry.open_split(config.data, "train")
     opened = split.open_records()
-    builder = sources.find_builder(config.data)
+    builder = registry.find_builder(config.data)
     skip = {"image": tfds.decode.SkipDecoding()}
     parsed_by_tfds = builder.as_data_source("train", decoders=skip)
     cost("read and parse", lambda i: opened[i])
@@ -69,7 +71,7 @@ def costs(directory: Path) -> None:
     images = [records.decode(record, 3) for record in found]
     draws = crop.draw(np.random.default_rng(0), COUNT)
     boxes = [crop.random_box(*images[i].shape[:2], draws, i) for i in range(COUNT)]
-    cost("header of the JPEG file", lambda i: jpeg.header(found[i].encoded))
+    cost("header of the JPEG file", lambda i: partial_jpeg.header(found[i].encoded))
     transform = train_transform(config, split.image_shape, 0)
     cost("decode, ended below the crop", lambda i: transform.decode(found[i], i))
     cost("place of the crop", lambda i: crop.random_box(*images[i].shape[:2], draws, i))
@@ -93,7 +95,7 @@ def pipelines(directory: Path, seconds: float) -> None:
     config = imagenet_resnet50.get_config()
     config.data.dir = str(directory)
     workers = cpu_cores()
-    split = sources.open_split(config.data, "train")
+    split = registry.open_split(config.data, "train")
     order = epoch_orders(step_lib.streams(0)["order"], split.num_examples)(0)
     opened, steps = split.open_records(), split.num_examples // BATCH_SIZE
 

@@ -22,8 +22,8 @@ from typing import Any
 import jax
 
 from configs import imagenet_resnet50
-from train import assembly
-from train import experiment as experiment_lib
+from train.core.engine import assembly
+from train.core.engine import experiment as experiment_lib
 
 BATCH_SIZE, SIZE, READY = 256, 224, 6
 

@@ -22,9 +22,10 @@ import torch
 
 import nam_jax
 from benchmarks.peers import nam, timing
-from nam_jax.batch_norm import batch_moments
-from train import rounds, table
-from train.storage import write_json
+from nam_jax.layers.batch_norm import batch_moments
+from train.benchmark import turns
+from train.core import tables
+from train.core.workdir.storage import write_json
 
 PEERS: dict[str, Callable[..., torch.nn.Module]] = {
     "nam_channel": lambda c, h, w: nam.ChannelNAM(c),
@@ -33,7 +34,7 @@ PEERS: dict[str, Callable[..., torch.nn.Module]] = {
 }
 
 
-def jax_forms(name: str, x: np.ndarray, cotangent: np.ndarray) -> dict[str, rounds.Variant]:
+def jax_forms(name: str, x: np.ndarray, cotangent: np.ndarray) -> dict[str, turns.Variant]:
     """The module of nam_jax, plain and with the moments of its input."""
     module = nam_jax.attention(name)()
     x, cotangent = jax.device_put((x, cotangent))
@@ -60,7 +61,7 @@ def jax_forms(name: str, x: np.ndarray, cotangent: np.ndarray) -> dict[str, roun
 
 def torch_form(
     name: str, x: np.ndarray, cotangent: np.ndarray, *, compiled: bool, channels_last: bool
-) -> rounds.Variant:
+) -> turns.Variant:
     """PyTorch's module."""
     device = timing.torch_device()
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -99,7 +100,7 @@ def measure(name: str, shape: tuple[int, ...], steps: int) -> dict[str, dict[str
         for layout, channels_last in {"": False, ", channels_last": True}.items():
             options = {"compiled": compiled, "channels_last": channels_last}
             forms[kind + layout] = torch_form(name, x, cotangent, **options)
-    times = rounds.take_turns(forms, steps)
+    times = turns.take_turns(forms, steps)
     bases = {
         f"vs_{kind}": min(
             (found for form, found in times.items() if form.startswith(kind)),
@@ -111,7 +112,7 @@ def measure(name: str, shape: tuple[int, ...], steps: int) -> dict[str, dict[str
         form: {
             "ms": round(1e3 * statistics.median(found.steps), 3),
             "ms_p95": round(1e3 * float(np.percentile(found.steps, 95)), 3),
-            **{key: round(rounds.ratio(found, base), 3) for key, base in bases.items()},
+            **{key: round(turns.ratio(found, base), 3) for key, base in bases.items()},
         }
         for form, found in times.items()
     }
@@ -136,7 +137,7 @@ def main() -> None:
         rows = [(name, "ms", "95 %", "vs compile", "vs eager")]
         for form, found in result[name].items():
             rows.append((form, *(f"{found[key]:.3f}" for key in keys)))
-        print(table.ruled(rows) + "\n", flush=True)
+        print(tables.ruled(rows) + "\n", flush=True)
     print(json.dumps(result))
     if options.json:
         write_json(options.json, result)

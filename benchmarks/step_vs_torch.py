@@ -31,20 +31,21 @@ import jax
 import numpy as np
 import optax
 import torch
-from ml_collections import ConfigDict
 
 from benchmarks.peers import resnet, timing
 from nam_jax import models, torch_import
-from train import attentions, command_line, json_file, rounds, table
-from train.data import sources
-from train.errors import ConfigError
-from train.storage import write_json
+from train.benchmark import turns
+from train.core import attentions, command_line, json_file, tables
+from train.core.config.fields import Config
+from train.core.data.sources import registry
+from train.core.errors import ConfigError
+from train.core.workdir.storage import write_json
 
 
 class JaxTraining:
     """Training with nam_jax and optax."""
 
-    def __init__(self, config: ConfigDict, dtype: str, variables: Any, num_classes: int):
+    def __init__(self, config: Config, dtype: str, variables: Any, num_classes: int):
         """Starts with the variables."""
         model = config.model
         self._model = models.create(
@@ -86,7 +87,7 @@ class JaxTraining:
 class TorchTraining:
     """Training with PyTorch."""
 
-    def __init__(self, config: ConfigDict, dtype: str, peer: resnet.ResNet, device: str):
+    def __init__(self, config: Config, dtype: str, peer: resnet.ResNet, device: str):
         """Starts with the peer's weights."""
         peer.to(device, memory_format=torch.channels_last).train()
         self._autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
@@ -110,9 +111,9 @@ class TorchTraining:
         return loss.detach()
 
 
-def pair(config: ConfigDict, dtype: str) -> dict[str, Any]:
+def pair(config: Config, dtype: str) -> dict[str, Any]:
     """The training steps of both frameworks, as functions that give the loss."""
-    num_classes, image_shape = sources.describe(config.data)
+    num_classes, image_shape = registry.describe(config.data)
     rng = np.random.default_rng(0)
     images = rng.standard_normal((config.batch_size, *image_shape), np.float32)
     labels = rng.integers(0, num_classes, config.batch_size)
@@ -144,7 +145,7 @@ def pair(config: ConfigDict, dtype: str) -> dict[str, Any]:
     }
 
 
-def measure(config: ConfigDict, dtype: str, steps: int) -> dict[str, Any]:
+def measure(config: Config, dtype: str, steps: int) -> dict[str, Any]:
     """Times both frameworks in turns.
 
     Args:
@@ -161,7 +162,7 @@ def measure(config: ConfigDict, dtype: str, steps: int) -> dict[str, Any]:
         "nam_jax": timing.JaxCall(calls["nam_jax"]),
         "torch": timing.TorchCall(calls["torch"]),
     }
-    times = rounds.take_turns(variants, steps)
+    times = turns.take_turns(variants, steps)
     figures: dict[str, Any] = {
         name: {
             "images_per_second": round(config.batch_size / statistics.median(found.rounds), 2),
@@ -170,10 +171,10 @@ def measure(config: ConfigDict, dtype: str, steps: int) -> dict[str, Any]:
         }
         for name, found in times.items()
     }
-    return {**figures, "speed_vs_torch": round(rounds.ratio(times["torch"], times["nam_jax"]), 4)}
+    return {**figures, "speed_vs_torch": round(turns.ratio(times["torch"], times["nam_jax"]), 4)}
 
 
-def check(config: ConfigDict, names: list[str]) -> None:
+def check(config: Config, names: list[str]) -> None:
     """Refuses what there is no peer of.
 
     Raises:
@@ -210,11 +211,11 @@ def main() -> None:
     }
     rows = [("attention", "nam_jax images/s", "torch images/s", "speed vs torch")]
     for name in names:
-        found = measure(attentions.exchanged(config, name), dtype, rounds.STEPS.value)
+        found = measure(attentions.exchanged(config, name), dtype, turns.STEPS.value)
         result[name] = found
         speeds = (found[framework]["images_per_second"] for framework in ("nam_jax", "torch"))
         rows.append((name, *(f"{s:,.1f}" for s in speeds), f"{found['speed_vs_torch']:.3f}"))
-    print(table.ruled(rows))
+    print(tables.ruled(rows))
     print(json.dumps(result))
     if file:
         write_json(file, result)

@@ -6,12 +6,11 @@ The first convolution and the first blocks with 24 features have stride 1. Time 
 not been measured; it is meant for a GPU or TPU.
 """
 
-from ml_collections import ConfigDict
-
 from configs import cifar100_resnet50
+from train.config import Config
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     config = cifar100_resnet50.get_config()
     config.model.name = "mobilenet_v2"
     return config

@@ -6,12 +6,11 @@ Measured on two CPU cores, shortened to two epochs by --config.epochs=2: 10 minu
 images per second), top-1 error 82.58 %, top-5 error 56.08 %. The whole run has not been measured.
 """
 
-from ml_collections import ConfigDict
-
 from configs import cifar100_resnet50
+from train.config import Config
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     config = cifar100_resnet50.get_config()
     config.model.name = "resnet20"
     return config

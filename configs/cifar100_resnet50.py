@@ -8,12 +8,11 @@ CIFAR-100's own mean and standard deviation, where the authors' code has CIFAR-1
 error of the whole run have not been measured; it is meant for a GPU or TPU.
 """
 
-from ml_collections import ConfigDict
+from train.config import Config
+from train.core.config.fields import default_config
 
-from train.config import default_config
 
-
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     config = default_config()
     config.batch_size = 128
     config.epochs = 200

@@ -7,12 +7,11 @@ MobileNetV2 paper, and 150 epochs of a cosine schedule from 0.05. Time and error
 measured; it is meant for several GPUs or TPU chips.
 """
 
-from ml_collections import ConfigDict
-
 from configs import imagenet_resnet50
+from train.config import Config
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     config = imagenet_resnet50.get_config()
     config.epochs = 150
     config.model.name = "mobilenet_v2"

@@ -9,12 +9,11 @@ centre of the short side scaled to 256 for the evaluation. docs/imagenet.md says
 the dataset. Time and error of the whole run have not been measured; it is meant for GPUs or TPUs.
 """
 
-from ml_collections import ConfigDict
+from train.config import Config
+from train.core.config.fields import default_config
 
-from train.config import default_config
 
-
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     config = default_config()
     config.batch_size = 256
     config.epochs = 100

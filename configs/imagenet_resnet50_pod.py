@@ -8,12 +8,11 @@ block starts at 0. docs/pods.md says how to start it on many machines. Time and 
 measured.
 """
 
-from ml_collections import ConfigDict
-
 from configs import imagenet_resnet50
+from train.config import Config
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     config = imagenet_resnet50.get_config()
     config.batch_size = 4096
     config.label_smoothing = 0.1

@@ -2,9 +2,9 @@
 
 from nam_jax import models, torch_import
 from nam_jax.attention import BAM, CBAM, SqueezeExcite, TripletAttention, attention
-from nam_jax.batch_norm import BatchNorm, Moments
+from nam_jax.attention.nam import NAM, ChannelNAM, SpatialNAM
 from nam_jax.inspection import gates, saliency
-from nam_jax.nam import NAM, ChannelNAM, SpatialNAM
+from nam_jax.layers.batch_norm import BatchNorm, Moments
 from nam_jax.resize import resize_spatial
 from nam_jax.sparsity import add_sparsity_penalty, proximal_sparsity, sparsity_penalty
 

@@ -7,8 +7,8 @@ import jax
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from nam_jax.dtypes import widened
-from nam_jax.nam import ChannelNAM, SpatialNAM, attention_weights, gate
+from nam_jax.attention.nam import ChannelNAM, SpatialNAM, attention_weights, gate
+from nam_jax.layers.dtypes import widened
 from nam_jax.sparsity import is_nam_scale, path_names
 
 # The collection, and the variable in every module, that hold the gates of a call.

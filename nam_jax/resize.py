@@ -7,7 +7,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from nam_jax import initialization
+from nam_jax.variables import abstract_variables
 
 
 def resize_spatial(
@@ -43,7 +43,7 @@ def resize_spatial(
     """
     if len(input_shape) != 4 or not all(type(n) is int and n > 0 for n in input_shape):
         raise ValueError(f"input_shape has to be (N, H, W, C), each at least 1; got {input_shape}.")
-    wanted = traverse_util.flatten_dict(initialization.abstract_variables(module, input_shape))
+    wanted = traverse_util.flatten_dict(abstract_variables(module, input_shape))
     resized = {
         path: _resized(path, leaf, wanted[path].shape) if _is_spatial(path, wanted) else leaf
         for path, leaf in traverse_util.flatten_dict(variables).items()

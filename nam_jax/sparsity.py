@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nam_jax.dtypes import widened
-from nam_jax.nam import magnitude
+from nam_jax.attention.nam import magnitude
+from nam_jax.layers.dtypes import widened
 
 # A schedule takes the number of updates so far.
 ScalarOrSchedule = float | Callable[[jax.Array], jax.Array]

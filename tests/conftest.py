@@ -7,15 +7,24 @@ from collections.abc import Iterator
 # Both define flags, which a flagsaver around their first import would take back.
 import array_record.python.array_record_module  # noqa: F401
 import grain  # noqa: F401
+import hypothesis
 import jax
 import pytest
 
-from train import topology
+from train.core.devices import topologies
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 # Tests, and the commands that they start, leave nothing behind in the user's directory.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
+
+# How hard property tests try: a few examples by default, many in `make faults`.
+hypothesis.settings.register_profile(
+    "few", max_examples=25, deadline=None, derandomize=True, database=None
+)
+hypothesis.settings.register_profile("many", max_examples=1000, deadline=None, database=None)
+hypothesis.settings.load_profile("few")
 
 
 @pytest.fixture
@@ -37,7 +46,7 @@ def quick_compilation() -> Iterator[None]:
 @pytest.fixture
 def libtpu_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes back what is set for libtpu."""
-    for name, value in topology.ENVIRONMENT.items():
+    for name, value in topologies.ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
 
 

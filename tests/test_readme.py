@@ -11,8 +11,8 @@ import pytest
 from flax import traverse_util
 
 from nam_jax import models
-from nam_jax.initialization import abstract_variables
 from nam_jax.torch_import import names
+from nam_jax.variables import abstract_variables
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -28,21 +28,23 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict
 
-from train import assembly, collectives, command_line, compiled, json_file, topology
-from train import experiment as experiment_lib
-from train.data import sources
-from train.errors import ConfigError, RunError
-from train.experiment import Experiment
-from train.storage import write_json
+from train.core import command_line, json_file
+from train.core.config.fields import Config
+from train.core.data.sources import registry
+from train.core.devices import program_cost, topologies
+from train.core.engine import assembly
+from train.core.engine import experiment as experiment_lib
+from train.core.engine.experiment import Experiment
+from train.core.errors import ConfigError, RunError
+from train.core.workdir.storage import write_json
 
 TOPOLOGY = flags.DEFINE_string("topology", None, "The TPU slice to compile for.")
 
 GIB = 2**30
 
 
-def build(config: ConfigDict, devices: Sequence[jax.Device]) -> Experiment:
+def build(config: Config, devices: Sequence[jax.Device]) -> Experiment:
     """Builds a run whose dataset need not be on disk.
 
     Args:
@@ -54,15 +56,15 @@ def build(config: ConfigDict, devices: Sequence[jax.Device]) -> Experiment:
         disk.
     """
 
-    def open_split(data: ConfigDict, split: str) -> sources.Split:
-        if data.loader == "resident" and not sources.is_on_disk(data):
+    def open_split(data: Config, split: str) -> registry.Split:
+        if data.loader == "resident" and not registry.is_on_disk(data):
             raise ConfigError(
                 f"config.data.loader: a resident split lies on each device, and the size of "
                 f"{data.name} is not known, for it is not in {data.dir}; set config.data.dir, or "
                 "config.data.loader=streaming."
             )
         # Its size matters to the learning rate alone, and so to none of the figures.
-        return sources.describe_split(data, split, num_examples=config.batch_size)
+        return registry.describe_split(data, split, num_examples=config.batch_size)
 
     return experiment_lib.build(config, devices, open_split)
 
@@ -84,16 +86,16 @@ def compile_step(experiment: Experiment) -> dict[str, Any]:
         raise RunError(refusal(str(error))) from error
     seconds = round(time.monotonic() - start, 1)
     devices = experiment.mesh.devices
-    available = topology.MEMORY_GIB.get(devices.flat[0].device_kind)
+    available = topologies.MEMORY_GIB.get(devices.flat[0].device_kind)
     return {
         "devices": devices.size,
         "device_kind": devices.flat[0].device_kind,
         "batch_size": experiment.config.batch_size,
-        **compiled.figures(program),
+        **program_cost.figures(program),
         "available_bytes": None if available is None else int(available * GIB),
         "collectives": {
             kind: dataclasses.asdict(found)
-            for kind, found in collectives.find(program.as_text()).items()
+            for kind, found in program_cost.collectives(program.as_text()).items()
         },
         "compile_seconds": seconds,
     }
@@ -143,11 +145,11 @@ def _gib(size: int) -> str:
 def main() -> None:
     """Compiles the step and prints its figures."""
     if not TOPOLOGY.value:
-        raise ConfigError(f"--topology is missing; examples: {topology.EXAMPLES}.")
+        raise ConfigError(f"--topology is missing; examples: {topologies.EXAMPLES}.")
     file = json_file.asked()
     # Accelerators of this machine are left alone.
     jax.config.update("jax_platforms", "cpu")
-    devices = topology.devices(TOPOLOGY.value)
+    devices = topologies.devices(TOPOLOGY.value)
     figures = compile_step(build(command_line.CONFIG.value, devices))
     print(report(figures))
     if file:

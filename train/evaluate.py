@@ -16,8 +16,9 @@ Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 
 from absl import flags
 
-from train import command_line, evaluation
-from train import experiment as experiment_lib
+from train.core import command_line
+from train.core.engine import evaluation
+from train.core.engine import experiment as experiment_lib
 
 WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "The checkpoint to evaluate.")
 

@@ -23,10 +23,14 @@ Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong,
 
 from absl import flags
 
-from train import BEGIN, command_line, compilation_cache, distributed, profile, trainer
-from train import experiment as experiment_lib
-from train.config import LOCAL_FIELDS, flatten
-from train.startup import Laps
+from train import BEGIN
+from train.core import command_line
+from train.core.config.fields import LOCAL_FIELDS, flatten
+from train.core.devices import compilation_cache, processes
+from train.core.engine import experiment as experiment_lib
+from train.core.engine import loop
+from train.core.monitor import profiler
+from train.core.monitor.timing import Laps
 
 PROFILE = flags.DEFINE_string("profile", None, "The steps to trace, START:STOP.")
 
@@ -36,17 +40,17 @@ def main() -> None:
     startup = Laps(BEGIN)
     startup.end("imports")
     workdir = command_line.workdir()
-    span = None if PROFILE.value is None else profile.parse(PROFILE.value, workdir)
-    distributed.start()
+    span = None if PROFILE.value is None else profiler.parse(PROFILE.value, workdir)
+    processes.start()
     config = command_line.CONFIG.value
-    distributed.check_agreement(
+    processes.check_agreement(
         {f"config.{name}": value for name, value in flatten(config) if name not in LOCAL_FIELDS}
     )
     compilation_cache.enable()
     experiment = experiment_lib.build(config)
     for split in (experiment.train_split, experiment.eval_split):
-        distributed.check_agreement(split.description)
-    summary = trainer.train(experiment, workdir, span, startup)
+        processes.check_agreement(split.description)
+    summary = loop.train(experiment, workdir, span, startup)
     if summary is not None:
         print(
             f"done: top-1 error {summary['top1_error']:.2f} %, top-5 error "

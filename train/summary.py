@@ -19,11 +19,11 @@ Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 
 from collections.abc import Mapping, Sequence
 
-from train import attentions, command_line
-from train import experiment as experiment_lib
-from train.data import sources
-from train.size import Layer, Size, layers, total
-from train.table import aligned, ruled
+from nam_jax.models.size import Layer, Size, layers, total
+from train.core import attentions, command_line
+from train.core.data.sources import registry
+from train.core.engine import experiment as experiment_lib
+from train.core.tables import aligned, ruled
 
 
 def layer_table(network: Sequence[Layer]) -> str:
@@ -70,7 +70,7 @@ def main() -> None:
     """Prints the layers of one network, or compares several."""
     config = command_line.CONFIG.value
     names = attentions.asked(config)
-    num_classes, image_shape = sources.describe(config.data)
+    num_classes, image_shape = registry.describe(config.data)
     networks = {}
     for name in names:
         config.model.attention = name

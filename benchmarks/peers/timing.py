@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import torch
 
-from train.data.feed import cpu_cores
+from train.core.data.feed import cpu_cores
 
 
 def torch_device() -> str:

@@ -1,12 +1,12 @@
 """Attention modules by name."""
 
 from nam_jax.attention.bam import BAM
+from nam_jax.attention.base import AttentionModule
 from nam_jax.attention.cbam import CBAM
+from nam_jax.attention.nam import NAM, ChannelNAM, SpatialNAM
 from nam_jax.attention.nam_tied import TiedNAM
 from nam_jax.attention.se import SqueezeExcite
 from nam_jax.attention.triplet import TripletAttention
-from nam_jax.module import AttentionModule
-from nam_jax.nam import NAM, ChannelNAM, SpatialNAM
 
 _MODULES: dict[str, type[AttentionModule] | None] = {
     "none": None,

@@ -3,12 +3,12 @@
 import jax
 from flax import linen as nn
 
-from nam_jax import initializers
+from nam_jax.attention.base import AttentionModule, check_at_least_1, shared_fields
 from nam_jax.attention.mlp import MLP, hidden_features
-from nam_jax.batch_norm import Moments
-from nam_jax.convolution import convolution
-from nam_jax.dtypes import widened
-from nam_jax.module import AttentionModule, check_at_least_1, shared_fields
+from nam_jax.layers import initializers
+from nam_jax.layers.batch_norm import Moments
+from nam_jax.layers.convolution import convolution
+from nam_jax.layers.dtypes import widened
 
 
 class BAM(AttentionModule, kw_only=True):

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from nam_jax.attention.base import AttentionModule, mean_and_maximum, shared_fields
 from nam_jax.attention.mlp import MLP
 from nam_jax.attention.pooled_gate import PooledGate
-from nam_jax.batch_norm import Moments, to_reduce
-from nam_jax.dtypes import widened
-from nam_jax.module import AttentionModule, mean_and_maximum, shared_fields
+from nam_jax.layers.batch_norm import Moments, to_reduce
+from nam_jax.layers.dtypes import widened
 
 
 class CBAM(AttentionModule, kw_only=True):

@@ -6,8 +6,8 @@ import jax
 from flax import linen as nn
 from flax.typing import Dtype
 
-from nam_jax import initializers
-from nam_jax.module import check_at_least_1
+from nam_jax.attention.base import check_at_least_1
+from nam_jax.layers import initializers
 
 
 def hidden_features(channels: int, reduction: int) -> int:

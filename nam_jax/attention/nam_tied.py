@@ -2,8 +2,8 @@
 
 import jax
 
-from nam_jax.batch_norm import Moments
-from nam_jax.nam import ChannelNAM
+from nam_jax.attention.nam import ChannelNAM
+from nam_jax.layers.batch_norm import Moments
 
 
 class TiedNAM(ChannelNAM, kw_only=True):

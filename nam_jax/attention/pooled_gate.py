@@ -5,10 +5,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from nam_jax import initializers
-from nam_jax.batch_norm import AxisNames, BatchNorm
-from nam_jax.dtypes import widened
-from nam_jax.module import check_at_least_1, mean_and_maximum, shared_fields
+from nam_jax.attention.base import check_at_least_1, mean_and_maximum, shared_fields
+from nam_jax.layers import initializers
+from nam_jax.layers.batch_norm import AxisNames, BatchNorm
+from nam_jax.layers.dtypes import widened
 
 
 class PooledGate(nn.Module, kw_only=True):

@@ -3,10 +3,10 @@
 import jax
 from flax import linen as nn
 
+from nam_jax.attention.base import AttentionModule, shared_fields
 from nam_jax.attention.mlp import MLP
-from nam_jax.batch_norm import Moments, to_reduce
-from nam_jax.dtypes import widened
-from nam_jax.module import AttentionModule, shared_fields
+from nam_jax.layers.batch_norm import Moments, to_reduce
+from nam_jax.layers.dtypes import widened
 
 
 class SqueezeExcite(AttentionModule, kw_only=True):

@@ -3,9 +3,9 @@
 import jax
 from flax import linen as nn
 
+from nam_jax.attention.base import AttentionModule, shared_fields
 from nam_jax.attention.pooled_gate import PooledGate
-from nam_jax.batch_norm import Moments, to_reduce
-from nam_jax.module import AttentionModule, shared_fields
+from nam_jax.layers.batch_norm import Moments, to_reduce
 
 
 class TripletAttention(AttentionModule, kw_only=True):

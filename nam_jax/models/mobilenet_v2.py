@@ -7,8 +7,8 @@ import jax
 from flax import linen as nn
 from flax.typing import Dtype
 
-from nam_jax.batch_norm import AxisNames
-from nam_jax.models import layers
+from nam_jax.layers.batch_norm import AxisNames
+from nam_jax.models import blocks
 
 
 class Stage(NamedTuple):
@@ -58,7 +58,7 @@ class InvertedResidual(nn.Module):
       strides: of the depthwise convolution.
       expansion: how many times more features there are inside; 1: there is no expansion.
       attention: a name of `nam_jax.attention`, for after the projection's BatchNorm.
-      options: from `layers.shared_options`.
+      options: from `blocks.shared_options`.
       zero_init_last_scale: let the branch start at zero where the input is added.
     """
 
@@ -77,10 +77,10 @@ class InvertedResidual(nn.Module):
         y = _layer(
             y, hidden, 3, self.options, name="depthwise", strides=self.strides, groups=hidden
         )
-        y = layers.conv(self.features, 1, dtype=self.options["dtype"], name="project_conv")(y)
+        y = blocks.conv(self.features, 1, dtype=self.options["dtype"], name="project_conv")(y)
         is_residual = self.strides == 1 and x.shape[-1] == self.features
         zero = is_residual and self.zero_init_last_scale
-        y = layers.norm_and_attention(
+        y = blocks.norm_and_attention(
             y,
             self.attention,
             self.options,
@@ -146,14 +146,14 @@ class MobileNetV2(nn.Module):
         Returns:
           Logits (N, num_classes), at least float32.
         """
-        options = layers.shared_options(train=train, dtype=self.dtype, axis_name=self.axis_name)
+        options = blocks.shared_options(train=train, dtype=self.dtype, axis_name=self.axis_name)
         strides = 2 if self.stem == "imagenet" else 1
         stem_features = scaled(32, self.width_multiplier)
         x = _layer(x, stem_features, 3, options, name="stem", strides=strides)
         block = nn.remat(InvertedResidual) if self.remat else InvertedResidual
         for number, (expansion, features, strides) in enumerate(self._blocks(), start=1):
             if strides > 1:
-                x = layers.between_stages(x, self.attention, options, name=f"bam{number - 1}")
+                x = blocks.between_stages(x, self.attention, options, name=f"bam{number - 1}")
             x = block(
                 scaled(features, self.width_multiplier),
                 strides,
@@ -164,7 +164,7 @@ class MobileNetV2(nn.Module):
                 name=f"block{number}",
             )(x)
         x = _layer(x, scaled(1280, max(1.0, self.width_multiplier)), 1, options, name="last")
-        return layers.head(x, self.num_classes)
+        return blocks.head(x, self.num_classes)
 
     def _blocks(self) -> Iterator[tuple[int, int, int]]:
         """Yields expansion, features and strides of every block."""
@@ -185,7 +185,7 @@ def _layer(
     groups: int = 1,
 ) -> jax.Array:
     """A convolution, BatchNorm and ReLU6: the children `<name>_conv` and `<name>_bn`."""
-    x = layers.conv(
+    x = blocks.conv(
         features,
         kernel_size,
         strides,
@@ -193,4 +193,4 @@ def _layer(
         dtype=options["dtype"],
         name=f"{name}_conv",
     )(x)
-    return nn.relu6(layers.batch_norm(options, name=f"{name}_bn")(x))
+    return nn.relu6(blocks.batch_norm(options, name=f"{name}_bn")(x))

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
-from nam_jax.batch_norm import AxisNames
-from nam_jax.models import layers
+from nam_jax.layers.batch_norm import AxisNames
+from nam_jax.models import blocks
 
 STEMS = ("imagenet", "cifar")
 
@@ -25,10 +25,10 @@ class _Block(nn.Module):
     last_scale_init: Initializer
 
     def _conv(self, features: int, kernel_size: int, strides: int = 1, *, name: str) -> nn.Conv:
-        return layers.conv(features, kernel_size, strides, dtype=self.options["dtype"], name=name)
+        return blocks.conv(features, kernel_size, strides, dtype=self.options["dtype"], name=name)
 
     def _last_norm(self, y: jax.Array, norm_name: str) -> jax.Array:
-        return layers.norm_and_attention(
+        return blocks.norm_and_attention(
             y,
             self.attention,
             self.options,
@@ -41,7 +41,7 @@ class _Block(nn.Module):
             return x
         if self.projection:
             x = self._conv(features, 1, self.strides, name="downsample_conv")(x)
-            return layers.batch_norm(self.options, name="downsample_bn")(x)
+            return blocks.batch_norm(self.options, name="downsample_bn")(x)
         x = x[:, :: self.strides, :: self.strides]
         return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
 
@@ -53,7 +53,7 @@ class BasicBlock(_Block):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, C) to (N, H/strides, W/strides, features)."""
         y = self._conv(self.features, 3, self.strides, name="conv1")(x)
-        y = nn.relu(layers.batch_norm(self.options, name="bn1")(y))
+        y = nn.relu(blocks.batch_norm(self.options, name="bn1")(y))
         y = self._conv(self.features, 3, name="conv2")(y)
         y = self._last_norm(y, "bn2")
         return nn.relu(y + self._shortcut(x, self.features))
@@ -66,9 +66,9 @@ class Bottleneck(_Block):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, C) to (N, H/strides, W/strides, 4 features)."""
         y = self._conv(self.features, 1, name="conv1")(x)
-        y = nn.relu(layers.batch_norm(self.options, name="bn1")(y))
+        y = nn.relu(blocks.batch_norm(self.options, name="bn1")(y))
         y = self._conv(self.features, 3, self.strides, name="conv2")(y)
-        y = nn.relu(layers.batch_norm(self.options, name="bn2")(y))
+        y = nn.relu(blocks.batch_norm(self.options, name="bn2")(y))
         y = self._conv(4 * self.features, 1, name="conv3")(y)
         y = self._last_norm(y, "bn3")
         return nn.relu(y + self._shortcut(x, 4 * self.features))
@@ -134,7 +134,7 @@ class ResNet(nn.Module):
         Returns:
           Logits (N, num_classes), at least float32.
         """
-        options = layers.shared_options(train=train, dtype=self.dtype, axis_name=self.axis_name)
+        options = blocks.shared_options(train=train, dtype=self.dtype, axis_name=self.axis_name)
         x = self._stem(x, options)
         zeros, ones = nn.initializers.zeros, nn.initializers.ones
         block = nn.remat(self.block) if self.remat else self.block
@@ -150,12 +150,12 @@ class ResNet(nn.Module):
                     name=f"layer{stage + 1}_{index}",
                 )(x)
             if stage + 1 < len(self.stage_sizes):
-                x = layers.between_stages(x, self.attention, options, name=f"bam{stage + 1}")
-        return layers.head(x, self.num_classes)
+                x = blocks.between_stages(x, self.attention, options, name=f"bam{stage + 1}")
+        return blocks.head(x, self.num_classes)
 
     def _stem(self, x: jax.Array, options: dict[str, Any]) -> jax.Array:
         large = self.stem == "imagenet"
         kernel_size, strides = (7, 2) if large else (3, 1)
-        x = layers.conv(self.width, kernel_size, strides, dtype=self.dtype, name="conv1")(x)
-        x = nn.relu(layers.batch_norm(options, name="bn1")(x))
+        x = blocks.conv(self.width, kernel_size, strides, dtype=self.dtype, name="conv1")(x)
+        x = nn.relu(blocks.batch_norm(options, name="bn1")(x))
         return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))) if large else x

@@ -12,8 +12,8 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from nam_jax import initialization
 from nam_jax.torch_import import names
+from nam_jax.variables import abstract_variables, initial_variables
 
 _log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def _plan(
     module: nn.Module, state_dict: Mapping[str, Any], input_shape: tuple[int, ...], new_head: bool
 ) -> _Plan:
     rules = names.rules_of(module)
-    wanted = traverse_util.flatten_dict(initialization.abstract_variables(module, input_shape))
+    wanted = traverse_util.flatten_dict(abstract_variables(module, input_shape))
     torch_names = {path: names.torch_name(path, rules) for path in wanted}
     state = _entries(state_dict)
     fresh = [path for path in wanted if new_head and path[1] == "fc"]
@@ -158,7 +158,7 @@ def _initial(
     module: nn.Module, input_shape: tuple[int, ...], key: jax.Array | None, paths: list[Path]
 ) -> dict[Path, jax.Array]:
     def init(key: jax.Array) -> list[jax.Array]:
-        every = traverse_util.flatten_dict(initialization.init(module, key, jnp.zeros(input_shape)))
+        every = traverse_util.flatten_dict(initial_variables(module, key, jnp.zeros(input_shape)))
         return [every[path] for path in paths]
 
     # Compiled, so that the forward pass and the other variables cost nothing.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nam_jax.torch_import import pickled
+from nam_jax.torch_import import torch_save
 
 StateDict = dict[str, np.ndarray]
 
@@ -117,9 +117,9 @@ def _read_safetensors(path: Path) -> StateDict:
 _READERS: dict[str, Callable[[Path], StateDict]] = {
     ".npz": _read_npz,
     ".safetensors": _read_safetensors,
-    ".pth": pickled.read,
-    ".pth.tar": pickled.read,
-    ".pt": pickled.read,
+    ".pth": torch_save.read,
+    ".pth.tar": torch_save.read,
+    ".pt": torch_save.read,
 }
 
 # Of the files that are read.

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import gpu
-from train import attentions
+from train.core import attentions
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import cifar100_mobilenet_v2, digits_resnet20
-from train.errors import ConfigError
+from train.core.errors import ConfigError
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 

@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
-from ml_collections import ConfigDict
 
 from configs import cifar100_resnet20, digits_resnet20
-from train import assembly, topology
 from train import compile as compile_lib
-from train import experiment as experiment_lib
-from train.errors import ConfigError, RunError
+from train.core.config.fields import Config
+from train.core.devices import topologies
+from train.core.engine import assembly
+from train.core.engine import experiment as experiment_lib
+from train.core.errors import ConfigError, RunError
 
 pytestmark = pytest.mark.usefixtures("libtpu_environment")
 
@@ -50,7 +51,7 @@ FIGURES = {
 }
 
 
-def smallest(**changes: Any) -> ConfigDict:
+def smallest(**changes: Any) -> Config:
     config = digits_resnet20.get_config()
     config.batch_size = 8
     config.model.attention = "none"
@@ -64,7 +65,7 @@ def smallest(**changes: Any) -> ConfigDict:
 )
 def test_malformed_topology_is_refused_with_examples(name: str) -> None:
     with pytest.raises(ConfigError, match=r"^--topology: got .*examples: v4:2x2x1, v5e:2x2"):
-        topology.devices(name)
+        topologies.devices(name)
 
 
 @pytest.mark.usefixtures("libtpu")
@@ -73,7 +74,7 @@ def test_topology_that_does_not_exist_is_refused_with_examples(name: str) -> Non
     with pytest.raises(
         ConfigError, match=rf"^--topology: libtpu has no '{name}'.*v5e:2x2"
     ) as error:
-        topology.devices(name)
+        topologies.devices(name)
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -83,20 +84,20 @@ def test_without_libtpu_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", missing)
     with pytest.raises(RunError, match=r"pip install '\.\[tpu\]'"):
-        topology.devices("v5e:2x2")
+        topologies.devices("v5e:2x2")
 
 
 @pytest.mark.usefixtures("libtpu")
 @pytest.mark.parametrize(("name", "kind", "count"), SLICES)
 def test_slices_and_the_memory_of_their_devices(name: str, kind: str, count: int) -> None:
-    devices = topology.devices(name)
+    devices = topologies.devices(name)
     assert (devices[0].device_kind, len(devices)) == (kind, count)
     matrix = jax.ShapeDtypeStruct(
         (2**19, 2**18), jnp.float32, sharding=SingleDeviceSharding(devices[0])
     )
     with pytest.raises(jax.errors.JaxRuntimeError) as error:
         jax.jit(lambda x: x.T @ x).lower(matrix).compile()
-    assert f"available HBM ({topology.MEMORY_GIB[kind]}G)" in str(error.value)
+    assert f"available HBM ({topologies.MEMORY_GIB[kind]}G)" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +170,7 @@ def test_streamed_dataset_need_not_be_on_disk(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("libtpu")
 def test_batch_that_does_not_divide() -> None:
     with pytest.raises(ConfigError, match=r"10 images do not divide over 4 .*: 8 or 12\."):
-        compile_lib.build(smallest(batch_size=10), topology.devices("v5e:2x2"))
+        compile_lib.build(smallest(batch_size=10), topologies.devices("v5e:2x2"))
 
 
 @pytest.mark.usefixtures("libtpu")
@@ -204,7 +205,7 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "train.compile", "--config=configs/digits_resnet20.py", *arguments],
         cwd=REPOSITORY,
-        env={name: v for name, v in os.environ.items() if name not in topology.ENVIRONMENT},
+        env={name: v for name, v in os.environ.items() if name not in topologies.ENVIRONMENT},
         capture_output=True,
         text=True,
         check=False,

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.commands import call
-from tests.train.processes import PLAIN, run, summary
+from tests.helpers.commands import call
+from tests.helpers.processes import PLAIN, run, summary
 
 CONFIG = ("--config", "configs/digits_resnet20.py")
 OPTIONS = ("--config.steps=6", "--config.data.image_size=16", *PLAIN)

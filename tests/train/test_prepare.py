@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from tests.train import imagenet, tfds_writer
-from train import prepare
-from train.data import shrink, sources
-from train.data.records import Record, decode
-from train.errors import ConfigError, RunError
+from tests.helpers import imagenet, tfds_writer
+from train.core.data.sources import registry
+from train.core.data.sources.records import Record, decode
+from train.core.errors import ConfigError, RunError
+from train.prepare import __main__ as prepare
+from train.prepare import shrink
 
 
 def test_check_of_a_sound_dataset(tmp_path, capsys):
@@ -68,7 +69,7 @@ def run_shrink(original, out):
 
 
 def all_records(directory, split):
-    builder = sources.find_builder(imagenet.config(directory).data)
+    builder = registry.find_builder(imagenet.config(directory).data)
     source = builder.as_data_source(split).data_source
     return [source[i] for i in range(len(source))]
 
@@ -77,7 +78,7 @@ def test_copy_has_the_same_records_and_smaller_images(original, tmp_path):
     run_shrink(original, tmp_path / "small")
     for split, count in (("train", 11), ("validation", 4)):
         old, new = (
-            sources.open_split(imagenet.config(directory).data, split)
+            registry.open_split(imagenet.config(directory).data, split)
             for directory in (original, tmp_path / "small")
         )
         assert old.num_examples == new.num_examples == count
@@ -118,7 +119,7 @@ def test_interrupted_copy_is_no_dataset_and_goes_on(original, tmp_path, monkeypa
         with pytest.raises(KeyboardInterrupt):
             run_shrink(original, out)
     with pytest.raises(ConfigError, match="no dataset"):
-        sources.open_split(imagenet.config(out).data, "train")
+        registry.open_split(imagenet.config(out).data, "train")
     finished = {path: path.stat().st_mtime_ns for path in out.rglob("*array_record-*-of-*3")}
     assert len(finished) == 1
     run_shrink(original, out)

@@ -3,10 +3,11 @@
 import pytest
 
 from nam_jax import models
-from tests.train import commands
-from train import attentions, summary
-from train.errors import ConfigError
-from train.size import Layer, Size, layers
+from nam_jax.models.size import Layer, Size, layers
+from tests.helpers import commands
+from train import summary
+from train.core import attentions
+from train.core.errors import ConfigError
 
 NETWORK = [
     Layer(("conv",), (32, 32, 16), Size(432, 442368)),

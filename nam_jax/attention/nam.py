@@ -1,0 +1,333 @@
+"""Normalization-based attention: the equations as pure functions, then the modules.
+
+Y. Liu, Z. Shao, Y. Teng and N. Hoffmann, NAM: Normalization-based Attention Module, 2021,
+https://arxiv.org/abs/2111.12419. Equation numbers below are the paper's.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from nam_jax.attention.base import AttentionModule, shared_fields
+from nam_jax.layers.batch_norm import BatchNorm, Moments, batch_norm_affine, to_reduce
+from nam_jax.layers.dtypes import widened
+
+
+def magnitude(scale: jax.Array) -> jax.Array:
+    """|scale|, at least float32, with the gradient 0 at 0, where that of jnp.abs is 1."""
+    scale = widened(scale)
+    return scale * jnp.sign(scale)
+
+
+def attention_weights(scale: jax.Array, *, gradient: bool = False) -> jax.Array:
+    """The weights of equations 2 and 3: the share of each scale in their sum.
+
+    W = |scale| / Σ|scale|, and 0 where every scale is 0
+
+    The paper writes γ / Σγ. The absolute values, as in the authors' code, keep W in [0, 1]
+    when a scale turns negative.
+
+    Args:
+      scale: γ (C,) or λ (H, W).
+      gradient: let the gradient flow through W; the authors' code detaches it.
+
+    Returns:
+      W, of the shape of scale, in [0, 1], at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from nam_jax.nam import attention_weights
+      >>> print(attention_weights(jnp.array([1.0, -3.0])))
+      [0.25 0.75]
+    """
+    magnitudes = magnitude(scale)
+    # A factor that all scales have in common changes nothing. Without that of the largest their
+    # sum does not overflow, nor does its square, in the gradient, vanish.
+    magnitudes /= _or_one(jax.lax.stop_gradient(magnitudes).max(initial=0))
+    weights = magnitudes / _or_one(magnitudes.sum())
+    return weights if gradient else jax.lax.stop_gradient(weights)
+
+
+def _or_one(divisor: jax.Array) -> jax.Array:
+    return jnp.where(divisor == 0, 1, divisor)
+
+
+def gate_affine(
+    moments: Moments,
+    scale: jax.Array,
+    bias: jax.Array,
+    *,
+    epsilon: float = 1e-5,
+    weight_gradient: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """The gates of equations 2 and 3, M = sigmoid(W BN(x)), with W folded into BN's multiply-add.
+
+    M = sigmoid(multiplier x + offset)
+
+    Args:
+      moments: mean and variance of every channel, (C,), or of every pixel, (H, W).
+      scale: γ (C,) or λ (H, W).
+      bias: the shift, of the same shape.
+      epsilon: added to the variance.
+      weight_gradient: let the gradient flow through W.
+
+    Returns:
+      The multiplier and the offset, of the shape of scale, at least float32.
+    """
+    weights = attention_weights(scale, gradient=weight_gradient)
+    multiplier, offset = batch_norm_affine(moments, scale, bias, epsilon=epsilon)
+    return weights * multiplier, weights * offset
+
+
+def gate(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
+    """The gate of both equations: M = sigmoid(multiplier x + offset).
+
+    Args:
+      x: array of any shape.
+      multiplier: of a shape that broadcasts to that of x.
+      offset: likewise.
+
+    Returns:
+      M, in [0, 1], of the shape of x.
+    """
+    return 0.5 + 0.5 * jnp.tanh(0.5 * multiplier * x + 0.5 * offset)
+
+
+@jax.custom_jvp
+def gated(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
+    """What both equations do with their gate: y = x sigmoid(multiplier x + offset).
+
+    A compiler computes a short chain of cheap operations anew in every pass over the data that
+    needs it, but writes the result of a long one, or of a division, to memory. Hence tanh, for
+    sigmoid(x) = (1 + tanh(x / 2)) / 2, which is exact to 1e-7 but not relative to a gate near 0,
+    and a derivative in as few operations as there can be.
+
+    Args:
+      x: array of any shape.
+      multiplier: of a shape that broadcasts to that of x.
+      offset: likewise.
+
+    Returns:
+      The gated array, of the shape of x.
+    """
+    return x * gate(x, multiplier, offset)
+
+
+@gated.defjvp
+def _gated_jvp(
+    primals: tuple[jax.Array, jax.Array, jax.Array],
+    tangents: tuple[jax.Array, jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    (x, multiplier, _), (dx, dmultiplier, doffset) = primals, tangents
+    m = gate(*primals)
+    y = x * m
+    slope = y * (1 - m)
+    return y, (m + multiplier * slope) * dx + slope * (x * dmultiplier + doffset)
+
+
+class _NormalizationAttention(AttentionModule, kw_only=True):
+    """What the three modules share: the fields of their BatchNorm, and of its weights."""
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    weight_gradient: bool = False
+
+    def _affine_of(self, bn: BatchNorm, moments: Moments) -> tuple[jax.Array, jax.Array]:
+        params = bn.variables["params"]
+        return gate_affine(
+            moments,
+            params["scale"],
+            params["bias"],
+            epsilon=bn.epsilon,
+            weight_gradient=self.weight_gradient,
+        )
+
+
+class ChannelNAM(_NormalizationAttention, kw_only=True):
+    """Channel attention from batch-norm scales: y = M_c x.
+
+    M_c = sigmoid(W_γ BN(x)),  W_γ = |γ| / Σ|γ|  (equation 2)
+
+    The scale γ is read from the variables of the module's own BatchNorm, its child
+    `nam_bn`, or, in the parameter-free form, is that of the BatchNorm whose output x is:
+    the module then owns nothing and M_c = sigmoid(W_γ x).
+
+    Attributes:
+      momentum: decay of the running statistics, in [0, 1].
+      epsilon: added to the variance.
+      weight_gradient: let the gradient flow through W_γ. The authors' code detaches it;
+        γ still learns through BN's own affine.
+      use_running_average, dtype, param_dtype, axis_name: see `nam_jax.module.AttentionModule`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, nam_jax
+      >>> x = jnp.ones((2, 4, 4, 8))
+      >>> module = nam_jax.ChannelNAM(use_running_average=True)
+      >>> y = module.apply(module.init(jax.random.key(0), x), x)
+      >>> y.shape
+      (2, 4, 4, 8)
+
+    Source: https://arxiv.org/abs/2111.12419, section 3, equations 1 and 2.
+    """
+
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        moments: Moments | None = None,
+        scale: jax.Array | None = None,
+    ) -> jax.Array:
+        """Gates x.
+
+        Args:
+          x: (N, ..., C).
+          use_running_average: see the attribute of this name.
+          moments: mean and variance of x per channel, as `nam_jax.BatchNorm` returns them
+            for its output; the module then makes no pass over x to find them. They must
+            be taken over the devices of `axis_name`. Ignored under running statistics.
+          scale: the scale (C,) of the BatchNorm whose output x is: the parameter-free form.
+
+        Returns:
+          M_c x, of the shape of x.
+        """
+        return self._result(x, gated(x, *self.affine(x, use_running_average, moments, scale)))
+
+    @nn.compact
+    def affine(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None,
+        moments: Moments | None,
+        scale: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The multiplier and the offset of x in M_c's sigmoid; the arguments are `__call__`'s."""
+        if scale is not None:
+            weights = attention_weights(scale, gradient=self.weight_gradient)
+            return weights, jnp.zeros_like(weights)
+        bn = self._batch_norm("nam_bn")
+        return self._affine_of(bn, bn.statistics(x, use_running_average, moments))
+
+
+class SpatialNAM(_NormalizationAttention, kw_only=True):
+    """Spatial attention from the scales of a pixel normalisation: y = M_s x.
+
+    M_s = sigmoid(W_λ BN_s(x)),  W_λ = |λ| / Σ|λ|  (equation 3)
+
+    BN_s, the child `nam_bn`, normalises each of the H·W pixels over batch and channels and
+    has one scale λ and one shift per pixel, so that the module is tied to the size of the
+    map that it was initialised with.
+
+    Attributes:
+      momentum: decay of the running statistics, in [0, 1].
+      epsilon: added to the variance.
+      weight_gradient: let the gradient flow through W_λ.
+      use_running_average, dtype, param_dtype, axis_name: see `nam_jax.module.AttentionModule`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, nam_jax
+      >>> x = jnp.ones((2, 6, 10, 8))
+      >>> module = nam_jax.SpatialNAM(use_running_average=True)
+      >>> variables = module.init(jax.random.key(0), x)
+      >>> variables["params"]["nam_bn"]["scale"].shape
+      (6, 10)
+
+    Source: https://arxiv.org/abs/2111.12419, section 3, equation 3.
+    """
+
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        moments: Moments | None = None,
+    ) -> jax.Array:
+        """Gates x.
+
+        Args:
+          x: (N, H, W, C).
+          use_running_average: see the attribute of this name.
+          moments: moments per channel say nothing about pixels; used is `moments.of`, x itself
+            where it is to be reduced.
+
+        Returns:
+          M_s x, of the shape of x.
+
+        Raises:
+          ValueError: x is no (N, H, W, C) array, or its map has not the size that the
+            module was initialised for.
+        """
+        return self._result(x, gated(x, *self.affine(to_reduce(x, moments), use_running_average)))
+
+    @nn.compact
+    def affine(self, x: jax.Array, use_running_average: bool | None) -> tuple[jax.Array, jax.Array]:
+        """The multiplier and the offset of x in M_s's sigmoid; the arguments are `__call__`'s."""
+        self._check_map(x)
+        bn = self._batch_norm("nam_bn", axis=(1, 2))
+        multiplier, offset = self._affine_of(bn, bn.statistics(x, use_running_average))
+        return multiplier[..., None], offset[..., None]
+
+    def _check_map(self, x: jax.Array) -> None:
+        self._check_rank(x)
+        own = self.variables.get("params", {}).get("nam_bn")
+        if own is not None and own["scale"].shape != x.shape[1:3]:
+            expected, actual = ("×".join(map(str, s)) for s in (own["scale"].shape, x.shape[1:3]))
+            raise ValueError(
+                f"SpatialNAM has one scale per pixel and was initialised for {expected} maps "
+                f"(H×W); got {actual}. Feed it {expected} maps, or initialise the model with "
+                f"inputs whose maps are {actual} here."
+            )
+
+
+class NAM(_NormalizationAttention, kw_only=True):
+    """Normalization-based attention: channel attention, then spatial attention.
+
+    y = M_s(z) z,  z = M_c(x) x  (equations 2 and 3)
+
+    The children are `channel`, a ChannelNAM, and `spatial`, a SpatialNAM.
+
+    Attributes:
+      momentum: decay of the running statistics, in [0, 1].
+      epsilon: added to the variance.
+      weight_gradient: let the gradient flow through W_γ and W_λ.
+      use_running_average, dtype, param_dtype, axis_name: see `nam_jax.module.AttentionModule`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, nam_jax
+      >>> x = jnp.ones((2, 4, 4, 8))
+      >>> module = nam_jax.NAM()
+      >>> variables = module.init(jax.random.key(0), x, use_running_average=False)
+      >>> y, update = module.apply(
+      ...     variables, x, use_running_average=False, mutable="batch_stats"
+      ... )
+      >>> y.shape, sorted(variables["params"])
+      ((2, 4, 4, 8), ['channel', 'spatial'])
+
+    Source: https://arxiv.org/abs/2111.12419, section 3.
+    """
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        moments: Moments | None = None,
+    ) -> jax.Array:
+        """Gates x.
+
+        Args:
+          x: (N, H, W, C).
+          use_running_average: see the attribute of this name.
+          moments: mean and variance of x per channel, for the channel part, see ChannelNAM; and
+            `moments.of`, for the statistics of the pixels.
+
+        Returns:
+          M_s M_c x, of the shape of x.
+
+        Raises:
+          ValueError: as SpatialNAM.
+        """
+        fields = shared_fields(self, _NormalizationAttention)
+        channel = ChannelNAM(**fields, name="channel").affine(x, use_running_average, moments)
+        spatial = SpatialNAM(**fields, name="spatial").affine(
+            gated(to_reduce(x, moments), *channel), use_running_average
+        )
+        return self._result(x, gated(gated(x, *channel), *spatial))

@@ -1,0 +1,1 @@
+"""Layers that the modules and networks are made of."""

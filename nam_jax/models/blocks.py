@@ -1,0 +1,118 @@
+"""Building blocks that the networks share."""
+
+from typing import Any
+
+import jax
+from flax import linen as nn
+from flax.typing import Dtype, Initializer
+
+from nam_jax.attention import BAM, attention
+from nam_jax.layers import initializers
+from nam_jax.layers.batch_norm import AxisNames, BatchNorm
+from nam_jax.layers.convolution import convolution
+from nam_jax.layers.dtypes import widened
+
+
+def shared_options(
+    *, train: bool, dtype: Dtype | None, axis_name: AxisNames | None
+) -> dict[str, Any]:
+    """The fields that a network's BatchNorms and attention modules have in common."""
+    return {"use_running_average": not train, "dtype": dtype, "axis_name": axis_name}
+
+
+def conv(
+    features: int,
+    kernel_size: int,
+    strides: int = 1,
+    *,
+    groups: int = 1,
+    dtype: Dtype | None,
+    name: str,
+) -> nn.Conv:
+    """A convolution without bias, padded on every side by half its kernel.
+
+    Not "SAME": with strides that would pad unevenly.
+    """
+    return nn.Conv(
+        features,
+        (kernel_size, kernel_size),
+        strides=strides,
+        padding=(kernel_size - 1) // 2,
+        feature_group_count=groups,
+        use_bias=False,
+        kernel_init=initializers.conv_kernel,
+        conv_general_dilated=convolution,
+        dtype=dtype,
+        name=name,
+    )
+
+
+def batch_norm(
+    options: dict[str, Any], *, name: str, scale_init: Initializer = nn.initializers.ones
+) -> BatchNorm:
+    """A BatchNorm with the momentum of PyTorch's, which is 0.1 in its own terms.
+
+    Args:
+      options: from `shared_options`.
+      name: of the module.
+      scale_init: initialiser of the scale.
+    """
+    return BatchNorm(**options, momentum=0.9, scale_init=scale_init, name=name)
+
+
+def norm_and_attention(
+    x: jax.Array,
+    attention_name: str,
+    options: dict[str, Any],
+    *,
+    norm_name: str,
+    scale_init: Initializer = nn.initializers.ones,
+) -> jax.Array:
+    """The last BatchNorm of a block and the attention over its output.
+
+    The BatchNorm hands the moments of its output on, so that channel attention has none to
+    compute. With `nam_tied` the BatchNorm itself is called `nam_bn`: its scale is the NAM
+    scale, and the attention owns nothing. BAM stands between stages, not in blocks.
+
+    Args:
+      x: (N, H, W, C).
+      attention_name: a name of `nam_jax.attention`.
+      options: from `shared_options`.
+      norm_name: name of the BatchNorm where it is not `nam_bn`.
+      scale_init: initialiser of the BatchNorm's scale.
+    """
+    tied = attention_name == "nam_tied"
+    module = None if attention_name == "bam" else attention(attention_name)
+    # Unrounded into attention, which rounds its own result: the compiler then fuses the two.
+    norm_options = options if module is None else {**options, "dtype": None}
+    bn = batch_norm(norm_options, name="nam_bn" if tied else norm_name, scale_init=scale_init)
+    x, moments = bn(x, return_moments=True)
+    if module is None:
+        return x
+    call = {"scale": bn.variables["params"]["scale"]} if tied else {"moments": moments}
+    return module(**options, name="attention")(x, **call)
+
+
+def between_stages(
+    x: jax.Array, attention_name: str, options: dict[str, Any], *, name: str
+) -> jax.Array:
+    """The attention where the resolution is about to drop: BAM, or none.
+
+    Args:
+      x: (N, H, W, C).
+      attention_name: a name of `nam_jax.attention`.
+      options: from `shared_options`.
+      name: of the module.
+    """
+    return BAM(**options, name=name)(x) if attention_name == "bam" else x
+
+
+def head(x: jax.Array, num_classes: int) -> jax.Array:
+    """Global average pooling and the classifier `fc`, in float32 or wider."""
+    x = widened(x).mean((1, 2))
+    return nn.Dense(
+        num_classes,
+        kernel_init=initializers.linear_kernel,
+        bias_init=initializers.bias(x.shape[-1]),
+        name="fc",
+    )(x)

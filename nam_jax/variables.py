@@ -1,0 +1,31 @@
+"""The variables that a module starts with, whatever it has to be called with."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+def initial_variables(module: nn.Module, key: jax.Array, x: Any) -> Any:
+    """Initialises a module for evaluation, whether it takes `train` or `use_running_average`.
+
+    Args:
+      module: an attention module, or a network that is called with x and `train`.
+      key: random key.
+      x: its input.
+    """
+    if hasattr(module, "use_running_average"):
+        return module.clone(use_running_average=True).init(key, x)
+    return module.init(key, x, train=False)
+
+
+def abstract_variables(module: nn.Module, input_shape: tuple[int, ...]) -> Any:
+    """Shapes and dtypes of a module's variables.
+
+    Args:
+      module: as for `initial_variables`.
+      input_shape: NHWC.
+    """
+    x = jax.ShapeDtypeStruct(input_shape, jnp.float32)
+    return jax.eval_shape(lambda x: initial_variables(module, jax.random.key(0), x), x)

@@ -1,0 +1,140 @@
+"""Killing a run at any moment costs nothing: the same command ends with the same bits."""
+
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.processes import LIMIT_SECONDS, Process, finish, last_row, rows, started, summary
+from train.core.workdir import checkpoint_files
+
+STEPS_PER_EPOCH = 22
+TIMED = {"images_per_second", "data_wait"}
+
+
+def start(workdir: Path) -> AbstractContextManager[list[Process]]:
+    return started(
+        1,
+        workdir,
+        *("--config.epochs=3", "--config.eval_every_epochs=1"),
+        *("--config.checkpoint.every_steps=8", "--config.log_every_steps=1"),
+        devices=1,
+        # One run compiles for all; what makes compiling quick would make the steps slow.
+        JAX_DISABLE_MOST_OPTIMIZATIONS="false",
+    )
+
+
+def end(workdir: Path) -> str:
+    """Starts the run and waits for its end; what it printed."""
+    with start(workdir) as processes:
+        ((code, out, error),) = finish(processes)
+    assert code == 0, error
+    return out
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    end(workdir)
+    return workdir
+
+
+def kill(process: Process, is_reached: Callable[[], bool], delay: float) -> bool:
+    """Kills the run a moment after a condition holds; False if it ended first."""
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while process.poll() is None and not is_reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    time.sleep(delay)
+    process.kill()
+    _, error = process.communicate()
+    assert process.returncode <= 0, error
+    return process.returncode < 0
+
+
+def start_up(workdir: Path) -> Callable[[], bool]:
+    return lambda: True
+
+
+def step(workdir: Path) -> Callable[[], bool]:
+    before = last_row(workdir)
+    return lambda: last_row(workdir) != before
+
+
+def evaluation(workdir: Path) -> Callable[[], bool]:
+    before = last_row(workdir)
+
+    def is_reached() -> bool:
+        row = last_row(workdir)
+        is_last = row != before and row.get("step", 1) % STEPS_PER_EPOCH == 0
+        return is_last and row["split"] == "train"
+
+    return is_reached
+
+
+def checkpoint(workdir: Path) -> Callable[[], bool]:
+    left_over = set((workdir / "checkpoints").glob("*tmp*"))
+    return lambda: bool(set((workdir / "checkpoints").glob("*tmp*")) - left_over)
+
+
+# What is killed, and how long after its beginning at most.
+MOMENTS = {start_up: 6.0, step: 0.3, evaluation: 0.05, checkpoint: 0.05}
+
+
+def assert_whole(workdir: Path) -> None:
+    """What a killed run has left: whole checkpoints, and whole rows but for a torn last line."""
+    for number in checkpoint_files.saved_steps(workdir / "checkpoints"):
+        checkpoint_files.read(workdir / "checkpoints" / str(number))
+    path = workdir / "metrics.jsonl"
+    for line in path.read_text().split("\n")[:-1] if path.exists() else []:
+        json.loads(line)
+
+
+def untimed(workdir: Path) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, value in row.items() if name not in TIMED}
+        for split in ("train", "eval")
+        for row in rows(workdir, split)
+    ]
+
+
+def assert_equal(workdir: Path, uninterrupted: Path) -> None:
+    assert summary(workdir)["state_sha256"] == summary(uninterrupted)["state_sha256"]
+    assert untimed(workdir) == untimed(uninterrupted)
+    assert [row["step"] for row in rows(workdir)] == list(range(1, 3 * STEPS_PER_EPOCH + 1))
+    assert [row["step"] for row in rows(workdir, "eval")] == [22, 44, 66]
+    assert not (workdir / "damaged").exists()
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.long)])
+def test_killed_runs_end_with_the_same_bits(
+    kills: int, uninterrupted: Path, tmp_path: Path
+) -> None:
+    chance, killed, runs = random.Random(kills), Counter[str](), 0
+    moments = list(MOMENTS)
+    while killed.total() < kills:
+        moment = moments[killed.total() % len(moments)]
+        workdir = tmp_path / str(runs)
+        with start(workdir) as (process,):
+            is_killed = kill(process, moment(workdir), chance.uniform(0, MOMENTS[moment]))
+        if is_killed:
+            killed[moment.__name__] += 1
+            assert_whole(workdir)
+        else:
+            assert_equal(workdir, uninterrupted)
+            runs += 1
+    end(workdir)
+    assert_equal(workdir, uninterrupted)
+    print(f"killed {dict(killed)} times in {runs + 1} runs")
+
+
+def test_finished_run_does_nothing(uninterrupted: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
+    assert "finished" in end(uninterrupted)
+    assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")} == before

@@ -1,0 +1,249 @@
+"""train.benchmark of training steps: what it measures and prints, not how fast anything is."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs import cifar100_resnet20, digits_resnet20
+from nam_jax import models
+from nam_jax.models.resnet import BasicBlock, ResNet
+from nam_jax.models.size import multiply_adds
+from tests.helpers import imagenet, tiny
+from train.benchmark import __main__ as benchmark
+from train.benchmark import steps
+from train.benchmark.turns import Times
+from train.core import attentions, command_line
+from train.core.data.feed import Feed
+from train.core.devices import chips
+from train.core.devices import mesh as mesh_lib
+from train.core.engine import assembly
+from train.core.engine import experiment as experiment_lib
+from train.core.errors import ConfigError, RunError
+
+REPOSITORY = Path(__file__).parents[3]
+KEYS = {
+    "images_per_second",
+    "step_ms",
+    "step_ms_p95",
+    "compile_seconds",
+    "time_vs_none",
+    "utilisation",
+    "flops",
+    "bytes_accessed",
+    "argument_bytes",
+    "output_bytes",
+    "temp_bytes",
+    "peak_bytes",
+    "fed_images_per_second",
+    "data_wait",
+}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """A network of one block in place of any other, and a name for the config."""
+
+    def create(name, *, num_classes, attention, stem, dtype, axis_name, **_):
+        fields = {"attention": attention, "stem": stem, "dtype": dtype, "axis_name": axis_name}
+        return ResNet(BasicBlock, (1,), num_classes=num_classes, width=4, **fields)
+
+    monkeypatch.setattr(models, "create", create)
+    monkeypatch.setattr(command_line, "config_name", lambda: "small")
+
+
+def digits(**changes):
+    config = digits_resnet20.get_config()
+    config.batch_size = 8
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def test_figures_of_two_attentions_stand_under_their_names(capsys):
+    found = benchmark.step_benchmark(digits(), ["nam", "none"], steps=2)
+    assert {"none", "nam"} < set(found)
+    for name in ("none", "nam"):
+        assert set(found[name]) == KEYS
+        assert all(v > 0 for k, v in found[name].items() if k not in ("utilisation", "data_wait"))
+        assert found[name]["utilisation"] is None
+        assert 0 <= found[name]["data_wait"] < 1
+        assert found[name]["peak_bytes"] >= found[name]["temp_bytes"]
+    assert found["none"]["time_vs_none"] == 1
+    assert found["nam"]["flops"] > found["none"]["flops"]
+    assert found["nam"]["temp_bytes"] > found["none"]["temp_bytes"]
+    expected = {"config": "small", "batch_size": 8, "devices": 4, "device_kind": "cpu", "steps": 2}
+    assert expected.items() <= found.items()
+    assert found["versions"]["jax"] == jax.__version__
+    *table, last = capsys.readouterr().out.splitlines()
+    assert json.loads(last) == found
+    assert [line.split()[0] for line in table] == ["attention", table[1], "nam", "none"]
+
+
+def test_figures_of_one_attention_stand_by_themselves(tmp_path, capsys):
+    """Of a dataset that is not on disk, with the loader that would lay it on the device."""
+    config = cifar100_resnet20.get_config()
+    config.batch_size, config.data.dir = 8, str(tmp_path)
+    found = benchmark.step_benchmark(config, ["none"], steps=1)
+    assert set(found) > KEYS
+    assert (found["fed_images_per_second"], found["data_wait"]) == (None, None)
+    first, *table, _ = capsys.readouterr().out.splitlines()
+    assert first == f"not measured with a loader: cifar100 is not in {tmp_path}"
+    assert len({len(line) for line in table}) == 1
+    assert table[-1].split()[-2:] == ["–", "–"]
+
+
+def test_streaming_loader_feeds_the_steps(tmp_path):
+    for split in ("train", "validation"):
+        imagenet.write(tmp_path, imagenet.jpegs(16), split)
+    experiment = steps.build(imagenet.config(tmp_path), "none")
+    found = steps.measure({"none": experiment}, steps=2)
+    assert found["none"]["fed_images_per_second"] > 0
+    assert 0 <= found["none"]["data_wait"] <= 1
+
+
+@pytest.mark.parametrize("loader", ["resident", "streaming"])
+def test_random_images_lie_like_those_of_the_loader(tmp_path, loader):
+    config = cifar100_resnet20.get_config()
+    config.update_from_flattened_dict(
+        {"batch_size": 8, "data.dir": str(tmp_path), "data.loader": loader}
+    )
+    experiment = steps.build(config, "se")
+    images = steps.random_images(experiment)
+    expected, *_ = assembly.train_example(experiment)
+
+    def layout(x):
+        return x.shape, x.dtype, x.sharding
+
+    assert jax.tree.map(layout, images) == jax.tree.map(layout, expected)
+    assert len(np.unique(images.images)) == 256
+    assert 0 <= images.labels.min() < images.labels.max() < 100
+
+
+def test_steps_are_dispatched_together_where_the_trainer_does_so(monkeypatch):
+    tiny.use(monkeypatch)
+    monkeypatch.setattr(mesh_lib, "is_cpu", lambda mesh: False)
+    monkeypatch.setattr(experiment_lib, "LONGEST_DISPATCH", 4)
+    experiment = steps.build(digits(), "none")
+    run = steps.Run(experiment, steps.random_images(experiment))
+    counts, program = [], run.program
+
+    def counted(state, split, count):
+        counts.append(int(count))
+        return program(state, split, count)
+
+    run.program = counted
+    run.start(10)
+    run.wait()
+    assert counts == [4, 4, 2]
+    feed = assembly.train_feed(experiment)
+    steps.fed_figures(run, feed, experiment.dispatches(0), 6)
+    # A row of the log is due after 22 steps: the sixth dispatch ends there.
+    assert counts[3:] == [4, 4, 4, 4, 4, 2, 4]
+
+
+def test_attentions_without_scales_have_no_penalty():
+    config = digits()
+    assert config.optimizer.sparsity > 0
+    assert attentions.exchanged(config, "se").optimizer.sparsity == 0
+    tied = attentions.exchanged(config, "nam_tied")
+    assert tied.optimizer.sparsity == config.optimizer.sparsity
+    assert (tied.model.attention, config.model.attention) == ("nam_tied", "nam")
+
+
+class Timed:
+    """In place of a compiled run."""
+
+    def __init__(self, experiment):
+        self.experiment, self.compile_seconds = experiment, 1.234
+        self.program = jax.jit(lambda x: x @ x).lower(np.ones((4, 4), np.float32)).compile()
+
+
+def test_arithmetic_of_the_figures(monkeypatch):
+    experiment = experiment_lib.build(digits())
+    times = Times([0.1 * n for n in range(1, 22)], [0.04, 0.05, 0.06])
+    base = Times([], [0.02, 0.02, 0.02])
+    monkeypatch.setattr(chips, "peak_flops", lambda kind: 1e6)
+    found = steps.step_figures(Timed(experiment), times, base)
+    assert (found["step_ms"], found["step_ms_p95"]) == (1100, 2000)
+    assert (found["images_per_second"], found["time_vs_none"]) == (160, 2.5)
+    assert (found["flops"], found["compile_seconds"]) == (2 * 4**3, 1.23)
+    # Each of the four devices.
+    flops = 6 * multiply_adds(experiment.model, (8, 8, 1)) * 160
+    assert found["utilisation"] == pytest.approx(flops / 4e6, abs=1e-4)
+    assert steps.step_figures(Timed(experiment), times, None)["time_vs_none"] is None
+
+
+class Counted:
+    """In place of a compiled run: a step takes two seconds of a clock that is none."""
+
+    def __init__(self, experiment, clock):
+        self.experiment, self.clock, self.seen = experiment, clock, []
+
+    def dispatch(self, arguments):
+        self.seen.append(arguments)
+        self.clock[0] += 2.0
+        return 0.0
+
+    def wait(self):
+        pass
+
+
+def test_waiting_for_images_is_a_share_of_the_time():
+    clock = [0.0]
+
+    def batches(start):
+        for number in range(100):
+            clock[0] += 0.5
+            yield (number,)
+
+    run = Counted(experiment_lib.build(digits()), clock)
+    found = steps.fed_figures(
+        run, Feed((), batches), run.experiment.dispatches(0), 4, clock=lambda: clock[0]
+    )
+    assert found == {"fed_images_per_second": 3.2, "data_wait": 0.2}
+    assert run.seen == [(n,) for n in range(steps.READY + 4)]
+
+
+def test_step_that_does_not_run_is_refused_in_one_line(monkeypatch):
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nand more")
+
+    monkeypatch.setattr(steps, "measure", fail)
+    with pytest.raises(
+        RunError, match=r"^RESOURCE_EXHAUSTED: out of memory; .*batch_size"
+    ) as error:
+        benchmark.step_benchmark(digits(), ["nam"], steps=1)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_batch_that_does_not_divide_is_refused():
+    with pytest.raises(ConfigError, match="10 images do not divide over 4 devices"):
+        benchmark.step_benchmark(digits(batch_size=10), ["nam"], steps=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--attention=none,sae"], "error: --attention: got 'none,sae'; allowed: one or several"),
+        (["--steps=0"], "error: flag --steps=0"),
+        (["--json=no/such/directory/f.json"], "error: --json: got 'no/such/directory/f.json'"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(arguments, message):
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "train.benchmark", "--config=configs/digits_resnet20.py"),
+            *arguments,
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(message)
+    assert len(result.stderr.splitlines()) == 1

@@ -1,0 +1,223 @@
+"""The config's schema: what every field accepts, and what the errors say."""
+
+import re
+
+import pytest
+
+from nam_jax.attention import NAMES as ATTENTIONS
+from train.core.config.checks import validate
+from train.core.config.fields import FIELDS, FREE_FIELDS, default_config, flatten, reference
+from train.core.errors import ConfigError
+
+MANY = tuple(i / 102 for i in range(1, 102))
+# Values just outside a field's range, of its own type; the boundary itself where it is excluded.
+OUT_OF_RANGE = {
+    "accumulate_steps": [0, 257],
+    "optimizer.name": ["adam"],
+    "optimizer.reference_batch_size": [-1, 2**31],
+    "model.pretrained": ["weights", "weights.bin", "a\nb.pth"],
+    "seed": [-1, 2**32],
+    "batch_size": [0, 2**20 + 1],
+    "epochs": [0, 2**31],
+    "steps": [-1, 2**31],
+    "eval_every_epochs": [0, 2**31],
+    "log_every_steps": [0, 2**31],
+    "label_smoothing": [-0.1, 1.0],
+    "ema_decay": [-0.1, 1.0],
+    "model.name": ["resnet51", ""],
+    "model.attention": ["nam_", "NAM"],
+    "model.stem": ["mnist"],
+    "model.dtype": ["float16", "float128"],
+    "model.sync_bn_devices": [0, -2, 1_000_001],
+    "data.name": ["", "cifar-100", "a/..", "a:..", "a:1", "données"],
+    "data.dir": ["", "a\0b", "\udc80"],
+    "data.train_split": ["", "a\nb"],
+    "data.eval_split": ["", "a\nb"],
+    "data.loader": ["on_disk"],
+    "data.resident_limit_gb": [0.0, -1.0, 1.1e6],
+    "data.workers": [-1, 1001],
+    "data.max_bad_fraction": [-0.1, 1.0],
+    "data.image_size": [-1, 4097],
+    "data.crop": ["center"],
+    "data.eval_crop_ratio": [0.099, 1.1],
+    "data.interpolation": ["nearest"],
+    "data.mean": [(), (1.1,), (0.5, -0.1, 0.5)],
+    "data.std": [(), (0.0009,), (0.2, -0.1, 0.2)],
+    "data.crop_padding": [-1, 4097],
+    "data.augmentation": ["autoaugment"],
+    "data.randaugment_operations": [0, 101],
+    "data.randaugment_level": [-1, 31],
+    "data.random_erasing": [-0.1, 1.1],
+    "data.mixup": [-0.1],
+    "data.cutmix": [-0.1],
+    "optimizer.learning_rate": [0.0, -0.1],
+    "optimizer.schedule": ["linear"],
+    "optimizer.warmup_epochs": [-0.5],
+    "optimizer.milestones": [(0.6, 0.3), (0.3, 0.3), (0.0,), (0.5, 1.0), MANY],
+    "optimizer.decay_factor": [0.0, 1.1],
+    "optimizer.momentum": [-0.1, 1.0],
+    "optimizer.weight_decay": [-5e-4],
+    "optimizer.weight_decay_on": ["bias"],
+    "optimizer.clip_norm": [-1.0],
+    "optimizer.sparsity": [-1e-4],
+    "optimizer.sparsity_mode": ["l1"],
+    "checkpoint.every_steps": [-1, 2**31],
+    "checkpoint.keep": [1, 2**31],
+}
+
+WRONG_TYPE = {
+    int: [1.0, "1", True, None],
+    float: ["0.1", True, None, (0.1,)],
+    bool: [1, "True", None],
+    str: [1, None, ("test",)],
+    tuple: [0.5, "0.5", None, ("0.5",), (True,)],
+}
+
+WITH_SCALES = [name for name in ATTENTIONS if name.startswith("nam")]
+# Of the numbers near 0 and above all bounds float32 makes zeros and infinities.
+NO_FLOAT32 = [float("nan"), float("inf"), float("-inf"), 1e-39, 1e39, 2**31, 10**400]
+
+
+def config_with(name, value):
+    """The default config with any value in one field, or a field more."""
+    config = without(name) if name in FIELDS else default_config()
+    group, _, leaf = name.rpartition(".")
+    with config.unlocked():
+        (config[group] if group else config)[leaf] = value
+    return config
+
+
+def without(name):
+    """The default config without a field, and so without the type that Config keeps."""
+    config = default_config()
+    group, _, leaf = name.rpartition(".")
+    with config.unlocked():
+        del (config[group] if group else config)[leaf]
+    return config
+
+
+def fields_of(*kinds):
+    return [name for name, field in FIELDS.items() if type(field.default) in kinds]
+
+
+def pairs(values_of):
+    return [(name, value) for name in FIELDS for value in values_of(name)]
+
+
+def assert_refused(name, value):
+    with pytest.raises(ConfigError) as error:
+        validate(config_with(name, value))
+    message = str(error.value)
+    assert f"config.{name}: got {value!r};" in message
+    assert f"allowed: {FIELDS[name].allowed}" in message
+
+
+def test_default_config_is_valid_and_locked():
+    config = default_config()
+    validate(config)
+    assert config.is_locked
+    assert dict(flatten(config)) == {name: field.default for name, field in FIELDS.items()}
+    with pytest.raises(AttributeError):
+        config.model.depth = 50
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_default_passes_its_own_test(name):
+    field = FIELDS[name]
+    assert field.test(field.default)
+    assert field.doc
+    assert field.allowed
+
+
+def test_every_field_with_a_range_has_a_value_outside_it():
+    assert OUT_OF_RANGE.keys() == FIELDS.keys() - set(fields_of(bool))
+
+
+@pytest.mark.parametrize(("name", "value"), pairs(lambda name: OUT_OF_RANGE.get(name, [])))
+def test_value_out_of_range_is_refused(name, value):
+    assert_refused(name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), pairs(lambda name: WRONG_TYPE[type(FIELDS[name].default)])
+)
+def test_value_of_a_wrong_type_is_refused(name, value):
+    assert_refused(name, value)
+
+
+@pytest.mark.parametrize("value", NO_FLOAT32)
+@pytest.mark.parametrize("name", fields_of(float, tuple))
+def test_number_that_float32_does_not_hold_is_refused(name, value):
+    is_tuple = isinstance(FIELDS[name].default, tuple)
+    assert_refused(name, (value,) if is_tuple else value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", 2**32 - 1),
+        ("model.sync_bn_devices", -1),
+        ("data.mean", [0, 0.5, 1]),
+        ("data.mixup", 0),
+        ("optimizer.milestones", ()),
+        ("optimizer.learning_rate", 1),
+        ("optimizer.momentum", 0.0),
+        ("checkpoint.keep", 100),
+    ],
+)
+def test_value_at_the_edge_is_accepted(name, value):
+    validate(config_with(name, value))
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_missing_field_is_named(name):
+    with pytest.raises(ConfigError, match=rf"config\.{re.escape(name)}: missing"):
+        validate(without(name))
+
+
+@pytest.mark.parametrize("name", ["depth", "model.depth", "optimizer.learning_rates"])
+def test_unknown_field_is_named(name):
+    with pytest.raises(ConfigError, match=rf"config\.{re.escape(name)}: there is no such field"):
+        validate(config_with(name, 50))
+
+
+def with_sparsity(attention, sparsity):
+    config = config_with("model.attention", attention)
+    config.optimizer.sparsity = sparsity
+    return config
+
+
+@pytest.mark.parametrize("attention", sorted(set(ATTENTIONS) - set(WITH_SCALES)))
+def test_sparsity_without_nam_scales_is_refused(attention):
+    with pytest.raises(ConfigError, match=rf"config\.optimizer\.sparsity: 0\.1 .*'{attention}'"):
+        validate(with_sparsity(attention, 0.1))
+    validate(with_sparsity(attention, 0.0))
+
+
+@pytest.mark.parametrize("attention", WITH_SCALES)
+def test_sparsity_with_nam_scales_is_accepted(attention):
+    validate(with_sparsity(attention, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("data.crop", "resized"), ("data.augmentation", "randaugment")]
+)
+def test_work_for_the_host_needs_the_streaming_loader(name, value):
+    config = config_with(name, value)
+    with pytest.raises(ConfigError, match=rf"config\.{name}: '{value}' .*loader=streaming"):
+        validate(config)
+    config.data.loader = "streaming"
+    validate(config)
+
+
+def test_free_fields_are_fields():
+    assert set(FREE_FIELDS) <= FIELDS.keys()
+    assert len(set(FREE_FIELDS)) == len(FREE_FIELDS)
+
+
+def test_reference_tells_of_every_field():
+    paragraphs = reference().split("\n")
+    for name, field in FIELDS.items():
+        at = paragraphs.index(f"{name} = {field.default!r}")
+        assert field.doc in paragraphs[at + 1]
+        assert field.allowed in paragraphs[at + 1]

@@ -1,0 +1,163 @@
+"""The mesh: which arrangements fit, and what its devices do together."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train.core.devices import mesh as mesh_lib
+from train.core.errors import ConfigError
+
+# Groups of 1, 2 and all of the four devices.
+each_group = pytest.mark.parametrize("group", [1, 2, 4])
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_devices", "nearest"),
+    [(6, 4, "4 or 8"), (9, 4, "8 or 12"), (127, 2, "126 or 128"), (3, 4, "4")],
+)
+def test_batch_that_does_not_divide_names_the_nearest_sizes(batch_size, num_devices, nearest):
+    with pytest.raises(ConfigError, match=r"^config\.batch_size: ") as error:
+        mesh_lib.create(batch_size, devices=jax.devices()[:num_devices])
+    message = str(error.value)
+    assert f"{batch_size} images do not divide over {num_devices} devices" in message
+    assert message.endswith(f": {nearest}.")
+
+
+@pytest.mark.parametrize(("group", "num_devices"), [(3, 4), (8, 4), (2, 3)])
+def test_groups_that_do_not_divide_are_refused(group, num_devices):
+    with pytest.raises(ConfigError, match=r"^config\.model\.sync_bn_devices: ") as error:
+        mesh_lib.create(12, group, jax.devices()[:num_devices])
+    assert f"{num_devices} devices do not divide into groups of {group}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("sync_bn_devices", "shape", "axis"),
+    [
+        (1, {"replica": 4, "group": 1}, None),
+        (2, {"replica": 2, "group": 2}, "group"),
+        (4, {"replica": 1, "group": 4}, "group"),
+        (-1, {"replica": 1, "group": 4}, "group"),
+    ],
+)
+def test_groups_share_their_statistics(sync_bn_devices, shape, axis):
+    mesh = mesh_lib.create(8, sync_bn_devices)
+    assert dict(mesh.shape) == shape
+    assert mesh_lib.norm_axis(mesh) == axis
+
+
+@pytest.mark.parametrize("sync_bn_devices", [1, -1])
+def test_one_device_has_no_one_to_share_with(sync_bn_devices):
+    mesh = mesh_lib.create(7, sync_bn_devices, jax.devices()[:1])
+    assert dict(mesh.shape) == {"replica": 1, "group": 1}
+    assert mesh_lib.norm_axis(mesh) is None
+
+
+def test_replicated_arrays_lie_whole_on_every_device():
+    array = jax.device_put(np.arange(6), mesh_lib.replicated(mesh_lib.create(8, 2)))
+    assert {shard.device for shard in array.addressable_shards} == set(jax.devices())
+    for shard in array.addressable_shards:
+        np.testing.assert_array_equal(shard.data, np.arange(6))
+
+
+def on_every_device(function, mesh, *arguments):
+    """What a function of one device gives, one row a device, in the order of their numbers."""
+
+    def row(*arguments):
+        device = jax.lax.axis_index(mesh_lib.AXES)
+        result = function(*arguments)
+        return mesh_lib.total(jnp.zeros((mesh.size, *result.shape)).at[device].set(result))
+
+    return np.asarray(mesh_lib.jit_replicated(row, mesh)(*arguments))
+
+
+@each_group
+@pytest.mark.parametrize("batch_size", [4, 24])
+def test_local_rows_are_each_row_of_the_batch_once(group, batch_size):
+    mesh = mesh_lib.create(batch_size, group)
+    rows = on_every_device(lambda: mesh_lib.local_rows(mesh, batch_size), mesh)
+    # Contiguous, so that neighbours, which mixup pairs, stay on one device.
+    np.testing.assert_array_equal(rows, np.arange(batch_size).reshape(4, -1))
+
+
+@each_group
+def test_devices_of_a_group_hold_neighbouring_rows(group):
+    mesh = mesh_lib.create(8, group)
+    rows = on_every_device(
+        lambda: jax.lax.all_gather(mesh_lib.local_rows(mesh, 8), "group", tiled=True), mesh
+    )
+    expected = np.arange(8).reshape(4 // group, -1).repeat(group, 0)
+    np.testing.assert_array_equal(rows, expected)
+
+
+@each_group
+@pytest.mark.parametrize("at_once", [False, True])
+def test_mean_and_total_are_those_of_all_rows_on_every_device(group, at_once):
+    mesh, values = mesh_lib.create(8, group), np.arange(8.0) ** 2
+
+    def reduce(values):
+        local = values[mesh_lib.local_rows(mesh, 8)]
+        halves = mesh_lib.mean(list(local.reshape(2, -1).mean(1)), at_once=at_once)
+        return {"mean": (halves[0] + halves[1]) / 2, "total": mesh_lib.total(local.sum())}
+
+    result = mesh_lib.jit_replicated(reduce, mesh)(values)
+    for name, expected in {"mean": values.mean(), "total": values.sum()}.items():
+        shards = [float(shard.data) for shard in result[name].addressable_shards]
+        assert shards == [expected] * 4
+
+
+def test_mean_at_once_is_one_message_and_keeps_shapes_and_dtypes():
+    mesh = mesh_lib.create(8)
+    tree = {"a": jnp.ones((2, 3)), "b": jnp.arange(4, dtype=jnp.bfloat16)}
+
+    def program(at_once):
+        return mesh_lib.jit_replicated(lambda x: mesh_lib.mean(x, at_once=at_once), mesh)
+
+    counts = [program(at_once).lower(tree).as_text().count("all_reduce") for at_once in (0, 1)]
+    assert counts == [2, 1]
+    jax.tree.map(np.testing.assert_array_equal, program(at_once=True)(tree), tree)
+
+
+@each_group
+def test_mean_of_local_gradients_is_the_gradient_of_the_mean(group):
+    mesh, values = mesh_lib.create(8, group), jnp.arange(8.0)
+
+    def gradient(weight):
+        def loss(weight):
+            return (weight * values[mesh_lib.local_rows(mesh, 8)]).mean()
+
+        return mesh_lib.mean(jax.grad(loss)(weight))
+
+    assert mesh_lib.jit_replicated(gradient, mesh)(2.0) == values.mean()
+
+
+def test_donated_arguments_are_gone_and_others_stay():
+    mesh = mesh_lib.create(4)
+    first, second = (jax.device_put(np.ones(4), mesh_lib.replicated(mesh)) for _ in range(2))
+    mesh_lib.jit_replicated(lambda a, b: a + b, mesh, donate_argnums=0)(first, second)
+    assert first.is_deleted()
+    assert not second.is_deleted()
+
+
+@each_group
+@pytest.mark.parametrize("reverse", [False, True])
+def test_rows_of_this_process_become_a_global_batch(group, reverse):
+    mesh = mesh_lib.create(8, group, jax.devices()[:: -1 if reverse else 1])
+    rows = mesh_lib.process_rows(mesh, 8)
+    np.testing.assert_array_equal(rows, np.arange(8))
+    images = np.arange(24).reshape(8, 3)
+    batch = mesh_lib.put_rows({"images": images, "labels": rows}, mesh, 8)
+    np.testing.assert_array_equal(batch["images"], images)
+    np.testing.assert_array_equal(batch["labels"], rows)
+    assert batch["images"].sharding == mesh_lib.by_rows(mesh)
+
+
+def test_batch_split_over_devices_arrives_as_the_rows_that_are_theirs():
+    mesh, labels = mesh_lib.create(8), np.arange(8)
+
+    def check(whole, batch):
+        own = mesh_lib.local_rows(mesh, 8)
+        return mesh_lib.total(jnp.abs(batch - whole[own]).sum())
+
+    compiled = mesh_lib.jit_replicated(check, mesh, rows_argnum=1)
+    assert compiled(labels, mesh_lib.put_rows(labels, mesh, 8)) == 0

@@ -1,0 +1,67 @@
+"""How often attention makes a compiled training step read or write the map that it gates."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+from jax.sharding import SingleDeviceSharding
+
+from nam_jax.models import blocks
+from train.core.devices import topologies
+
+pytestmark = pytest.mark.usefixtures("libtpu")
+
+# Larger than a v5e's VMEM, as the first stages of ResNet-50 are: every pass is one over HBM.
+MAP = (128, 56, 56, 256)
+
+
+class Block(nn.Module):
+    """The end of a residual block and the convolution after it."""
+
+    attention: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, shortcut: jax.Array) -> jax.Array:
+        options = blocks.shared_options(train=True, dtype=jnp.bfloat16, axis_name=None)
+        y = blocks.conv(MAP[-1], 1, dtype=jnp.bfloat16, name="conv3")(x)
+        y = blocks.norm_and_attention(y, self.attention, options, norm_name="bn3")
+        return blocks.conv(64, 1, dtype=jnp.bfloat16, name="next")(nn.relu(y + shortcut))
+
+
+@functools.cache
+def bytes_accessed(attention: str) -> float:
+    """What the block's forward and backward pass read and write on one v5e."""
+    block = Block(attention)
+    narrow, wide = (jax.ShapeDtypeStruct((*MAP[:3], n), jnp.bfloat16) for n in (64, MAP[-1]))
+    variables = jax.eval_shape(block.init, jax.random.key(0), narrow, wide)
+
+    def gradients(variables, x, shortcut, cotangent):
+        def apply(params, x, shortcut):
+            return block.apply({**variables, "params": params}, x, shortcut, mutable="batch_stats")
+
+        _, pull, statistics = jax.vjp(apply, variables["params"], x, shortcut, has_aux=True)
+        return pull(cotangent), statistics
+
+    sharding = SingleDeviceSharding(topologies.devices("v5e:1x1")[0])
+    arguments = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        (variables, narrow, wide, narrow),
+    )
+    return jax.jit(gradients).lower(*arguments).compile().cost_analysis()["bytes accessed"]
+
+
+@pytest.mark.parametrize(
+    ("attention", "passes"),
+    [
+        ("nam_channel", 0.1),
+        ("nam_spatial", 2.1),
+        ("nam", 2.1),
+        ("se", 2.1),
+        ("cbam", 5.1),
+    ],
+)
+def test_passes_over_the_map_that_attention_adds(attention: str, passes: float) -> None:
+    one = 2 * MAP[0] * MAP[1] * MAP[2] * MAP[3]
+    assert bytes_accessed(attention) <= bytes_accessed("none") + passes * one

@@ -1,0 +1,225 @@
+"""The learning-rate schedule, and the optax chain against NumPy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from train.core.config.fields import default_config
+from train.core.engine import optimizer
+
+PEAK = 0.1
+
+
+def optimizer_config(**fields):
+    config = default_config().optimizer
+    config.update(learning_rate=PEAK, **fields)
+    return config
+
+
+def rates(total_steps, warmup_steps=0, **fields):
+    """The learning rate of every update of a run."""
+    schedule = optimizer.schedule(optimizer_config(**fields), total_steps, warmup_steps)
+    return np.broadcast_to(jax.jit(schedule)(jnp.arange(total_steps)), total_steps)
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 390])
+def test_step_schedule_drops_at_the_epochs_of_the_reference(warmup_steps):
+    steps = 390  # of an epoch: 50,000 images in batches of 128
+    found = rates(200 * steps, warmup_steps)
+    epochs = np.arange(200 * steps) // steps
+    expected = PEAK * 0.2 ** ((epochs >= 60) * 1 + (epochs >= 120) + (epochs >= 160))
+    np.testing.assert_allclose(found[warmup_steps:], expected[warmup_steps:], rtol=1e-6)
+
+
+def test_milestones_that_round_to_the_same_step_both_count():
+    found = rates(10, milestones=(0.48, 0.5, 0.52), decay_factor=0.5)
+    np.testing.assert_allclose(found, PEAK * np.array([1] * 5 + [0.125] * 5), rtol=1e-6)
+
+
+def test_step_schedule_without_milestones_is_constant():
+    np.testing.assert_allclose(rates(10, milestones=()), PEAK, rtol=1e-6)
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 4])
+def test_cosine_schedule_falls_to_zero_at_the_end(warmup_steps):
+    steps = 100 + warmup_steps
+    schedule = optimizer.schedule(optimizer_config(schedule="cosine"), steps, warmup_steps)
+    start, middle, last, end = (
+        float(schedule(jnp.asarray(warmup_steps + step))) for step in (0, 50, 99, 100)
+    )
+    np.testing.assert_allclose([start, middle], [PEAK, PEAK / 2], rtol=1e-6)
+    np.testing.assert_allclose(last, PEAK * (1 + np.cos(0.99 * np.pi)) / 2, rtol=1e-4)
+    assert abs(end) < 1e-8
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 4])
+def test_constant_schedule_stays_at_the_peak(warmup_steps):
+    found = rates(20, warmup_steps, schedule="constant")
+    np.testing.assert_allclose(found[warmup_steps:], PEAK, rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine", "constant"])
+@pytest.mark.parametrize("warmup_steps", [1, 4])
+def test_warm_up_grows_evenly_to_the_peak(schedule, warmup_steps):
+    found = rates(100, warmup_steps, schedule=schedule)
+    expected = PEAK * np.arange(1, warmup_steps + 2) / (warmup_steps + 1)
+    np.testing.assert_allclose(found[: warmup_steps + 1], expected, rtol=1e-6)
+    assert found.argmax() == warmup_steps
+
+
+def parameters():
+    """One leaf of every kind, in float64."""
+    generator = np.random.default_rng(0)
+    return {
+        "conv": {"kernel": generator.normal(size=(3, 2))},
+        "bn": {"scale": generator.normal(size=2), "bias": generator.normal(size=2)},
+        "attention": {"nam_bn": {"scale": generator.normal(size=4), "bias": np.ones(4)}},
+        "head": {"kernel": generator.normal(size=(2, 5)), "bias": generator.normal(size=5)},
+    }
+
+
+def gradient(params):
+    """Of some loss with minima, for both implementations."""
+    return jax.tree.map(lambda p: p**3 - p, params)
+
+
+def rate(step):
+    return 0.05 / (1 + step)
+
+
+def by_optax(config, steps):
+    tx, params = optimizer.create(config, rate), parameters()
+    state = tx.init(params)
+    for _ in range(steps):
+        updates, state = tx.update(gradient(params), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def is_nam_scale(path):
+    return path[-2:] == ("nam_bn", "scale")
+
+
+def names(path):
+    return tuple(key.key for key in path)
+
+
+def by_numpy(config, steps):
+    leaves = jax.tree_util.tree_leaves_with_path(parameters())
+    params = {names(path): leaf for path, leaf in leaves}
+    momenta = dict.fromkeys(params, 0.0)
+    for step in range(steps):
+        grads = gradient(params)
+        norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+        for path, p in params.items():
+            direction, momenta[path] = _direction(config, path, p, grads[path], norm, momenta[path])
+            new = p - rate(step) * direction
+            if config.sparsity_mode == "proximal" and is_nam_scale(path):
+                new = np.sign(new) * np.maximum(np.abs(new) - config.sparsity * rate(step), 0)
+            params[path] = new
+    return params
+
+
+def _direction(config, path, p, g, norm, momentum):
+    """The direction of an update of one leaf, and its new momentum."""
+    if config.clip_norm and norm > config.clip_norm:
+        g = g * config.clip_norm / norm
+    if config.sparsity_mode == "sign" and is_nam_scale(path):
+        g = g + config.sparsity * np.sign(p)
+    if config.weight_decay_on == "all" or path[-1] == "kernel":
+        g = g + config.weight_decay * p
+    momentum = g + config.momentum * momentum
+    return (g + config.momentum * momentum if config.nesterov else momentum), momentum
+
+
+def assert_same(found, expected):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+        assert leaf.dtype == np.float64
+        np.testing.assert_allclose(leaf, expected[names(path)], rtol=1e-12, atol=1e-14)
+
+
+# Large, so that a part in a wrong place shows.
+STRONG = {"weight_decay": 0.3, "sparsity": 0.4, "momentum": 0.8}
+
+
+# The first gradients are longer than 4, and the last are not.
+@pytest.mark.parametrize("decay_on", ["all", "kernels"])
+@pytest.mark.parametrize("clip_norm", [0.0, 4.0])
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("mode", ["sign", "proximal"])
+def test_chain_is_that_of_numpy(x64, mode, nesterov, clip_norm, decay_on):
+    config = optimizer_config(
+        sparsity_mode=mode,
+        nesterov=nesterov,
+        clip_norm=clip_norm,
+        weight_decay_on=decay_on,
+        **STRONG,
+    )
+    assert_same(by_optax(config, 4), by_numpy(config, 4))
+
+
+@pytest.mark.parametrize("mode", ["sign", "proximal"])
+def test_chain_without_any_option_is_gradient_descent(x64, mode):
+    config = optimizer_config(sparsity_mode=mode, momentum=0.0, weight_decay=0.0)
+    params = parameters()
+    found = by_optax(config, 1)
+    expected = jax.tree.map(lambda p, g: p - rate(0) * g, params, gradient(params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
+
+
+@pytest.mark.parametrize("mode", ["sign", "proximal"])
+def test_scales_are_penalised_and_not_decayed_where_kernels_alone_are(x64, mode):
+    config = optimizer_config(
+        sparsity_mode=mode, sparsity=0.1, momentum=0.0, weight_decay=0.5, weight_decay_on="kernels"
+    )
+    params = jax.tree.map(np.ones_like, parameters())
+    tx = optimizer.create(config, lambda step: 1.0)
+    updates, _ = tx.update(jax.tree.map(np.zeros_like, params), tx.init(params), params)
+    change = {names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(updates)}
+    for path, leaf in change.items():
+        expected = -0.1 if is_nam_scale(path) else -0.5 if path[-1] == "kernel" else 0.0
+        np.testing.assert_allclose(leaf, expected, rtol=1e-12)
+
+
+def test_proximal_mode_reaches_exact_zeros(x64):
+    config = optimizer_config(sparsity_mode="proximal", **{**STRONG, "sparsity": 100.0})
+    found = by_optax(config, 1)
+    np.testing.assert_array_equal(found["attention"]["nam_bn"]["scale"], 0)
+    assert all(np.all(leaf != 0) for leaf in (found["bn"]["scale"], found["conv"]["kernel"]))
+
+
+def test_kernels_are_those_of_convolutions_and_linear_layers():
+    marked = jax.tree_util.tree_leaves_with_path(optimizer.kernels(parameters()))
+    chosen = {names(path) for path, is_kernel in marked if is_kernel}
+    assert chosen == {("conv", "kernel"), ("head", "kernel")}
+
+
+def test_learning_rate_grows_with_the_batch_size():
+    config = optimizer_config(schedule="constant", reference_batch_size=256)
+    scale = optimizer.batch_size_scale(config, 4096)
+    schedule = optimizer.schedule(config, 10, 0, scale=scale)
+    np.testing.assert_allclose(schedule(jnp.asarray(3)), 16 * PEAK, rtol=1e-6)
+    assert optimizer.batch_size_scale(optimizer_config(), 4096) == 1
+
+
+def test_lars_scales_kernels_by_their_norms(x64):
+    config = optimizer_config(name="lars", weight_decay=0.1, momentum=0.5)
+    tx = optimizer.create(config, lambda step: PEAK)
+    rng = np.random.default_rng(0)
+    params, grads = (
+        {"conv": {"kernel": rng.standard_normal((3, 4)), "bias": rng.standard_normal(4)}}
+        for _ in range(2)
+    )
+    state, velocity = tx.init(params), 0.0
+    for _ in range(2):
+        updates, state = tx.update(grads, state, params)
+        kernel = params["conv"]["kernel"]
+        direction = grads["conv"]["kernel"] + 0.1 * kernel
+        trust = 0.001 * np.linalg.norm(kernel) / np.linalg.norm(direction)
+        velocity = 0.5 * velocity - PEAK * trust * direction
+        np.testing.assert_allclose(updates["conv"]["kernel"], velocity, rtol=1e-9)
+        params = optax.apply_updates(params, updates)
+    # Neither decay nor trust ratio: −0.1 g, then −0.1 g − 0.05 g.
+    np.testing.assert_allclose(updates["conv"]["bias"], -0.15 * grads["conv"]["bias"], rtol=1e-9)

@@ -1,0 +1,158 @@
+"""Runs that start from PyTorch weights."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from configs import digits_resnet20
+from nam_jax import models
+from nam_jax.torch_import import names
+from nam_jax.variables import abstract_variables
+from train.core.config.fields import Config
+from train.core.engine import assembly, loop, pretrained
+from train.core.engine import experiment as experiment_lib
+from train.core.errors import ConfigError
+from train.core.workdir import directory
+from train.core.workdir.checkpoint_files import saved_steps
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+IMAGE = (8, 8, 1)
+
+
+def digits(**changes: Any) -> Config:
+    config = digits_resnet20.get_config()
+    changes = {"steps": 1, "model.attention": "nam_channel", **changes}
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def model(num_classes: int, attention: str) -> Any:
+    return models.create("resnet20", num_classes=num_classes, attention=attention, stem="cifar")
+
+
+def save(path: Path, num_classes: int, attention: str, prefix: str = "") -> Any:
+    """Writes PyTorch weights with random numbers; returns them as variables."""
+    module = model(num_classes, attention)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: rng.random(leaf.shape, np.float32), abstract_variables(module, (1, *IMAGE))
+    )
+    rules = names.rules_of(module)
+    state_dict = {}
+    for where, leaf in traverse_util.flatten_dict(variables).items():
+        value = leaf.transpose(-1, -2, *range(leaf.ndim - 2)) if where[-1] == "kernel" else leaf
+        state_dict[prefix + names.torch_name(where, rules)] = value.astype(np.float64)
+    np.savez(path, **state_dict)
+    return variables
+
+
+def flat(variables: Any) -> dict[str, np.ndarray]:
+    return traverse_util.flatten_dict(variables, sep="/")
+
+
+def load(path: Path, attention: str = "nam_channel", seed: int = 0) -> dict[str, np.ndarray]:
+    key = jax.random.key(seed)
+    return flat(pretrained.load(str(path), model(10, attention), 10, IMAGE, key))
+
+
+def test_all_of_a_fitting_file_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = flat(save(tmp_path / "w.npz", 10, "nam_channel", prefix="module."))
+    actual = load(tmp_path / "w.npz")
+    assert actual.keys() == expected.keys()
+    for name, value in actual.items():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    assert f"weights from {tmp_path / 'w.npz'}; fresh: nothing" in capsys.readouterr().out
+
+
+def test_another_number_of_classes_gets_a_fresh_head(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = flat(save(tmp_path / "w.npz", 7, "nam_channel"))
+    first, again, other = (load(tmp_path / "w.npz", seed=seed) for seed in (0, 0, 1))
+    assert "fresh: fc\n" in capsys.readouterr().out
+    for name, value in first.items():
+        if "/fc/" not in name:
+            np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    head = "params/fc/kernel"
+    assert first[head].shape == (64, 10)
+    np.testing.assert_array_equal(first[head], again[head])
+    assert not np.array_equal(first[head], other[head])
+
+
+def test_a_backbone_keeps_the_attention_fresh(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = flat(save(tmp_path / "w.npz", 10, "none"))
+    actual = load(tmp_path / "w.npz")
+    blocks = [f"layer{stage}_{block}/attention" for stage in (1, 2, 3) for block in range(3)]
+    assert f"fresh: {', '.join(blocks)}\n" in capsys.readouterr().out
+    for name, value in actual.items():
+        if "attention" in name:
+            fresh = 1.0 if name.endswith(("scale", "var")) else 0.0
+            np.testing.assert_array_equal(value, np.full_like(value, fresh), err_msg=name)
+        else:
+            np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize("ema_decay", [pytest.param(0.0, marks=pytest.mark.long), 0.9])
+def test_a_run_starts_from_the_file(tmp_path: Path, ema_decay: float) -> None:
+    expected = save(tmp_path / "w.npz", 10, "nam_channel")
+    config = digits(**{"model.pretrained": str(tmp_path / "w.npz"), "ema_decay": ema_decay})
+    experiment = experiment_lib.build(config)
+    state = assembly.initial_state(experiment, loop._pretrained(experiment))
+    jax.tree.map(np.testing.assert_array_equal, state.variables, expected)
+    # It trains: nothing that was read is donated twice.
+    summary = loop.train(experiment, tmp_path / "run")
+    assert summary["steps"] == 1
+
+
+def test_a_run_that_has_saved_goes_on_without_the_file(tmp_path: Path) -> None:
+    save(tmp_path / "w.npz", 10, "nam_channel")
+    changes = {"model.pretrained": str(tmp_path / "w.npz"), "checkpoint.every_steps": 1}
+    loop.train(experiment_lib.build(digits(**changes)), tmp_path / "run")
+    (tmp_path / "w.npz").unlink()
+    (tmp_path / "run" / "summary.json").unlink()
+    summary = loop.train(experiment_lib.build(digits(**changes)), tmp_path / "run")
+    assert summary["steps"] == 1
+
+
+def test_an_unfinished_checkpoint_is_nothing_to_go_on_from(tmp_path: Path) -> None:
+    save(tmp_path / "w.npz", 10, "nam_channel")
+    config = digits(**{"model.pretrained": str(tmp_path / "w.npz")})
+    (tmp_path / "run" / "checkpoints" / "22.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert not saved_steps(tmp_path / "run" / "checkpoints")
+    directory.claim(tmp_path / "run", config)
+    (tmp_path / "w.npz").unlink()
+    with pytest.raises(ConfigError, match="No such file"):
+        loop.train(experiment_lib.build(config), tmp_path / "run")
+
+
+@pytest.mark.parametrize("value", [np.nan, "text"])
+def test_weights_that_are_no_finite_numbers_are_refused(tmp_path: Path, value: Any) -> None:
+    save(tmp_path / "w.npz", 10, "nam_channel")
+    state_dict = dict(np.load(tmp_path / "w.npz"))
+    state_dict["bn1.bias"] = np.full(16, value)
+    np.savez(tmp_path / "w.npz", **state_dict)
+    match = "not finite" if value is np.nan else "not real numbers: bn1.bias <U4"
+    with pytest.raises(ConfigError, match=match):
+        load(tmp_path / "w.npz")
+
+
+@pytest.mark.parametrize("case", ["missing", "damaged", "misfit"])
+def test_a_wrong_file_is_refused_before_anything_is_written(tmp_path: Path, case: str) -> None:
+    path = tmp_path / "w.npz"
+    if case == "damaged":
+        path.write_bytes(b"PK")
+    if case == "misfit":
+        np.savez(path, **{"conv1.weight": np.zeros((3, 3))})
+    experiment = experiment_lib.build(digits(**{"model.pretrained": str(path)}))
+    expected = {"missing": "No such file", "damaged": "cannot be read", "misfit": "does not fit"}
+    with pytest.raises(ConfigError, match=rf"config\.model\.pretrained: .*{expected[case]}"):
+        loop.train(experiment, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

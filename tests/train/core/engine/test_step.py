@@ -1,0 +1,227 @@
+"""The training step: the same numbers on one device and on four, and what it reports."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nam_jax.models.resnet import BasicBlock, ResNet
+from tests.helpers.parity import assert_close
+from train.core.config.fields import Config, default_config
+from train.core.data import resident
+from train.core.devices import mesh as mesh_lib
+from train.core.engine import compiled_steps, optimizer, step
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+IDENTITY = optax.identity()
+LABELS = np.arange(16, dtype=np.int32) % 3
+
+
+def small_config(**changes: Any) -> Config:
+    config = default_config()
+    config.batch_size = 8
+    config.optimizer.schedule = "constant"
+    config.data.crop_padding = 1
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def small_model(**fields: Any) -> ResNet:
+    fields = {"attention": "nam", "stem": "cifar", "width": 4, **fields}
+    return ResNet(BasicBlock, (1, 1), num_classes=3, **fields)
+
+
+def initial_state(
+    model: ResNet, tx: optax.GradientTransformation = IDENTITY, with_ema: bool = False
+) -> step.TrainState:
+    """A fresh state, in float64 where that is switched on."""
+
+    def init() -> step.TrainState:
+        variables = model.init(jax.random.key(1), jnp.zeros((1, 6, 6, 1)), train=False)
+        state = step.init_state(variables, tx, with_ema=with_ema)
+        widest = jnp.zeros(()).dtype
+        return jax.tree.map(
+            lambda leaf: leaf.astype(widest) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
+            state,
+        )
+
+    return jax.jit(init)()
+
+
+@functools.cache
+def train(num_devices: int, steps: int, longest_dispatch: int = 1, **changes: Any) -> Any:
+    """Trains a small model on random images; returns the state and the last metrics."""
+    config = small_config(**changes)
+    mesh = mesh_lib.create(
+        config.batch_size, config.model.sync_bn_devices, jax.devices()[:num_devices]
+    )
+    model = small_model(axis_name=mesh_lib.norm_axis(mesh), dtype=changes.get("model.dtype"))
+    learning_rate = optimizer.schedule(config.optimizer, steps, 0)
+    tx = optimizer.create(config.optimizer, learning_rate)
+    state = initial_state(model, tx, with_ema=config.ema_decay > 0)
+    images = np.random.default_rng(0).integers(0, 256, (16, 6, 6, 1), np.uint8)
+    split = resident.ResidentSplit(images, LABELS, np.arange(16, dtype=np.int32))
+    state, split = jax.device_put((state, split), mesh_lib.replicated(mesh))
+    train_step = compiled_steps.build_train_step(
+        model, config, mesh, tx, learning_rate, steps_per_epoch=2, longest_dispatch=longest_dispatch
+    )
+    if longest_dispatch > 1:
+        state, stacked = train_step(state, split, np.int32(steps))
+        assert all(len(values) == longest_dispatch for values in stacked.values())
+        return state, {name: values[steps - 1] for name, values in stacked.items()}
+    for _ in range(steps):
+        state, metrics = train_step(state, split)
+    return state, metrics
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("mix", [0.0, 0.4])
+def test_global_statistics_equal_one_device(mix: float) -> None:
+    changes = {"data.mixup": mix, "data.cutmix": mix, "model.dtype": "float64"}
+    one, one_metrics = train(1, 3, **{"model.sync_bn_devices": -1}, **changes)
+    four, four_metrics = train(4, 3, **{"model.sync_bn_devices": -1}, **changes)
+    assert_close(four.variables, jax.tree.map(np.asarray, one.variables))
+    assert_close(four_metrics, jax.tree.map(np.asarray, one_metrics))
+
+
+@pytest.mark.usefixtures("x64")
+def test_steps_of_one_dispatch_equal_those_of_several() -> None:
+    changes = {"model.dtype": "float64", "ema_decay": 0.5}
+    expected, last = train(2, 5, **changes)
+    state, metrics = train(2, 5, longest_dispatch=8, **changes)
+    assert int(state.step) == 5
+    assert_close(state.variables, jax.tree.map(np.asarray, expected.variables))
+    assert_close(state.ema, jax.tree.map(np.asarray, expected.ema))
+    assert_close(metrics, jax.tree.map(np.asarray, last))
+
+
+@pytest.mark.usefixtures("x64")
+def test_accumulated_parts_make_the_update_of_the_whole() -> None:
+    # Where both parts hold the same images, their statistics are those of the whole batch.
+    config = small_config(**{"model.dtype": "float64"})
+    model, tx = small_model(dtype="float64"), optax.sgd(0.1)
+    state = initial_state(model, tx)
+    half = jax.random.normal(jax.random.key(1), (4, 6, 6, 1))
+    images, targets = jnp.concatenate([half, half]), jax.nn.one_hot(LABELS[:4], 3)
+    targets = jnp.concatenate([targets, targets])
+
+    def update(count: int) -> Any:
+        config.accumulate_steps = count
+        arguments = {"model": model, "tx": tx, "config": config}
+        mesh = mesh_lib.create(1, devices=jax.devices()[:1])
+        return mesh_lib.jit_replicated(
+            lambda: step.train_step(state, images, targets, **arguments), mesh
+        )()
+
+    (whole, whole_metrics), (parts, metrics) = update(1), update(2)
+    assert_close(parts.params, jax.tree.map(np.asarray, whole.params))
+    assert_close(metrics, jax.tree.map(np.asarray, whole_metrics))
+    # Each part has updated the running statistics.
+    first, both = (s.batch_stats["bn1"]["mean"] for s in (whole, parts))
+    assert_close(both, np.asarray(first * (1 + 0.9)))
+
+
+def test_parts_see_their_own_rows() -> None:
+    one, _ = train(1, 1)
+    four, _ = train(1, 1, accumulate_steps=4)
+    per_device, _ = train(4, 1)
+    # Four parts on one device normalise as four devices do.
+    assert_close(four.params, jax.tree.map(np.asarray, per_device.params), tolerance=1e-6)
+    assert np.abs(one.params["fc"]["kernel"] - four.params["fc"]["kernel"]).max() > 1e-6
+
+
+@pytest.mark.parametrize("sync_bn_devices", [1, 2])
+def test_every_device_holds_the_same_state(sync_bn_devices: int) -> None:
+    changes = {"model.sync_bn_devices": sync_bn_devices, "ema_decay": 0.5}
+    state, metrics = train(4, 3, **changes)
+    for leaf in jax.tree.leaves((state, metrics)):
+        shards = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        assert len(shards) == 4
+        assert all(np.array_equal(shards[0], shard) for shard in shards[1:])
+
+
+def test_statistics_per_device_are_not_global_ones() -> None:
+    own, _ = train(4, 1)
+    shared, _ = train(4, 1, **{"model.sync_bn_devices": -1})
+    own_var, shared_var = (s.batch_stats["bn1"]["var"] for s in (own, shared))
+    assert np.abs(own_var - shared_var).max() > 1e-4
+
+
+def test_penalty_is_reported_and_reaches_gradients_once() -> None:
+    plain, plain_metrics = train(1, 1)
+    changes = {"optimizer.sparsity": 1.0, "optimizer.learning_rate": 0.1}
+    sparse, metrics = train(1, 1, **changes)
+    number = sum(s.size for p, s in jax.tree.leaves_with_path(plain.params) if "nam_bn" in str(p))
+    # Half of the leaves under nam_bn are scales, which start at 1; the others are biases.
+    np.testing.assert_allclose(metrics["penalty"], number / 2)
+    np.testing.assert_allclose(metrics["loss"], metrics["cross_entropy"] + metrics["penalty"])
+    assert plain_metrics["penalty"] == 0
+
+    def scale(state: step.TrainState) -> jax.Array:
+        return state.params["layer1_0"]["attention"]["channel"]["nam_bn"]["scale"]
+
+    np.testing.assert_allclose(scale(plain) - scale(sparse), 0.1, rtol=1e-5)
+
+
+def test_averaged_weights_follow_their_formula() -> None:
+    first, _ = train(1, 1)
+    second, _ = train(1, 2)
+    averaged, _ = train(1, 2, ema_decay=0.75)
+    initial = initial_state(small_model()).variables
+    after_one = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, initial, first.variables)
+    after_two = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, after_one, second.variables)
+    assert_close(averaged.ema, jax.tree.map(np.asarray, after_two), tolerance=1e-6)
+
+
+def test_label_smoothing_changes_the_loss_as_optax_does() -> None:
+    _, plain = train(1, 1)
+    _, smoothed = train(1, 1, label_smoothing=0.9)
+    # At the start logits are small: nearly uniform labels cost about log(3).
+    assert plain["cross_entropy"] != smoothed["cross_entropy"]
+    np.testing.assert_allclose(smoothed["cross_entropy"], np.log(3), atol=0.3)
+
+
+def test_bfloat16_keeps_parameters_and_statistics_in_float32() -> None:
+    state, metrics = train(1, 1, **{"model.dtype": "bfloat16"})
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.variables)} == {jnp.dtype("float32")}
+    assert metrics["loss"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("logits", "label", "k", "wrong"),
+    [
+        ([1.0, 3.0, 2.0], 1, 1, False),
+        ([1.0, 3.0, 2.0], 2, 1, True),
+        ([1.0, 3.0, 2.0], 2, 2, False),
+        ([1.0, 3.0, 2.0], 0, 5, False),
+        ([0.0, 0.0, 0.0], 0, 1, True),
+        ([np.nan, np.nan, np.nan], 0, 1, True),
+    ],
+)
+def test_is_wrong(logits: list[float], label: int, k: int, wrong: bool) -> None:
+    assert bool(step.is_wrong(jnp.array([logits]), jnp.array([label]), k)[0]) is wrong
+
+
+def test_eval_step_counts_unmasked_rows_only() -> None:
+    mesh = mesh_lib.create(4, devices=jax.devices()[:1])
+    model = small_model()
+    state = initial_state(model)
+    images = jax.random.normal(jax.random.key(1), (4, 6, 6, 1))
+    labels = jnp.array([0, 1, 2, 0])
+
+    def sums(mask: list[bool]) -> Any:
+        def evaluate() -> Any:
+            return step.eval_step(state.variables, images, labels, jnp.array(mask), model=model)
+
+        return mesh_lib.jit_replicated(evaluate, mesh)()
+
+    whole = sums([True, True, True, True])
+    first, last = sums([True, True, False, False]), sums([False, False, True, True])
+    assert int(whole["count"]) == 4
+    for name in whole:
+        np.testing.assert_allclose(whole[name], first[name] + last[name], rtol=1e-6)

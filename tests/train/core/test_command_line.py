@@ -1,0 +1,191 @@
+"""Wrong command lines and configs: exit code 2 and one line; help that fits a screen."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.commands import REPOSITORY, call
+from train.core import command_line
+from train.core.errors import ConfigError
+
+DIGITS = ("--config", "configs/digits_resnet20.py")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), "--config is missing"),
+        (("--config", "nowhere.py"), "nowhere.py"),
+        ((*DIGITS, "--config.model.nam=nam"), "did you mean config.model.name?"),
+        (
+            (*DIGITS, "--config.seed=first"),
+            "config.seed: got 'first'; allowed: 0 to",
+        ),
+        (
+            (*DIGITS, "--config.epochs=2.5"),
+            "config.epochs: got '2.5'; allowed: 1 to 2³¹ − 1, a whole number",
+        ),
+        ((*DIGITS, "--config.model=resnet18"), "did you mean config.model.name?"),
+        ((*DIGITS, "--config.l=3"), "config.l: there is no such field"),
+        ((*DIGITS, "--config.data.name=cifar-100"), "config.data.name: got 'cifar-100'"),
+        ((*DIGITS, "--config.data.eval_split=x"), "config.data.eval_split: digits has"),
+        ((*DIGITS, "--config.model.name=resnet19"), "one of resnet18, resnet34"),
+        ((*DIGITS, "--config.data.name=cifar10", "--config.data.dir=no"), "tfds build cifar10"),
+        ((*DIGITS, "surplus"), "unknown argument 'surplus'"),
+        ((*DIGITS, "--worckdir=x"), "worckdir"),
+    ],
+)
+def test_one_line_and_exit_code_2(
+    arguments: tuple[str, ...], expected: str, tmp_path: Path
+) -> None:
+    result = call(*arguments, "--workdir", str(tmp_path / "run"))
+    assert result.returncode == 2, result.stderr
+    assert expected in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("def get_config(:", "invalid syntax"),
+        ("CONFIG = 1", "get_config"),
+        ("def get_config(): return None", "returns nothing"),
+        ("def get_config(): raise ValueError('out of cheese')", "out of cheese"),
+        (
+            "from train.config import default_config\n"
+            "def get_config():\n"
+            "    config = default_config()\n"
+            "    config.batch_siz = 3\n"
+            "    return config\n",
+            "batch_siz",
+        ),
+    ],
+)
+def test_broken_config_file(source: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(source)
+    result = call("--config", str(tmp_path / "broken.py"))
+    assert result.returncode == 2
+    assert expected in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("train.main", "train.evaluate", "train.summary", "train.benchmark", "train.prepare"),
+        "train.compile",
+    ],
+)
+def test_help_fits_a_screen_and_shows_an_example(command: str) -> None:
+    result = call("--help", command=command)
+    assert result.returncode == 0
+    lines = result.stdout.splitlines()
+    assert len(lines) <= 24
+    assert all(len(line) <= 80 for line in lines)
+    example = rf"python -m {command} ([\w-]+ )?--config configs/\w+.py"
+    assert any(re.match(example, line.strip()) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (DIGITS, "name what to do: check or shrink."),
+        (("chek", *DIGITS), "name what to do: check or shrink; got 'chek'."),
+        (("check", "now", *DIGITS), "unknown argument 'now'"),
+        (("shrink", *DIGITS), "--out is missing"),
+        (("check", *DIGITS), "digits is not on disk; there is nothing to prepare"),
+    ],
+)
+def test_wrong_call_of_prepare(arguments: tuple[str, ...], expected: str) -> None:
+    result = call(*arguments, command="train.prepare")
+    assert result.returncode == 2
+    assert expected in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["config.json", "checkpoints"])
+def test_odd_directory_of_a_run(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("[1, 2]")
+    result = call(*DIGITS, "--config.steps=1", "--workdir", str(tmp_path))
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_memory_that_runs_out_is_one_line() -> None:
+    code = (
+        "from train import command_line\n"
+        "def main(): bytearray(2**60)\n"
+        "command_line.run(main, '', needs_config=lambda: False)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert re.fullmatch(r"error: there is not enough memory: .+\n", result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "redirection", "code", "said"),
+    [
+        ("train.core.config.fields", "> /dev/full", 1, r"error: .*No space left on device\n"),
+        ("train.config --help", "> /dev/full", 1, r"error: .*No space left on device\n"),
+        ("train.config --help", ">&-", 0, ""),
+        ("train.core.config.fields", ">&-", 0, ""),
+        # A pipe whose reader is gone by then.
+        ("train.config --help", "| exec 0<&-", 1, ""),
+    ],
+)
+def test_output_that_cannot_be_written(
+    arguments: str, redirection: str, code: int, said: str
+) -> None:
+    shell = f"set -o pipefail; (sleep 0.2; exec {sys.executable} -m {arguments}) {redirection}"
+    result = subprocess.run(
+        ["bash", "-c", shell], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == code
+    assert re.fullmatch(said, result.stderr)
+
+
+def test_characters_that_the_output_lacks_are_written_in_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    result = call(*DIGITS, command="train.summary")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert r"8 \xd7 8 \xd7 1" in result.stdout
+
+
+def test_empty_workdir_is_refused() -> None:
+    result = call(*DIGITS, "--workdir", "")
+    assert result.returncode == 2
+    assert "--workdir is empty" in result.stderr
+
+
+def test_evaluate_without_a_run(tmp_path: Path) -> None:
+    result = call(*DIGITS, "--workdir", str(tmp_path), command="train.evaluate")
+    assert result.returncode == 2
+    assert "there is no run" in result.stderr
+
+
+def test_evaluate_names_the_checkpoints_that_can_be_chosen() -> None:
+    result = call(*DIGITS, "--which", "worst", command="train.evaluate")
+    assert result.returncode == 2
+    assert "last" in result.stderr
+    assert "best" in result.stderr
+
+
+@pytest.mark.parametrize("name", [".", "nowhere/figures.json"])
+def test_file_that_could_not_be_written_is_refused_before_the_work(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--json: got .*directory that is there\.$"):
+        command_line.output("json", name)
+
+
+def test_file_that_can_be_written(tmp_path: Path) -> None:
+    assert command_line.output("json", None) is None
+    assert command_line.output("json", str(tmp_path / "new")) == tmp_path / "new"

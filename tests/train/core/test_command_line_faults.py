@@ -1,0 +1,230 @@
+"""Wrong command lines of every command: exit code 2 and one line; right ones reach the work."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs import digits_resnet20
+from tests.helpers import forks
+from tests.helpers.command_lines import (
+    COMMANDS,
+    CONFIG,
+    CONFIG_FILES,
+    COUNTS,
+    FOREIGN,
+    LISTS,
+    NAMES,
+    SURPLUS,
+    UNPRINTABLE,
+    all_values,
+    right_line,
+)
+from tests.helpers.commands import call
+from tests.helpers.config_values import TEXTS, allowed
+from train.core.config.checks import validate
+from train.core.config.fields import FIELDS
+from train.core.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def commands():
+    with forks.started() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A directory that looks like that of a run."""
+    path = tmp_path_factory.mktemp("run")
+    (path / "config.json").write_text("{}")
+    return path
+
+
+def assert_right(result, name):
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith("seed = 0" if name == "config" else forks.BEGINS)
+
+
+def assert_refused(result):
+    assert (result.code, result.out) == (2, ""), result
+    assert len(result.err.splitlines()) == 1
+    assert result.err.startswith("error: ")
+    assert len(result.err) < 2100
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_right_line_reaches_the_work(commands, run, name):
+    assert_right(commands.call(*right_line(name, run)), name)
+
+
+@pytest.mark.parametrize(("name", "option", "value"), all_values("right"))
+def test_right_value_reaches_the_work(commands, run, name, option, value):
+    command, *arguments = right_line(name, run, without=option)
+    assert_right(commands.call(command, *arguments, f"--{option}={value}"), name)
+    assert_right(commands.call(command, f"--{option}", value, *arguments), name)
+
+
+def test_options_that_belong_together_reach_the_work(commands):
+    cluster = ("--coordinator=localhost:1", "--num_processes=2", "--process_id=1")
+    assert_right(commands.call("main", CONFIG, *cluster), "main")
+
+
+def test_comparison_of_finished_runs_needs_no_config(commands):
+    assert_right(commands.call("compare", "--report", "--workdir=new"), "compare")
+
+
+@pytest.mark.parametrize(("name", "option", "value"), all_values("wrong"))
+def test_wrong_value_is_refused(commands, run, name, option, value):
+    result = commands.call(*right_line(name, run, without=option), f"--{option}={value}")
+    assert_refused(result)
+    assert f"--{option}" in result.err
+
+
+OPTIONS = [(name, option) for name, command in COMMANDS.items() for option in command.options]
+
+
+@pytest.mark.parametrize(("name", "option"), OPTIONS)
+def test_empty_and_missing_values_are_refused(commands, run, name, option):
+    command, *arguments = right_line(name, run, without=option)
+    for empty in ([f"--{option}="], [f"--{option}", ""]):
+        result = commands.call(command, *empty, *arguments)
+        assert_refused(result)
+        assert f"--{option}" in result.err
+    assert_refused(commands.call(command, *arguments, f"--{option}"))
+
+
+@given(case=st.sampled_from(OPTIONS), value=st.sampled_from(UNPRINTABLE))
+def test_values_that_cannot_be_printed_are_refused(commands, run, case, value):
+    name, option = case
+    assert_refused(commands.call(*right_line(name, run), f"--{option}={value}"))
+
+
+@given(
+    name=st.sampled_from(list(COMMANDS)),
+    argument=st.sampled_from([*FOREIGN, *SURPLUS]),
+    is_first=st.booleans(),
+)
+def test_what_is_no_option_is_refused(commands, run, name, argument, is_first):
+    command, *arguments = right_line(name, run)
+    pieces = argument.split(" ", 1)
+    line = [*pieces, *arguments] if is_first else [*arguments, *pieces]
+    assert_refused(commands.call(command, *line))
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "expected"),
+    [
+        ("main", (), "--config is missing"),
+        ("main", ("--config.seed=1",), "--config is missing"),
+        ("main", ("--config.seed=1", CONFIG), "config.seed"),
+        ("main", ("--config",), "config"),
+        ("main", ("--config=",), "config"),
+        ("main", (CONFIG, CONFIG), "--config is given twice"),
+        ("main", (CONFIG, "--config", "configs/cifar100_resnet20.py"), "--config is given twice"),
+        ("evaluate", ("--which=best",), "--config is missing"),
+        ("prepare", (CONFIG,), "check or shrink"),
+        ("prepare", ("shrink", "--config=configs/cifar100_resnet20.py"), "--out is missing"),
+        ("compile", (CONFIG,), "--topology is missing"),
+        ("compare", (CONFIG,), "--workdir is missing"),
+        ("compare", ("--workdir=new",), "--config is missing"),
+        ("report", (), "--workdir is missing"),
+        ("visualize", ("--workdir=new",), "--images or --split"),
+        ("visualize", ("--split=test",), "--workdir is missing"),
+    ],
+)
+def test_what_is_missing_or_doubled_is_named(commands, command, arguments, expected):
+    result = commands.call(command, *arguments)
+    assert_refused(result)
+    assert expected in result.err
+
+
+@pytest.mark.parametrize("kind", CONFIG_FILES)
+def test_odd_config_file_is_refused(commands, kind, tmp_path):
+    path = tmp_path / "config.py"
+    path.write_bytes(CONFIG_FILES[kind])
+    assert_refused(commands.call("main", f"--config={path}", "--config.seed=1"))
+    assert_refused(commands.call("main", f"--config={path}"))
+    assert_refused(commands.call("main", f"--config={tmp_path}"))
+
+
+words = st.sampled_from([*TEXTS, *COUNTS, *LISTS, *NAMES, *UNPRINTABLE]) | st.text()
+texts = words.filter(lambda text: "\0" not in text)
+options = st.sampled_from([*FIELDS, *(option for _, option in OPTIONS), "config", "report"])
+arguments = st.one_of(
+    st.builds("--{}={}".format, options, texts),
+    st.builds("-{}".format, options),
+    st.builds("--no{}".format, options),
+    st.builds("--config.{}={}".format, st.sampled_from(list(FIELDS)), texts),
+    st.builds("--{}".format, texts),
+    st.sampled_from([*FOREIGN, *SURPLUS, CONFIG, "--workdir=new", "--help"]),
+    texts,
+)
+# Those would ask Google for a bucket.
+no_buckets = st.lists(arguments, max_size=6).filter(
+    lambda line: not any("gs://" in part for part in line)
+)
+
+
+@given(name=st.sampled_from(list(COMMANDS)), more=no_buckets, is_based=st.booleans())
+def test_any_arguments_are_right_or_refused(commands, run, name, more, is_based):
+    command, *arguments = right_line(name, run)
+    result = commands.call(command, *(arguments if is_based else []), *more)
+    if result.code == 0:
+        assert result.err == ""
+        assert result.out
+    else:
+        assert_refused(result)
+
+
+@given(name=st.sampled_from(list(FIELDS)), text=texts)
+def test_any_text_of_a_field_is_right_or_the_field_is_named(commands, name, text):
+    result = commands.call("main", CONFIG, f"--config.{name}={text}")
+    if result.code == 0:
+        assert_right(result, "main")
+    else:
+        assert_refused(result)
+        assert f"config.{name}" in result.err
+
+
+def as_text(value):
+    return value if isinstance(value, str) else repr(value)
+
+
+def refused_field(config):
+    """Which field makes a config be refused, None where none does."""
+    try:
+        return validate(config)
+    except ConfigError as error:
+        return str(error).partition(":")[0]
+
+
+@given(data=st.data())
+def test_texts_of_values_are_those_values(commands, data):
+    names = data.draw(st.lists(st.sampled_from(list(FIELDS)), max_size=8, unique=True))
+    values = {name: data.draw(allowed(name)) for name in names}
+    overrides = [f"--config.{name}={as_text(value)}" for name, value in values.items()]
+    result = commands.call("main", CONFIG, *overrides)
+    config = digits_resnet20.get_config()
+    config.update_from_flattened_dict(values)
+    field = refused_field(config)
+    if field:
+        assert_refused(result)
+        assert result.err.startswith(f"error: {field}:")
+        return
+    assert_right(result, "main")
+    assert json.loads(result.out.splitlines()[1]) == json.loads(json.dumps(config.to_dict()))
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("main", (CONFIG, "--flagfile=/dev/zero")),
+        ("compare", (CONFIG, "--workdir=new", "--attention=")),
+        ("config", ()),
+    ],
+)
+def test_fresh_process_ends_as_a_forked_one(commands, command, arguments):
+    fresh = call(*arguments, command=f"train.{command}")
+    assert commands.call(command, *arguments) == (fresh.returncode, fresh.stdout, fresh.stderr)

@@ -1,0 +1,185 @@
+"""Directories on a disk and in a bucket: how they are named, and what is written whole."""
+
+import errno
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec
+import pytest
+from etils import epath
+
+from tests.helpers import gcs_server
+from train.core.errors import ConfigError, reason
+from train.core.monitor.metric_rows import RowFile, RowSegments, of
+from train.core.workdir import storage
+from train.core.workdir.checkpoint_files import saved_steps
+from train.core.workdir.checkpoints import Checkpoints
+
+
+@pytest.fixture
+def server(monkeypatch):
+    with gcs_server.serve() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        # fsspec has read its own part of it already.
+        monkeypatch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})
+        yield server
+
+
+def full_disk(_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda path: storage.write_text(path, "new"), lambda path: RowFile(path).truncate(0)],
+    ids=["write_text", "truncate"],
+)
+def test_write_that_fails_midway_leaves_the_old_file(tmp_path, monkeypatch, change):
+    path = tmp_path / "rows"
+    text = '{"step": 1, "epoch": 0.1, "split": "train"}\n'
+    path.write_text(text)
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        change(path)
+    assert path.read_text() == text
+
+
+def test_write_text_replaces_the_old_file(tmp_path):
+    for text in ("old and longer", "new"):
+        storage.write_text(tmp_path / "file", text)
+        assert (tmp_path / "file").read_text() == text
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_a_kill_left_is_removed_and_no_more(tmp_path):
+    names = ["config.json", "config.json.0123abcd.tmp", "summary.json.89abcdef.tmp", "tmp", "lock"]
+    for name in names:
+        (tmp_path / name).write_text("")
+    storage.remove_temporary(epath.Path(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "lock", "tmp"]
+
+
+def test_writers_at_the_same_time_do_not_disturb_one_another(tmp_path):
+    texts = ["short", "longer" * 10_000]
+
+    def write(text):
+        for _ in range(50):
+            storage.write_text(tmp_path / "file", text)
+            assert (tmp_path / "file").read_text() in texts
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, texts))
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_local_directory_may_begin_with_a_tilde(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert os.fspath(storage.locate("~/runs/first")) == "/home/somebody/runs/first"
+    assert os.fspath(storage.locate("runs/[1]")) == "runs/[1]"
+
+
+def test_children_are_in_order(tmp_path):
+    directory = epath.Path(tmp_path) / "[1]"
+    assert storage.children(directory) == []
+    directory.mkdir()
+    for name in ("b", "c", "a"):
+        storage.write_text(directory / name, name)
+    assert [path.name for path in storage.children(directory)] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "text", ["gs://", "gs://bucket", "gs://bucket/", "gs:///run", "s3://bucket/run", "://run"]
+)
+def test_other_places_are_refused(text):
+    with pytest.raises(ConfigError, match=r"^--workdir: got .*; allowed: a local directory, or gs"):
+        storage.locate(text)
+
+
+@pytest.mark.parametrize("package", ["gcsfs", "google.cloud"])
+def test_missing_packages_are_named(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=rf"{package}.*pip install '\.\[gcs\]'\.$"):
+        storage.locate("gs://bucket/run")
+
+
+def test_missing_credentials_are_said(monkeypatch):
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
+    with pytest.raises(ConfigError, match=r"^--workdir: gs://bucket cannot .* not found\.$"):
+        storage.locate("gs://bucket/run")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), "Permission denied."),
+        (OSError("Forbidden: b/bucket\nno storage.objects.create"), "Forbidden: b/bucket."),
+        (ValueError(), "ValueError."),
+    ],
+)
+def test_reason_is_one_line(error, expected):
+    assert reason(error) == expected
+
+
+def test_missing_bucket_is_said(server):
+    with pytest.raises(ConfigError, match=r"^--workdir: gs://other cannot .* does not exist\.$"):
+        storage.locate("gs://other/run")
+    assert not server.blobs
+
+
+def test_objects_are_replaced_and_listed(server):
+    directory = storage.locate("gs://bucket/run")
+    assert storage.is_bucket(directory)
+    assert storage.children(directory) == []
+    for text in ("old and longer", "new"):
+        storage.write_text(directory / "b", text)
+        assert (directory / "b").read_text() == text
+    assert [path.name for path in storage.children(directory)] == ["b"]
+    # As another process or TensorStore would.
+    server.write("run/a", b"")
+    server.write("run/c/d", b"")
+    assert [path.name for path in storage.children(directory)] == ["a", "b", "c"]
+
+
+def test_rows_lie_in_segments_in_a_bucket_alone(server, tmp_path):
+    directory = storage.locate("gs://bucket/run")
+    assert isinstance(of(epath.Path(tmp_path)), RowFile)
+    segments = of(directory)
+    assert isinstance(segments, RowSegments)
+    segments.truncate(0)
+    rows = [{"step": step, "epoch": step / 10, "split": "train"} for step in range(1, 7)]
+    for row in rows:
+        segments.append(row)
+        if row["step"] % 2 == 0:
+            segments.sync()
+    segments.truncate(3)
+    assert of(directory).rows() == rows[:3]
+    assert list(server.blobs) == ["run/metrics/000000.jsonl", "run/metrics/000001.jsonl"]
+
+
+def test_checkpoint_in_a_bucket_counts_when_it_is_marked_as_finished(server):
+    directory = storage.locate("gs://bucket/run/checkpoints")
+    assert not saved_steps(directory)
+    server.write("run/checkpoints/4/state/manifest.ocdbt", b"")
+    assert not saved_steps(directory)
+    server.write("run/checkpoints/4/commit_success.txt", b"")
+    assert saved_steps(directory)
+
+
+def test_unfinished_checkpoint_in_a_bucket_is_passed_over(server):
+    directory = storage.locate("gs://bucket/run/checkpoints")
+    for name in ("4/state/manifest.ocdbt", "4/commit_success.txt", "8/state/manifest.ocdbt"):
+        server.write(f"run/checkpoints/{name}", b"")
+    # Only to read: Orbax removes the other one in the background, longer than the server lasts.
+    with Checkpoints(directory) as checkpoints:
+        assert checkpoints.latest_step() == 4
+
+
+def test_checkpoint_on_a_disk_counts_when_it_has_its_name(tmp_path):
+    directory = epath.Path(tmp_path) / "[1]" / "checkpoints"
+    assert not saved_steps(directory)
+    (directory / "4.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert not saved_steps(directory)
+    (directory / "4").mkdir()
+    assert saved_steps(directory)

@@ -1,0 +1,288 @@
+"""The pages of runs and comparisons: what they hold, what they leave out, and how they fail."""
+
+import base64
+import html
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from etils import epath
+
+from configs import digits_resnet20
+from tests.helpers import fake_run, tiny
+from tests.helpers.commands import call
+from train.compare.runs import read_runs
+from train.core import plotting
+from train.core.engine import experiment as experiment_lib
+from train.core.engine import loop
+from train.core.errors import ConfigError, RunError
+from train.report import __main__ as report
+from train.report import comparison_page
+
+RUN_PICTURES = {
+    *("loss", "errors", "learning_rate", "images_per_second", "data_wait", "small_weights"),
+    *("sorted_channels", "heat_map_channels", "sorted_pixels", "heat_map_pixels", "maps"),
+}
+
+
+@pytest.fixture
+def quick_pictures(monkeypatch):
+    """For tests of the text alone."""
+    monkeypatch.setattr(plotting, "png", lambda *_: b"png")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run with NAM, and its report."""
+    workdir = fake_run.write(tmp_path_factory.mktemp("whole"), saved=fake_run.params())
+    report.write(workdir)
+    return workdir
+
+
+def text_of(workdir):
+    return (workdir / "report.html").read_text()
+
+
+def cells_of(text, row):
+    """The cells of the row of a table that begins with a text."""
+    line = next(line for line in text.splitlines() if f'<th scope="row">{row}<' in line)
+    return re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line)
+
+
+def test_page_holds_its_pictures_in_both_themes(whole):
+    text = text_of(whole)
+    names = [f"{name}-{theme}" for name in RUN_PICTURES for theme in ("light", "dark")]
+    assert {path.name for path in (whole / "report").iterdir()} == {f"{n}.png" for n in names}
+    for name in names:
+        png = (whole / "report" / f"{name}.png").read_bytes()
+        assert png.startswith(b"\x89PNG")
+        assert text.count(base64.b64encode(png).decode()) == 1
+    assert text.count("<img ") == text.count("<source media=") == len(RUN_PICTURES)
+    assert len(set(re.findall(r' alt="([^"]{40,})"', text))) == len(RUN_PICTURES)
+
+
+def test_page_asks_for_nothing_from_outside(whole):
+    text = text_of(whole)
+    sources = re.findall(r'\b(?:src|srcset|href)="([^"]*)"', text)
+    assert len(sources) == 2 * len(RUN_PICTURES) + 1
+    assert all(source.startswith("data:") for source in sources)
+    assert "<script" not in text
+    assert "url(" not in text
+
+
+def test_result_config_and_environment_of_a_run(whole):
+    text = text_of(whole)
+    assert "<p>Finished after 30 steps.</p>" in text
+    assert cells_of(text, "params") == ["params", "270,610"]
+    assert cells_of(text, "epochs") == ["epochs", "30", "200"]
+    assert cells_of(text, "data.mean") == ["data.mean", "[0.306]", "[0.5]"]
+    assert cells_of(text, "optimizer.momentum") == ["optimizer.momentum", "0.9", ""]
+    assert '<tr class="marked"><th scope="row">epochs<' in text
+    assert cells_of(text, "device_kind") == ["device_kind", "cpu"]
+    assert len(cells_of(text, "versions.nam_jax")[1]) > 2
+
+
+def test_small_weights_by_layer(whole):
+    text = text_of(whole)
+    assert cells_of(text, "block10/attention/channel")[1:5] == ["channels", "20", "2", "10.00"]
+    assert cells_of(text, "block9/attention/spatial")[1:5] == ["pixels", "16", "0", "0.00"]
+    assert cells_of(text, "all channels")[1:4] == ["60", "3", "5.00"]
+    assert cells_of(text, "all pixels")[1:4] == ["48", "0", "0.00"]
+    assert cells_of(text, "all weights")[1:4] == ["108", "3", "2.78"]
+    assert text.index(">block9/attention/channel<") < text.index(">block10/attention/channel<")
+
+
+@pytest.mark.usefixtures("quick_pictures")
+def test_run_that_goes_on(tmp_path):
+    workdir = fake_run.write(tmp_path, finished=False, epochs=1)
+    report.write(workdir)
+    text = text_of(workdir)
+    assert "<p>Not finished: at step 10, epoch 1.00, of 30 epochs.</p>" in text
+    assert "None yet: the run is not finished." in text
+    assert f"Left out: there is no last checkpoint in {workdir}/checkpoints yet." in text
+    assert text.count("<img ") == 5
+
+
+@pytest.mark.usefixtures("quick_pictures")
+def test_run_that_has_just_begun(tmp_path):
+    workdir = fake_run.write(tmp_path, finished=False)
+    (workdir / "metrics.jsonl").unlink()
+    (workdir / "environment.json").unlink()
+    report.write(workdir)
+    text = text_of(workdir)
+    assert "No curves: no step is reported yet." in text
+    assert "there is no environment.json" in text
+    assert "<img " not in text
+
+
+@pytest.mark.parametrize("kept", ["train", "eval"])
+def test_rows_of_one_split_alone(tmp_path, kept):
+    workdir = fake_run.write(tmp_path, epochs=1)
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_text("".join(x for x in lines if f'"{kept}"' in x))
+    report.write(workdir)
+    assert text_of(workdir).count("<img ") == {"train": 5, "eval": 2}[kept]
+
+
+@pytest.mark.usefixtures("quick_pictures")
+def test_texts_are_escaped(tmp_path):
+    config = digits_resnet20.get_config()
+    config.data.name = config.data.dir = '"><b>&'
+    report.write(fake_run.write(tmp_path, config))
+    assert "<b>" not in text_of(tmp_path)
+    title = re.search("<title>(.*)</title>", text_of(tmp_path))[1]
+    assert html.unescape(title) == 'resnet20 with attention nam on "><b>&'
+
+
+@pytest.mark.usefixtures("quick_pictures")
+def test_damaged_checkpoint_is_left_out(tmp_path):
+    workdir = fake_run.write(tmp_path, saved=fake_run.params())
+    shutil.rmtree(workdir / "checkpoints" / "30" / "state")
+    report.write(workdir)
+    assert (
+        f"Left out: the checkpoint of step 30 in {workdir}/checkpoints cannot be read: "
+        in text_of(workdir)
+    )
+    assert text_of(workdir).count("<img ") == 5
+
+
+@pytest.mark.usefixtures("quick_pictures", "quick_compilation")
+def test_trained_network_without_nam(tmp_path, monkeypatch):
+    tiny.use(monkeypatch)
+    config = digits_resnet20.get_config()
+    config.steps, config.log_every_steps, config.optimizer.sparsity = 2, 1, 0.0
+    loop.train(experiment_lib.build(config), tmp_path)
+    report.write(epath.Path(tmp_path))
+    text = text_of(tmp_path)
+    assert "Finished after 2 steps" in text
+    assert "Left out: the network has no NAM scales." in text
+    assert text.count("<img ") == 5
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A comparison with one run that goes on, and its report."""
+    workdir = fake_run.write_comparison(tmp_path_factory.mktemp("compared"))
+    (workdir / "nam-seed0" / "report.html").write_text("")
+    report.write(workdir)
+    return workdir
+
+
+def test_page_of_a_comparison(compared):
+    text = text_of(compared)
+    assert "<title>resnet20 on digits: attentions compared</title>" in text
+    assert "runs: 3 finished, 1 begun." in text
+    assert cells_of(text, "none")[1] == "2"
+    assert cells_of(text, "nam")[6] == "-2.25 (–)"
+    names = {"results-light.png", "results-dark.png", "variants-light.png", "variants-dark.png"}
+    assert {path.name for path in (compared / "report").iterdir()} == names
+    assert text.count("<img ") == 2
+
+
+def test_runs_of_a_comparison(compared):
+    text = text_of(compared)
+    _, link, state, *errors = cells_of(text, "nam-seed0")
+    assert (state, errors) == ("finished after 30 steps", ["20.25", "6.75"])
+    assert link == '<a href="nam-seed0/report.html">report</a>'
+    _, link, state, *errors = cells_of(text, "nam-seed1")
+    assert (link, errors) == ("–", ["31.50", "10.50"])
+    assert state == "not finished: at step 10, epoch 1.00, of 30 epochs"
+
+
+def test_mean_errors_are_those_of_finished_runs_and_common_epochs(compared):
+    runs = read_runs(compared)
+    rows = {run.name: list(fake_run.rows(3)) for run in runs}
+    rows["none-seed0"] = list(fake_run.rows(4, start=60.0))
+    curves = comparison_page.mean_errors(runs, rows)
+    assert list(curves) == ["none (2)", "nam (1)"]
+    assert curves["none (2)"][0] == [1, 2, 3]
+    np.testing.assert_allclose(curves["none (2)"][1], np.divide(75, [2, 3, 4]))
+
+
+@pytest.mark.usefixtures("quick_pictures")
+def test_comparison_before_the_first_run_is_finished(tmp_path):
+    workdir = fake_run.write_comparison(tmp_path, finished=False)
+    report.write(workdir)
+    text = text_of(workdir)
+    assert "None yet: no run is finished." in text
+    assert text.count("<img ") == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "there is neither a run nor a comparison in it"),
+        ({"config.json": "[]"}, "config.json is not the config of a run"),
+        ({"config.json": '{"epochs": 3}'}, "it lacks data.name, model.attention"),
+    ],
+)
+def test_directory_of_something_else_is_refused(tmp_path, files, message):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=f"^--workdir {re.escape(str(tmp_path))}.*{message}"):
+        report.write(epath.Path(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == files.keys()
+
+
+@pytest.mark.parametrize("name", ["nowhere", "file"])
+def test_directory_that_is_none_is_refused(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="there is no such directory"):
+        report.write(epath.Path(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b"{}", b'{"steps": 3}', b'{"steps": "3"}', b"\xff"]
+)
+def test_damaged_summary_is_named(tmp_path, content):
+    workdir = fake_run.write(tmp_path)
+    (workdir / "summary.json").write_bytes(content)
+    with pytest.raises(
+        ConfigError, match=r"summary\.json is not that of a run \(.+\); where"
+    ) as error:
+        report.write(workdir)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_damaged_rows_are_named(tmp_path):
+    workdir = fake_run.write(tmp_path)
+    (workdir / "metrics.jsonl").write_text("{\n")
+    with pytest.raises(RunError, match=f"^{workdir}/metrics.jsonl is damaged: "):
+        report.write(workdir)
+
+
+@pytest.mark.usefixtures("quick_pictures")
+@pytest.mark.parametrize("content", [b"{", b"[]", b"3", b"\xff"])
+def test_damaged_environment_is_left_out(tmp_path, content):
+    workdir = fake_run.write(tmp_path)
+    (workdir / "environment.json").write_bytes(content)
+    report.write(workdir)
+    assert "Not known: environment.json is damaged." in text_of(workdir)
+
+
+def test_missing_matplotlib_is_an_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match="pictures need matplotlib"):
+        report.main()
+
+
+def test_command_on_a_machine_with_other_devices(tmp_path):
+    # The checkpoint is written with four devices; the command has one.
+    workdir = fake_run.write(tmp_path / "run", saved=fake_run.params())
+    result = call("--workdir", str(workdir), command="train.report")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"{workdir}/report.html\n"
+    assert len(list((workdir / "report").iterdir())) == 2 * len(RUN_PICTURES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [([], "--workdir is missing"), (["--workdir", "/nowhere"], "there is no such directory")],
+)
+def test_command_that_is_wrong(arguments, message):
+    result = call(*arguments, command="train.report")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1

@@ -1,0 +1,1 @@
+"""Measures training steps and the loader."""

@@ -1,0 +1,221 @@
+"""Measures training steps: with random images on the devices, then with those of the loader."""
+
+import collections
+import contextlib
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from nam_jax.models.size import multiply_adds
+from train.benchmark import turns
+from train.core import attentions
+from train.core.config.fields import Config
+from train.core.data import streaming
+from train.core.data.feed import Feed
+from train.core.data.sources import registry
+from train.core.devices import chips, program_cost
+from train.core.engine import assembly
+from train.core.engine import experiment as experiment_lib
+from train.core.engine.experiment import Experiment
+from train.core.monitor.log import LAG
+
+# Batches of a split that is not on disk.
+BATCHES = 4
+# What is ready before the clock starts would count as instant.
+READY = streaming.HOST_BATCHES + streaming.DEVICE_BATCHES + 1
+
+Figures = dict[str, Any]
+Clock = Callable[[], float]
+
+
+class Run:
+    """A compiled training step with its state and a batch, or split, of random images."""
+
+    def __init__(self, experiment: Experiment, images: Any):
+        """Compiles the step that the trainer runs.
+
+        Args:
+          experiment: the run.
+          images: from `random_images`.
+        """
+        self.experiment = experiment
+        self._images = images
+        self._state = assembly.initial_state(experiment)
+        begin = time.perf_counter()
+        example = self._arguments(0)
+        self.program = assembly.lower_train_step(experiment, self._state, example).compile()
+        self.compile_seconds = time.perf_counter() - begin
+
+    def _arguments(self, count: int) -> tuple[Any, ...]:
+        is_grouped = self.experiment.is_grouped
+        return (self._images, np.int32(count)) if is_grouped else (self._images,)
+
+    def start(self, count: int) -> None:
+        """Starts so many steps, as many in a dispatch as the trainer does."""
+        longest = self.experiment.longest_dispatch
+        for done in range(0, count, longest):
+            self.dispatch(self._arguments(min(longest, count - done)))
+
+    def dispatch(self, arguments: tuple[Any, ...]) -> Any:
+        """Starts steps, which use the state up; gives their metrics."""
+        self._state, metrics = self.program(self._state, *arguments)
+        return metrics
+
+    def wait(self) -> None:
+        """Returns when every step that was started is done."""
+        jax.block_until_ready(self._state)
+
+    def drop_images(self) -> None:
+        """Makes room for those of a loader; no more steps can be started without one."""
+        self._images = None
+
+
+def build(config: Config, attention: str) -> Experiment:
+    """Builds a run with another attention, whose dataset need not be on disk.
+
+    Raises:
+      ConfigError: the config does not fit the dataset or the devices.
+    """
+
+    def open_split(data: Config, split: str) -> registry.Split:
+        return registry.describe_split(data, split, num_examples=BATCHES * config.batch_size)
+
+    return experiment_lib.build(attentions.exchanged(config, attention), open_split=open_split)
+
+
+def random_images(experiment: Experiment) -> Any:
+    """Random images and labels on the devices, as the loader of the config would lay them."""
+    example = assembly.train_example(experiment)[0]
+    rng, fields = np.random.default_rng(0), example._asdict()
+    count = len(fields["labels"])
+    values = {
+        "images": rng.integers(0, 256, fields["images"].shape, np.uint8),
+        "labels": rng.integers(0, experiment.train_split.num_classes, count, np.int32),
+        "order": np.arange(count, dtype=np.int32),
+        "mask": np.ones(count, bool),
+        "bad_records": np.zeros(count, np.int32),
+    }
+    return type(example)(
+        *(jax.device_put(values[name], shape.sharding) for name, shape in fields.items())
+    )
+
+
+def measure(experiments: Mapping[str, Experiment], steps: int) -> dict[str, Figures]:
+    """Measures the training steps of several runs that differ in their attention.
+
+    Args:
+      experiments: by the name of their attention.
+      steps: how many of each are timed one by one, how many together, and how many with the
+        loader's images.
+
+    Returns:
+      The figures by name; those with the loader's images are None where they are not on disk.
+    """
+    images = random_images(next(iter(experiments.values())))
+    runs = {name: Run(experiment, images) for name, experiment in experiments.items()}
+    del images
+    times = turns.take_turns(runs, steps)
+    figures = {
+        name: step_figures(run, times[name], times.get("none")) for name, run in runs.items()
+    }
+    fed = _fed(runs, steps)
+    return {name: {**figures[name], **fed[name]} for name in runs}
+
+
+def step_figures(run: Run, times: turns.Times, base: turns.Times | None) -> Figures:
+    """What a run's times and its compiled step amount to.
+
+    Args:
+      run: that was timed.
+      times: of its steps.
+      base: those with the attention `none`, where they were measured.
+    """
+    images_per_second = run.experiment.config.batch_size / statistics.median(times.rounds)
+    return {
+        "images_per_second": round(images_per_second, 2),
+        "step_ms": round(1e3 * statistics.median(times.steps), 3),
+        "step_ms_p95": round(1e3 * float(np.percentile(times.steps, 95)), 3),
+        "time_vs_none": None if base is None else round(turns.ratio(times, base), 4),
+        "utilisation": utilisation(run.experiment, images_per_second),
+        "compile_seconds": round(run.compile_seconds, 2),
+        **program_cost.figures(run.program),
+    }
+
+
+def utilisation(experiment: Experiment, images_per_second: float) -> float | None:
+    """The share of the chips' peak in bfloat16 that the network's multiply-adds take.
+
+    Counts those of `train.summary` and not what the compiler makes of them, nor the rest.
+
+    Args:
+      experiment: the run.
+      images_per_second: that it trains with.
+
+    Returns:
+      None where the peak is not known.
+    """
+    devices = experiment.mesh.devices
+    peak = chips.peak_flops(devices.flat[0].device_kind)
+    if peak is None:
+        return None
+    # A multiply-add is two operations, and the backward pass takes twice the forward's.
+    flops = 6 * multiply_adds(experiment.model, experiment.train_split.image_shape)
+    return round(flops * images_per_second / (peak * devices.size), 4)
+
+
+def _fed(runs: Mapping[str, Run], steps: int) -> dict[str, Figures]:
+    experiment = next(iter(runs.values())).experiment
+    if not registry.is_on_disk(experiment.config.data):
+        data = experiment.config.data
+        print(f"not measured with a loader: {data.name} is not in {data.dir}", flush=True)
+        return {name: {"fed_images_per_second": None, "data_wait": None} for name in runs}
+    for run in runs.values():
+        run.drop_images()
+    endless = dataclasses.replace(experiment, total_steps=2**31 - 1)
+    feed = assembly.train_feed(endless)
+    return {
+        name: fed_figures(run, feed, endless.dispatches(0), steps) for name, run in runs.items()
+    }
+
+
+def fed_figures(
+    run: Run, feed: Feed, dispatches: Iterator[range], steps: int, clock: Clock = time.perf_counter
+) -> Figures:
+    """Times steps as the trainer does them: their images come from a loader.
+
+    Args:
+      run: to be timed.
+      feed: of the loader.
+      dispatches: which steps the arguments of the feed are for.
+      steps: how many, at least.
+      clock: seconds from any point on.
+
+    Returns:
+      `fed_images_per_second`, and `data_wait`, the share of the time without images.
+    """
+    waited, done, pending = 0.0, 0, collections.deque[Any]()
+    with contextlib.closing(feed.batches(0)) as batches:
+        for _ in range(READY):
+            next(dispatches)
+            run.dispatch(next(batches))
+        run.wait()
+        begin = clock()
+        while done < steps:
+            before = clock()
+            arguments = next(batches)
+            waited += clock() - before
+            pending.append(run.dispatch(arguments))
+            done += len(next(dispatches))
+            if len(pending) > LAG:
+                jax.block_until_ready(pending.popleft())
+        run.wait()
+        seconds = clock() - begin
+    return {
+        "fed_images_per_second": round(done * run.experiment.config.batch_size / seconds, 2),
+        "data_wait": round(waited / seconds, 4),
+    }

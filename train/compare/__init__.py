@@ -1,0 +1,1 @@
+"""Trains a network with several attentions, and compares what comes out."""

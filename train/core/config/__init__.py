@@ -1,0 +1,1 @@
+"""The fields of a config, and the checks of their values."""

@@ -1,0 +1,100 @@
+"""Checks of a config: every field by itself, and those that depend on one another."""
+
+from typing import Any
+
+import numpy as np
+
+from train.core.config.fields import FIELDS, Config, flatten
+from train.core.errors import ConfigError
+
+
+def validate(config: Config) -> None:
+    """Checks every field by itself and those that depend on one another.
+
+    Args:
+      config: of a run.
+
+    Raises:
+      ConfigError: naming the field, what it got and what is allowed.
+    """
+    values = dict(flatten(config))
+    for name in values.keys() - FIELDS.keys():
+        raise ConfigError(
+            f"config.{name}: there is no such field; python -m train.config lists them."
+        )
+    for name in FIELDS:
+        if name not in values:
+            raise ConfigError(f"config.{name}: missing; start from default_config().")
+        check(name, values[name])
+    _check_optimizer(config)
+    _check_loader(config)
+
+
+def check(name: str, value: Any) -> None:
+    """Checks one field by itself.
+
+    Args:
+      name: of the field.
+      value: of the field.
+
+    Raises:
+      ConfigError: naming the field, what it got and what is allowed.
+    """
+    field = FIELDS[name]
+    kind = type(field.default)
+    is_tuple = kind is tuple and isinstance(value, (tuple, list))
+    numbers = value if is_tuple else [value]
+    wanted = float if kind is tuple else kind
+    has_type = (kind is tuple) == is_tuple and all(_is_a(wanted, v) for v in numbers)
+    if not has_type or not field.test(value):
+        raise ConfigError(refusal(name, value))
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    if kind is not float or type(value) is int:
+        # The devices take whole numbers as int32.
+        return type(value) is kind or (kind is float and abs(value) < 2**31)
+    # The devices compute with float32, in which smaller ones are 0 and larger ones infinite.
+    limits = np.finfo(np.float32)
+    is_number = isinstance(value, float)
+    return is_number and (value == 0 or float(limits.tiny) <= abs(value) <= float(limits.max))
+
+
+def refusal(name: str, value: Any) -> str:
+    """Says of a value that a field refuses what is allowed, and what the field is."""
+    field = FIELDS[name]
+    kind = {int: ", a whole number", float: ", a number that float32 holds"}.get(
+        type(field.default), ""
+    )
+    return f"config.{name}: got {_shown(value)}; allowed: {field.allowed}{kind} ({field.doc})."
+
+
+def _shown(value: Any) -> str:
+    try:
+        return " ".join(repr(value).split("\n"))
+    # Python does not write a whole number of thousands of digits.
+    except ValueError:
+        return "a number of thousands of digits"
+
+
+def _check_optimizer(config: Config) -> None:
+    attention, optimizer = config.model.attention, config.optimizer
+    if optimizer.sparsity > 0 and not attention.startswith("nam"):
+        raise ConfigError(
+            f"config.optimizer.sparsity: {optimizer.sparsity} with config.model.attention="
+            f"{attention!r}, which has no NAM scales; set it to 0."
+        )
+    if optimizer.name == "lars" and optimizer.weight_decay_on == "all":
+        raise ConfigError(
+            "config.optimizer.weight_decay_on: with config.optimizer.name='lars' kernels alone "
+            "decay; got 'all', set it to kernels."
+        )
+
+
+def _check_loader(config: Config) -> None:
+    for name, needless in (("crop", "pad"), ("augmentation", "none")):
+        if config.data.loader == "resident" and config.data[name] != needless:
+            raise ConfigError(
+                f"config.data.{name}: {config.data[name]!r} needs the images on the host; set "
+                f"config.data.loader=streaming, or {name}={needless}."
+            )

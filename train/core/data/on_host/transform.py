@@ -1,0 +1,88 @@
+"""What the host makes of the records of a batch."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from train.core.config.fields import Config
+from train.core.data.on_host import crop, partial_jpeg, rand_augment
+from train.core.data.sources.records import BadRecordError, Record, decode
+
+Shape = tuple[int, int, int]
+
+
+class Transform(NamedTuple):
+    """Makes the image of a row of the global batch from a record.
+
+    Attributes:
+      decode: (record, row) -> the part of the image that the row needs; raises BadRecordError.
+      finish: (part, row) -> the image of the row.
+    """
+
+    decode: Callable[[Record, int], np.ndarray]
+    finish: Callable[[np.ndarray, int], np.ndarray]
+
+    def apply(self, record: Record, row: int) -> np.ndarray:
+        """The image of a row."""
+        return self.finish(self.decode(record, row), row)
+
+
+def train_transform(config: Config, shape: Shape, step: int) -> Transform:
+    """The crop and the augmentation of every row of a training step.
+
+    Args:
+      config: of the run.
+      shape: (H, W, C) of the rows.
+      step: updates done before it.
+    """
+    data, count = config.data, config.batch_size
+    # One generator for the batch: one for each image costs a tenth of its crop.
+    generator = np.random.Generator(np.random.Philox(key=[config.seed, step]))
+    cut = _center(shape)
+    if data.crop == "resized":
+        cut = _random(shape, crop.draw(generator, count), crop.INTERPOLATIONS[data.interpolation])
+    if data.augmentation == "none":
+        return cut
+    draws = rand_augment.draw(generator, count, data)
+    ranges = rand_augment.ranges(data.augmentation, shape[0])
+    return Transform(
+        cut.decode,
+        lambda part, row: rand_augment.apply(cut.finish(part, row), draws, row, ranges),
+    )
+
+
+def eval_transform(data: Config, shape: Shape) -> Transform:
+    """The crop of an evaluation.
+
+    Args:
+      data: the `data` part of a run's config.
+      shape: (H, W, C) of the rows.
+    """
+    if data.crop == "pad":
+        return _center(shape)
+    return _center(shape, data.eval_crop_ratio, crop.INTERPOLATIONS[data.interpolation])
+
+
+def _center(shape: Shape, ratio: float = 1.0, interpolation: int | None = None) -> Transform:
+    return Transform(
+        lambda record, row: decode(record, shape[-1]),
+        lambda image, row: crop.center(image, shape, ratio, interpolation),
+    )
+
+
+def _random(shape: Shape, draws: crop.Draws, interpolation: int) -> Transform:
+    def decode_part(record: Record, row: int) -> np.ndarray:
+        header = partial_jpeg.header(record.encoded)
+        if header is not None:
+            box = crop.random_box(header.height, header.width, draws, row)
+            ended = partial_jpeg.end_below(record.encoded, header, box.top + box.height)
+            try:
+                return crop.take(decode(record._replace(encoded=ended), shape[-1]), box)
+            # What is odd about the file may be in the way of ending it.
+            except BadRecordError:
+                pass
+        image = decode(record, shape[-1])
+        return crop.take(image, crop.random_box(image.shape[0], image.shape[1], draws, row))
+
+    return Transform(decode_part, lambda part, row: crop.resize(part, shape[:2], interpolation))

@@ -1,0 +1,1 @@
+"""Where images come from, a file for every kind."""

@@ -1,0 +1,1 @@
+"""Devices and processes, and what programs cost on them."""

@@ -1,0 +1,203 @@
+"""The processes of a run: how they start, which one writes, and how they stop together.
+
+One process needs nothing. Several are connected by JAX's own runtime: automatically where it
+knows the cluster (TPU pods, Slurm, Kubernetes, Open MPI), and elsewhere by three flags.
+"""
+
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any, NoReturn, TextIO
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+
+from train.core.errors import ConfigError, RunError
+
+FAIL_ALIKE_SECONDS = 2
+_is_connected = False
+
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this one, from 0.")
+HEARTBEAT_SECONDS = flags.DEFINE_integer(
+    "heartbeat_seconds",
+    100,
+    "After how long a process that is lost ends the others.",
+    lower_bound=1,
+    upper_bound=86_400,
+)
+
+
+def start() -> None:
+    """Connects this process with the others, before any device is touched.
+
+    Raises:
+      ConfigError: the flags do not say who the others are.
+      RunError: the others are not found.
+    """
+    global _is_connected
+    given = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+    is_automatic = given == (None, None, None)
+    if NUM_PROCESSES.value == 1 or (is_automatic and os.environ.get("SLURM_NTASKS") == "1"):
+        return
+    if not is_automatic:
+        _check(*given)
+    try:
+        jax.distributed.initialize(*given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS.value)
+        _is_connected = True
+    # What asks a cluster raises errors of its own kinds.
+    except Exception as error:
+        # JAX's word for: this is no cluster that I know.
+        if is_automatic and "coordinator_address should be defined" in str(error):
+            return
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise RunError(
+            f"this process does not find the others: {reason}; give --coordinator, "
+            "--num_processes and --process_id, or --num_processes=1 for one process alone."
+        ) from error
+
+
+def _check(coordinator_address: Any, num_processes: Any, process_id: Any) -> None:
+    got = f"got {coordinator_address!r}, {num_processes!r}, {process_id!r}"
+    names = "--coordinator, --num_processes and --process_id"
+    if None in (coordinator_address, num_processes, process_id):
+        raise ConfigError(f"{names} belong together; {got}.")
+    match = re.fullmatch(r".+:(\d{1,5})", coordinator_address)
+    if not match or int(match[1]) >= 2**16 or not 0 <= process_id < num_processes:
+        raise ConfigError(
+            f"{names}: {got}; allowed: HOST:PORT, at least 1, and 0 to one less than that."
+        )
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes logs."""
+    return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+    """Prints a line, once for all processes."""
+    if is_main():
+        print(text, flush=True)
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def check_agreement(values: Mapping[str, Any]) -> None:
+    """Checks that all processes train the same: each would wait for the others in vain.
+
+    Args:
+      values: that have to be equal, by name.
+
+    Raises:
+      ConfigError: in all processes, naming those that differ.
+    """
+    if jax.process_count() == 1:
+        return
+    own = np.array([zlib.crc32(repr(value).encode()) for value in values.values()], np.uint32)
+    columns = multihost_utils.process_allgather(own).T
+    differing = [name for name, column in zip(values, columns, strict=True) if np.ptp(column)]
+    if differing:
+        jax.distributed.shutdown()
+        raise ConfigError(
+            f"the processes have different values of {', '.join(differing)}; start all of them "
+            "with the same command, and give them the same files."
+        )
+
+
+def fail(code: int) -> NoReturn:
+    """Ends this process without waiting, as leaving in peace would.
+
+    Other processes are ended when its heartbeat is missed.
+    """
+    if jax.distributed.is_initialized() and is_main():
+        # The others may fail alike, and are cut off when this process is gone.
+        time.sleep(FAIL_ALIKE_SECONDS)
+    is_written = [_is_written(stream) for stream in (sys.stdout, sys.stderr)]
+    if not all(is_written) or _threads_may_wait():
+        os._exit(code)
+    sys.exit(code)
+
+
+def _is_written(stream: TextIO | None) -> bool:
+    # It may lie on a full disk.
+    try:
+        if stream is not None:
+            stream.flush()
+    except OSError:
+        return False
+    return True
+
+
+def _threads_may_wait() -> bool:
+    # Those of JAX's runtime wait for other processes, also after its shutdown; those of a
+    # checkpoint that cannot be written would never end.
+    return _is_connected or threading.active_count() > 1
+
+
+class Preemption:
+    """Hears SIGTERM and the first Ctrl-C, and tells all processes at which step to stop.
+
+    A context manager, entered after `start`. A second Ctrl-C leaves at once. Of two, one within the
+    other, both hear.
+    """
+
+    def __init__(self) -> None:
+        self._noticed = False
+        self._asked = 0
+
+    def __enter__(self) -> "Preemption":
+        # JAX's runtime hears SIGTERM itself where it connects processes.
+        hears_sigterm = jax.distributed.is_initialized()
+        heard = [signal.SIGINT] if hears_sigterm else [signal.SIGINT, signal.SIGTERM]
+        self._handlers = {number: signal.signal(number, self._hear) for number in heard}
+        outer = self._outer()
+        if outer is not None:
+            self._noticed = outer._noticed
+            if self._handlers[signal.SIGINT] == outer._leave:
+                signal.signal(signal.SIGINT, self._leave)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        outer = self._outer()
+        if outer is not None:
+            outer._noticed |= self._noticed
+
+    def _outer(self) -> "Preemption | None":
+        """The one around this."""
+        outer = getattr(self._handlers[signal.SIGINT], "__self__", None)
+        return outer if isinstance(outer, Preemption) else None
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, self._leave)
+            # Not print, which the signal may have interrupted.
+            os.write(2, b"\nstopping soon, with a checkpoint; Ctrl-C again leaves at once\n")
+            if jax.distributed.is_initialized():
+                os.kill(os.getpid(), signal.SIGTERM)
+        self._noticed = True
+
+    def _leave(self, number: int, frame: FrameType | None) -> None:
+        os.write(2, b"error: interrupted\n")
+        os._exit(1)
+
+    def reached(self) -> bool:
+        """Whether to save and stop now; all processes have to ask equally often."""
+        self._asked += 1
+        if jax.distributed.is_initialized():
+            return multihost_utils.reached_preemption_sync_point(self._asked)
+        return self._noticed

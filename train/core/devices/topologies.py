@@ -1,0 +1,67 @@
+"""TPU slices by their names, for compiling on a machine that has none."""
+
+import os
+import re
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from train.core.errors import ConfigError, RunError
+
+EXAMPLES = "v4:2x2x1, v5e:2x2, v5e:16x16, v5p:2x2x1, v6e:4x4, tpu7x:2x2x1"
+
+# GiB that the compiler lets a program use on each device: libtpu's own figures, from its refusal
+# of a program that needs more. A v2, v3 or tpu7x chip is two devices, any other one.
+MEMORY_GIB = {
+    "TPU v2": 7.48,
+    "TPU v3": 15.48,
+    "TPU v4": 30.75,
+    "TPU v5 lite": 15.75,
+    "TPU v5": 95.74,
+    "TPU v6 lite": 31.25,
+    "TPU7x": 94.75,
+}
+
+# What libtpu would ask the metadata server of a TPU machine for; no compilation depends on it.
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_LOG_DIR": "disabled",
+    # Without it two compilations at once abort.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def devices(name: str) -> list[jax.Device]:
+    """The devices of a TPU slice: to compile for, not to run on.
+
+    Args:
+      name: generation and chips along each dimension, such as v5e:16x16.
+
+    Raises:
+      ConfigError: there is no such slice.
+      RunError: libtpu is not installed.
+    """
+    match = re.fullmatch(r"([a-z0-9]+):(\d{1,3}(?:x\d{1,3}){1,2})", name)
+    if not match:
+        raise ConfigError(f"--topology: got {name!r}; examples: {EXAMPLES}.")
+    generation, chips = match.groups()
+    options: dict[str, Any] = {}
+    if generation == "v4":
+        # As on the machines: a chip is one device. libtpu's default here is two.
+        options["chip_config_name"] = "megacore"
+    if set(chips.split("x")) == {"1"}:
+        # Hosts have four chips unless it is told otherwise.
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    os.environ.update(ENVIRONMENT)
+    try:
+        return topologies.get_topology_desc(name, "tpu", **options).devices
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0].partition(": ")[2]
+        raise ConfigError(
+            f"--topology: libtpu has no {name!r} ({reason}); examples: {EXAMPLES}."
+        ) from error
+    except RuntimeError as error:
+        raise RunError("libtpu is not installed; get it with pip install '.[tpu]'.") from error

@@ -1,0 +1,1 @@
+"""Training and evaluation: from a config to the programs that the devices run."""

@@ -1,0 +1,117 @@
+"""The learning-rate schedule and the optax chain."""
+
+import jax
+import optax
+
+from nam_jax import add_sparsity_penalty, proximal_sparsity
+from train.core.config.fields import Config
+
+
+def batch_size_scale(config: Config, batch_size: int) -> float:
+    """What the learning rate is multiplied by: the batch size over that which it is for.
+
+    Args:
+      config: the `optimizer` part of a run's config.
+      batch_size: of the run.
+
+    Source: P. Goyal et al., Accurate, Large Minibatch SGD, 2017,
+    https://arxiv.org/abs/1706.02677, section 2.1.
+    """
+    return batch_size / config.reference_batch_size if config.reference_batch_size else 1.0
+
+
+def schedule(
+    config: Config, total_steps: int, warmup_steps: int, *, scale: float = 1.0
+) -> optax.Schedule:
+    """The learning rate of every update.
+
+    After a linear warm-up it is
+
+    - `step`: multiplied by `decay_factor` at each milestone, a fraction of the whole run;
+    - `cosine`: half a cosine from the peak to 0 at the end of the run;
+    - `constant`.
+
+    Args:
+      config: the `optimizer` part of a run's config.
+      total_steps: updates of the run.
+      warmup_steps: updates before the peak is reached, fewer than total_steps.
+      scale: multiplies every value.
+
+    Returns:
+      A function of the number of updates done so far.
+    """
+    peak = config.learning_rate * scale
+    match config.schedule:
+        case "step":
+            drops: dict[int, float] = {}
+            for fraction in config.milestones:
+                step = round(fraction * total_steps) - warmup_steps
+                drops[step] = drops.get(step, 1.0) * config.decay_factor
+            after = optax.piecewise_constant_schedule(peak, drops)
+        case "cosine":
+            after = optax.cosine_decay_schedule(peak, total_steps - warmup_steps)
+        case "constant":
+            after = optax.constant_schedule(peak)
+    if warmup_steps == 0:
+        return after
+    warmup = optax.linear_schedule(peak / (warmup_steps + 1), peak, warmup_steps)
+    return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def create(config: Config, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    """The optax chain; the order of its parts decides what they mean.
+
+    sgd:  clip → penalty → weight decay → momentum → learning rate → proximal
+    lars: clip → penalty → weight decay → trust ratio → learning rate → momentum → proximal
+
+    LARS decays and scales kernels only, by the ratio of their norm to that of their update.
+
+    Args:
+      config: the `optimizer` part of a run's config.
+      learning_rate: from `schedule`.
+
+    Returns:
+      The chain; its updates need the parameters.
+
+    Source: Y. You, I. Gitman and B. Ginsburg, Large Batch Training of Convolutional
+    Networks, 2017, https://arxiv.org/abs/1708.03888.
+    """
+    chain = []
+    if config.clip_norm:
+        chain.append(optax.clip_by_global_norm(config.clip_norm))
+    if config.sparsity_mode == "sign":
+        chain.append(add_sparsity_penalty(config.sparsity))
+    chain += _lars(config, learning_rate) if config.name == "lars" else _sgd(config, learning_rate)
+    if config.sparsity_mode == "proximal":
+        chain.append(proximal_sparsity(config.sparsity, learning_rate))
+    return optax.chain(*chain)
+
+
+def _sgd(config: Config, learning_rate: optax.Schedule) -> list[optax.GradientTransformation]:
+    return [
+        optax.add_decayed_weights(
+            config.weight_decay, kernels if config.weight_decay_on == "kernels" else None
+        ),
+        optax.trace(config.momentum, config.nesterov),
+        optax.scale_by_learning_rate(learning_rate),
+    ]
+
+
+def _lars(config: Config, learning_rate: optax.Schedule) -> list[optax.GradientTransformation]:
+    return [
+        optax.lars(
+            learning_rate,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=kernels,
+            trust_ratio_mask=kernels,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+        )
+    ]
+
+
+def kernels(params: optax.Params) -> optax.Params:
+    """True for the kernels of convolutions and linear layers, False for all else."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: getattr(path[-1], "key", None) == "kernel", params
+    )

@@ -1,0 +1,60 @@
+"""Starting a run from PyTorch weights."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from nam_jax import torch_import
+from nam_jax.torch_import import names
+from train.core.devices import processes
+from train.core.errors import ConfigError
+
+
+def load(
+    path: str, model: nn.Module, num_classes: int, image_shape: tuple[int, int, int], key: jax.Array
+) -> Any:
+    """Reads the variables of a model from a file, and prints what is fresh instead.
+
+    The classifier is fresh if the file has none for this number of classes, the attention if
+    the file has none at all.
+
+    Args:
+      path: a file that `nam_jax.torch_import.read` takes.
+      model: takes images and `train`.
+      num_classes: of the model.
+      image_shape: (H, W, C).
+      key: random key of what is fresh.
+
+    Returns:
+      {"params": …, "batch_stats": …}, float32.
+
+    Raises:
+      ConfigError: the file cannot be read, or does not fit the model.
+    """
+    try:
+        state_dict = torch_import.read(os.path.expanduser(path))
+        arguments = model, state_dict, (1, *image_shape)
+        new_head = not _has_head(state_dict, model, num_classes)
+        fresh = torch_import.fresh(*arguments, new_head=new_head)
+        variables = torch_import.variables(*arguments, new_head=new_head, key=key)
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        raise ConfigError(f"config.model.pretrained: {error}") from error
+    # Larger numbers of float64 become infinite.
+    with np.errstate(over="ignore"):
+        variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
+        raise ConfigError(
+            f"config.model.pretrained: {path} holds numbers that are not finite in float32."
+        )
+    processes.say(f"weights from {path}; fresh: {', '.join(fresh) or 'nothing'}")
+    return variables
+
+
+def _has_head(state_dict: Mapping[str, np.ndarray], model: nn.Module, num_classes: int) -> bool:
+    bias = names.torch_name(("params", "fc", "bias"), names.rules_of(model))
+    shapes = [value.shape for name, value in state_dict.items() if name.endswith(bias)]
+    return shapes == [(num_classes,)]

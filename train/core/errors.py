@@ -1,0 +1,46 @@
+"""Errors that a user can mend: printed in one line, without a traceback."""
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+
+
+class ConfigError(ValueError):
+    """The command line or the config is wrong (exit code 2)."""
+
+
+class RunError(RuntimeError):
+    """The run cannot go on (exit code 1)."""
+
+
+class PreemptedError(Exception):
+    """The run was told to stop, and has saved a checkpoint (exit code 75)."""
+
+
+@contextlib.contextmanager
+def explaining_memory() -> Iterator[None]:
+    """Says in one line that the memory of a device is too small.
+
+    Raises:
+      RunError: it was, inside.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        if "RESOURCE_EXHAUSTED" not in reason:
+            raise
+        raise RunError(f"{reason}; a smaller config.batch_size takes less memory.") from error
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return f"{text.splitlines()[0].rstrip('.')}."
+
+
+def reason_and_file(error: Exception) -> str:
+    """What went wrong, in one line, and with which file, where it was one."""
+    name = getattr(error, "filename", None)
+    return f"{name}: {reason(error)}" if name else reason(error)

@@ -1,0 +1,1 @@
+"""What a run tells of itself: rows, TensorBoard events, log lines, traces."""

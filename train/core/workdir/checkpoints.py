@@ -1,0 +1,245 @@
+"""Checkpoints through Orbax: asynchronous, the latest ones and the best.
+
+`train.saved` has the layout of each. While one is being written its directory has a longer name;
+in a bucket it lacks `commit_success.txt`.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from train.core.devices import mesh, processes
+from train.core.errors import RunError, reason
+from train.core.workdir import storage
+from train.core.workdir.checkpoint_files import (
+    REMOVED,
+    by_name,
+    json_sha256,
+    read,
+    read_figures,
+    saved_steps,
+    state_sha256,
+)
+
+State = TypeVar("State")
+
+
+def _as(like: State, state: dict[str, Any]) -> State:
+    """The arrays of a state that was read, in the structure and on the devices of another."""
+    found, wanted = by_name(state), by_name(like)
+    for name in sorted(found.keys() | wanted.keys()):
+        shapes = [
+            (tree[name].dtype, tree[name].shape) if name in tree else "missing"
+            for tree in (found, wanted)
+        ]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"{name} is {shapes[0]} there and {shapes[1]} here")
+    arrays = [mesh.put_copies(found[name], leaf.sharding) for name, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), arrays)
+
+
+def _async_options() -> ocp.AsyncOptions:
+    # Orbax's limit for writing goes by the clock, which may jump; alone, no process is waited for.
+    return ocp.AsyncOptions(timeout_secs=10**9) if jax.process_count() == 1 else ocp.AsyncOptions()
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    A context manager: leaving it waits until the last checkpoint is on disk.
+    """
+
+    def __init__(self, directory: epath.Path, keep: int | None = None):
+        """Opens the directory.
+
+        Args:
+          directory: of all the checkpoints of a run.
+          keep: how many of the latest to keep, at least 2; the best is kept as well. None: only
+            to read, beside a run that may be writing.
+
+        Raises:
+          RunError: what is in it cannot be read.
+        """
+
+        def error(metrics: Mapping[str, float]) -> float:
+            return metrics["top1_error"]
+
+        best = checkpoint_managers.BestN(
+            get_metric_fn=error, reverse=True, n=1, keep_checkpoints_without_metrics=False
+        )
+        options = ocp.CheckpointManagerOptions(
+            read_only=keep is None,
+            create=keep is not None,
+            best_fn=error,
+            best_mode="min",
+            # Not max_to_keep: with best_fn it would delete the latest when it is not the best.
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                [checkpoint_managers.LatestN(keep), best]
+            ),
+            cleanup_tmp_directories=keep is not None,
+            # Renamed first: what a kill left of one that is being removed would seem damaged.
+            todelete_subdir=REMOVED,
+            async_options=_async_options(),
+        )
+        # Orbax wants absolute paths, which those of a bucket are; epath does not know that.
+        directory = epath.Path(directory)
+        self._directory = directory if storage.is_bucket(directory) else directory.absolute()
+        self._saving: int | None = None
+        self._writes = keep is not None
+        with _explained(f"the checkpoints in {directory} cannot be read"):
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+            self._remove()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: Any, *rest: object) -> None:
+        try:
+            with _explained(self._unwritten()):
+                self._manager.close()
+                self._remove()
+        except RunError:
+            # What ends the run already matters more.
+            if kind is None:
+                raise
+
+    def latest_step(self) -> int | None:
+        """The step of the latest checkpoint, None without any."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The step of the evaluation with the lowest top-1 error, the later one of equals.
+
+        Raises:
+          RunError: the figures of a checkpoint are damaged.
+        """
+        with _explained(f"the checkpoints in {self._directory} cannot be compared"):
+            for step in saved_steps(self._directory):
+                read_figures(self._path(step))
+            return self._manager.best_step()
+
+    def step_of(self, which: str) -> int:
+        """The step of a checkpoint.
+
+        Args:
+          which: `last` or `best`.
+
+        Raises:
+          RunError: there is none yet, or the figures of one are damaged.
+        """
+        step = self.latest_step() if which == "last" else self.best_step()
+        if step is None:
+            raise RunError(f"there is no {which} checkpoint in {self._directory} yet.")
+        return step
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        progress: Mapping[str, float],
+        evaluation: Mapping[str, float] | None,
+    ) -> None:
+        """Starts to write a checkpoint; the state may be donated as soon as this returns.
+
+        Args:
+          step: of the state.
+          state: a tree of arrays.
+          progress: any figures to be restored beside it.
+          evaluation: the result at this step, with `top1_error`; None without one.
+
+        Raises:
+          RunError: this one or the one before cannot be written.
+        """
+        digests = {
+            "step": step,
+            "state": state_sha256(state),
+            "progress": json_sha256(dict(progress)),
+            "metrics": None if evaluation is None else json_sha256(dict(evaluation)),
+        }
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            progress=ocp.args.JsonSave(dict(progress)),
+            digests=ocp.args.JsonSave(digests),
+        )
+        self.wait()
+        self._saving = step
+        with _explained(self._unwritten()):
+            if not self._manager.save(step, args=args, metrics=evaluation):
+                raise ValueError(f"there is one of step {self.latest_step()} already")
+
+    def wait(self) -> None:
+        """Waits until the last checkpoint is on disk.
+
+        Raises:
+          RunError: it cannot be written.
+        """
+        with _explained(self._unwritten()):
+            self._manager.wait_until_finished()
+            self._remove()
+
+    def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
+        """Reads a checkpoint.
+
+        Args:
+          step: of the checkpoint.
+          like: a state of the same structure, shapes, dtypes and shardings.
+
+        Returns:
+          The state and the progress, as saved.
+
+        Raises:
+          RunError: it cannot be read, or is of another structure.
+        """
+        with _explained(self._unread(step)):
+            state, progress = read(self._path(step))
+            return _as(like, state), progress
+
+    def restore_parts(self, step: int, *names: str) -> dict[str, Any]:
+        """Reads parts of a checkpoint's state, without a state of the same structure.
+
+        Args:
+          step: of the checkpoint.
+          *names: of fields of the state, such as `params`.
+
+        Returns:
+          The parts by name: trees of dicts with NumPy arrays, whatever devices they were saved on.
+
+        Raises:
+          RunError: it is damaged, or gone by now.
+        """
+        with _explained(self._unread(step)):
+            state, _ = read(self._path(step))
+            return {name: state[name] for name in names}
+
+    def _remove(self) -> None:
+        """Removes what is kept no longer."""
+        path = self._directory / REMOVED
+        is_ours = self._writes and processes.is_main() and not storage.is_bucket(path)
+        if is_ours and path.exists():
+            path.rmtree()
+
+    def _path(self, step: int) -> epath.Path:
+        return self._directory / str(step)
+
+    def _unread(self, step: int) -> str:
+        return f"the checkpoint of step {step} in {self._directory} cannot be read"
+
+    def _unwritten(self) -> str:
+        return (
+            f"the checkpoint of step {self._saving} cannot be written to {self._directory}; those "
+            "before it are whole, and the same command goes on from there"
+        )
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Makes one line of errors, which those of Orbax and what is below it are not."""
+    try:
+        yield
+    except Exception as error:
+        raise RunError(f"{what}: {reason(error)}") from error

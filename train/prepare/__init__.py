@@ -1,0 +1,1 @@
+"""Checks datasets, and makes smaller copies of them."""

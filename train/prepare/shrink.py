@@ -1,0 +1,141 @@
+"""A smaller copy of a TFDS dataset: short sides of at most 400 pixels, JPEG quality 90.
+
+The copy has the layout, the order and the labels of the original; only the images differ.
+`dataset_info.json` is written last, so that an unfinished copy is not taken for a dataset.
+"""
+
+import functools
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from google.protobuf.message import DecodeError
+from tensorflow_datasets.proto import tf_example_pb2
+from tqdm import tqdm
+
+from train.core.config.fields import Config
+from train.core.data.on_host import crop
+from train.core.data.sources import registry
+from train.core.data.sources.records import BadRecordError, Record, array_records, decode
+from train.core.errors import ConfigError
+from train.core.workdir.storage import write_json
+
+SHORT_SIDE = 400
+QUALITY = 90
+
+
+def shrink(config: Config, out: Path, workers: int) -> None:
+    """Writes the copy, or what is missing of it; prints where it is.
+
+    Args:
+      config: the `data` part of a run's config.
+      out: the data directory of the copy.
+      workers: threads that decode and encode.
+
+    Raises:
+      ConfigError: the dataset cannot be opened, or is the copy itself.
+    """
+    builder = registry.find_builder(config)
+    image_key, _ = registry.feature_keys(builder, config.name)
+    source = Path(builder.data_path)
+    target = out / source.relative_to(Path(config.dir).expanduser())
+    if target.resolve() == source.resolve():
+        raise ConfigError(f"--out {out} holds the dataset itself; name another directory.")
+    if (target / "dataset_info.json").exists():
+        print(f"{target} is there already")
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    lengths = {name: list(split.shard_lengths) for name, split in builder.info.splits.items()}
+    total = sum(map(sum, lengths.values()))
+    with tqdm(total=total, unit="image") as progress, ThreadPoolExecutor(workers) as pool:
+        for file, part, length in _shards(builder.name, lengths):
+            if (target / file).exists():
+                progress.update(length)
+                continue
+            shrink_record = functools.partial(_record, array_records(builder, part), image_key)
+            _write(target / file, progress, pool.map(shrink_record, range(length)))
+    _write_metadata(source, target, image_key)
+    print(f"{target} is written; python -m train.prepare check finds records that are bad")
+
+
+def _shards(dataset: str, lengths: dict[str, list[int]]) -> Iterator[tuple[str, str, int]]:
+    """Of every shard: its file name, its part of the split in TFDS's words, and its length."""
+    for split, shards in lengths.items():
+        start = 0
+        for i, length in enumerate(shards):
+            file = f"{dataset}-{split}.array_record-{i:05}-of-{len(shards):05}"
+            yield file, f"{split}[{start}:{start + length}]", length
+            start += length
+
+
+def _write(path: Path, progress: Any, records: Iterator[bytes]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    writer = ArrayRecordWriter(str(temporary), "group_size:1")
+    for record in records:
+        writer.write(record)
+        progress.update()
+    writer.close()
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _record(records: Any, image_key: str, index: int) -> bytes:
+    """A serialised example with its image shrunk; one without a readable image as it is."""
+    try:
+        serialized = records[index]
+    except RuntimeError:
+        return b""
+    try:
+        example = tf_example_pb2.Example.FromString(serialized)
+        images = example.features.feature[image_key].bytes_list.value
+        images[0] = shrink_image(images[0])
+    except (BadRecordError, DecodeError, IndexError):
+        return serialized
+    return example.SerializeToString()
+
+
+def shrink_image(encoded: bytes) -> bytes:
+    """Scales a JPEG or PNG image down to SHORT_SIDE, and encodes it with QUALITY.
+
+    Args:
+      encoded: the bytes of the file.
+
+    Returns:
+      The bytes of a JPEG file; the old ones where they are fewer and the image small enough.
+
+    Raises:
+      BadRecordError: it is no image.
+    """
+    image = decode(Record(encoded, 0, ""), channels=3)
+    scale = SHORT_SIDE / min(image.shape[:2])
+    if scale < 1:
+        size = (round(image.shape[0] * scale), round(image.shape[1] * scale))
+        image = crop.resize(image, size, cv2.INTER_AREA)
+    bgr = np.ascontiguousarray(image[..., ::-1])
+    _, shrunk = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    return shrunk.tobytes() if scale < 1 or len(shrunk) < len(encoded) else encoded
+
+
+def _write_metadata(source: Path, target: Path, image_key: str) -> None:
+    for path in source.glob("*.txt"):
+        (target / path.name).write_bytes(path.read_bytes())
+    features = json.loads((source / "features.json").read_text())
+    image = features["featuresDict"]["features"][image_key]["image"]
+    image["encodingFormat"] = "jpeg"
+    image["shape"]["dimensions"][:2] = ["-1", "-1"]
+    write_json(target / "features.json", features)
+    info = json.loads((source / "dataset_info.json").read_text())
+    info["fileFormat"] = "array_record"
+    info.pop("alternativeFileFormats", None)
+    for split in info["splits"]:
+        split["filepathTemplate"] = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        files = target.glob(f"*-{split['name']}.array_record-*")
+        split["numBytes"] = str(sum(file.stat().st_size for file in files))
+    write_json(target / "dataset_info.json", info)

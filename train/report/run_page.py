@@ -1,0 +1,215 @@
+"""The page of a run: how it went, what NAM has learned, its config and environment."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from nam_jax import saliency, small_weights
+from nam_jax.small_weights import SMALL
+from train.core.config.fields import Config, default_config, flatten
+from train.core.errors import ConfigError, RunError
+from train.core.monitor import metric_rows as rows_lib
+from train.core.monitor.metric_rows import Row
+from train.core.workdir import directory as workdir_lib
+from train.core.workdir import storage
+from train.core.workdir.checkpoints import Checkpoints
+from train.report import curves, page, weight_plots
+from train.report.page import Picture
+from train.report.weight_plots import Weights
+
+# By the number of dimensions of their weights.
+KINDS = {1: "channels", 2: "pixels"}
+# Older versions may have had fewer fields, but these.
+NEEDED = {"model.name", "model.attention", "data.name", "epochs", "steps"}
+
+
+def write_page(workdir: epath.Path, folder: epath.Path) -> str:
+    """Makes the page of a run, finished or not.
+
+    Args:
+      workdir: of the run.
+      folder: for the files of the pictures.
+
+    Returns:
+      HTML.
+
+    Raises:
+      ConfigError: the config of the run cannot be read.
+    """
+    config, summary = workdir_lib.saved_config(workdir), workdir_lib.summary(workdir)
+    missing = NEEDED - dict(flatten(config)).keys()
+    if missing:
+        raise ConfigError(
+            f"--workdir {workdir}: config.json is not the config of a run; it lacks "
+            f"{', '.join(sorted(missing))}."
+        )
+    rows = rows_lib.of(workdir).rows()
+    return page.document(
+        title(config),
+        page.paragraph(f"{state(config, summary, rows)}.".capitalize()),
+        _result(summary),
+        _training(rows, folder),
+        _nam(workdir, rows, folder),
+        _config(config),
+        _environment(workdir),
+    )
+
+
+def title(config: Config) -> str:
+    """What a run trains."""
+    model = config.model
+    return f"{model.name} with attention {model.attention} on {config.data.name}"
+
+
+def state(config: Config, summary: dict[str, Any] | None, rows: Sequence[Row]) -> str:
+    """How far a run is, in a few words.
+
+    Args:
+      config: of the run.
+      summary: as in summary.json, None before the end.
+      rows: of the run.
+    """
+    if summary is not None:
+        return f"finished after {summary['steps']:,} steps"
+    if not rows:
+        return "not finished: no step is reported yet"
+    last = rows[-1]
+    goal = f"{config.steps:,} steps" if config.steps else f"{config.epochs} epochs"
+    return f"not finished: at step {last['step']:,}, epoch {last['epoch']:.2f}, of {goal}"
+
+
+def _result(summary: dict[str, Any] | None) -> str:
+    if summary is None:
+        return page.section("Result", page.paragraph("None yet: the run is not finished."))
+    lines = [(name, _figure(value)) for name, value in summary.items()]
+    return page.section("Result", page.table("Result", ("figure", "value"), lines, numbers=False))
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.6g}" if isinstance(value, float) else str(value)
+
+
+def _training(rows: Sequence[Row], folder: epath.Path) -> str:
+    if not rows:
+        return page.section("Training", page.paragraph("No curves: no step is reported yet."))
+    pictures = [curves.loss(rows), curves.errors(rows)]
+    if any(row["split"] == "train" for row in rows):
+        pictures += [
+            curves.learning_rate(rows),
+            curves.images_per_second(rows),
+            curves.data_wait(rows),
+        ]
+    return page.section("Training", page.gallery(folder, *pictures))
+
+
+def _nam(workdir: epath.Path, rows: Sequence[Row], folder: epath.Path) -> str:
+    heading = "NAM weights"
+    try:
+        step, weights = nam_weights(workdir)
+    except RunError as error:
+        return page.section(heading, page.paragraph(f"Left out: {error}"))
+    text = (
+        f"Of the checkpoint of step {step:,}. A weight is the share of a channel or pixel in the "
+        f"scales of its layer; one below {SMALL:g} of the mean of its layer is small: its gate "
+        "hardly depends on the image."
+    )
+    return page.section(
+        heading,
+        page.paragraph(text),
+        _tables(weights),
+        page.gallery(folder, *_pictures(weights, rows)),
+    )
+
+
+def _by_kind(weights: Weights) -> dict[str, Weights]:
+    kinds = {
+        kind: {path: layer for path, layer in weights.items() if layer.ndim == ndim}
+        for ndim, kind in KINDS.items()
+    }
+    return {kind: layers for kind, layers in kinds.items() if layers}
+
+
+def _pictures(weights: Weights, rows: Sequence[Row]) -> Iterator[Picture]:
+    if any("small_weights" in row for row in rows):
+        yield curves.small_weights(rows, SMALL)
+    kinds = _by_kind(weights)
+    yield from (weight_plots.sorted_weights(layers, kind) for kind, layers in kinds.items())
+    yield from (weight_plots.heat_map(layers, kind) for kind, layers in kinds.items())
+    if "pixels" in kinds:
+        yield weight_plots.maps(kinds["pixels"])
+
+
+def nam_weights(workdir: epath.Path) -> tuple[int, Weights]:
+    """The NAM weights of the latest checkpoint.
+
+    Args:
+      workdir: of the run.
+
+    Returns:
+      Its step, and the weights by layer, from input to output.
+
+    Raises:
+      RunError: there are none; says why.
+    """
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        step = checkpoints.step_of("last")
+        params = checkpoints.restore_parts(step, "params")["params"]
+    weights = {path: np.asarray(w) for path, w in jax.device_get(saliency(params)).items()}
+    if not weights:
+        raise RunError("the network has no NAM scales.")
+    return step, weight_plots.in_depth_order(weights)
+
+
+def _tables(weights: Weights) -> str:
+    header = ("weights", "small", "small, %", "largest / mean")
+    total = [
+        (f"all {kind}", *_counts(list(layers.values())))
+        for kind, layers in _by_kind(weights).items()
+    ]
+    total.append(("all weights", *_counts(list(weights.values()))))
+    lines = [(path, KINDS[layer.ndim], *_counts([layer])) for path, layer in weights.items()]
+    by_layer = page.table("NAM weights by layer", ("layer", "of", *header), lines)
+    return "\n".join(
+        [
+            page.table("NAM weights in all", ("of", *header), total),
+            page.folded(f"Layer by layer ({len(lines)})", by_layer),
+        ]
+    )
+
+
+def _counts(layers: Sequence[np.ndarray]) -> tuple[str, ...]:
+    total, small = sum(w.size for w in layers), sum(map(small_weights.count, layers))
+    largest = max(float(w.max()) * w.size for w in layers)
+    return f"{total:,}", f"{small:,}", f"{100 * small / total:.2f}", f"{largest:.3g}"
+
+
+def _config(config: Config) -> str:
+    defaults = workdir_lib.as_saved(default_config())
+    lines, marked = [], []
+    for place, (name, value) in enumerate(flatten(config)):
+        differs = name not in defaults or value != defaults[name]
+        default = json.dumps(defaults.get(name, "–"), ensure_ascii=False) if differs else ""
+        lines.append((name, json.dumps(value, ensure_ascii=False), default))
+        marked += [place] if differs else []
+    text = "Fields that differ from their default are bold, with the default beside them."
+    found = page.table("Config", ("field", "value", "default"), lines, numbers=False, marked=marked)
+    return page.section("Config", page.paragraph(text), found)
+
+
+def _environment(workdir: epath.Path) -> str:
+    heading = "Environment"
+    try:
+        text = storage.read_text(workdir / "environment.json")
+        if text is None:
+            reason = "Not known: there is no environment.json, the run has not begun."
+            return page.section(heading, page.paragraph(reason))
+        lines = [(name, str(value)) for name, value in flatten(Config(json.loads(text)))]
+    except (AttributeError, TypeError, ValueError):
+        return page.section(heading, page.paragraph("Not known: environment.json is damaged."))
+    return page.section(heading, page.table(heading, ("what", "which"), lines, numbers=False))

@@ -1,0 +1,1 @@
+"""Looks at what a trained network does with images."""

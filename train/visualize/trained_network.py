@@ -1,0 +1,78 @@
+"""The network of a run, without its dataset."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from etils import epath
+from flax import linen as nn
+
+from train.core.config.checks import validate
+from train.core.config.fields import Config
+from train.core.data.sources import registry
+from train.core.engine import experiment
+from train.core.workdir import directory as workdir_lib
+from train.core.workdir.checkpoints import Checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A network as a checkpoint has it.
+
+    Attributes:
+      config: of the run.
+      step: of the checkpoint.
+      model: takes images (N, H, W, C) and `train`.
+      variables: `params` and `batch_stats`, not the averaged ones.
+      image_shape: (H, W, C) of the images that it was made for.
+    """
+
+    config: Config
+    step: int
+    model: nn.Module
+    variables: dict[str, Any]
+    image_shape: tuple[int, int, int]
+
+
+def load(workdir: epath.Path, which: str, data_dir: str | None = None) -> Trained:
+    """Reads the network of a run from a checkpoint.
+
+    Args:
+      workdir: of the run.
+      which: `last` or `best`.
+      data_dir: where the dataset lies now; default: where the run had it.
+
+    Raises:
+      ConfigError: there is no such run, or the size of its images is not known.
+      RunError: there is no such checkpoint, or it cannot be read.
+    """
+    config = workdir_lib.saved_config(workdir)
+    validate(config)
+    config.data.dir = data_dir or config.data.dir
+    # It changes nothing but the memory of training.
+    config.model.remat = False
+    if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        config.model.dtype = "float32"
+    step, variables = _restore(workdir, which)
+    params = variables["params"]
+    return Trained(
+        config=config,
+        step=step,
+        model=experiment.create_model(config, num_classes=len(params["fc"]["bias"])),
+        variables=variables,
+        image_shape=_image_shape(config.data, params),
+    )
+
+
+def _restore(workdir: epath.Path, which: str) -> tuple[int, dict[str, Any]]:
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        step = checkpoints.step_of(which)
+        return step, checkpoints.restore_parts(step, "params", "batch_stats")
+
+
+def _image_shape(data: Config, params: Any) -> tuple[int, int, int]:
+    if not data.image_size:
+        return registry.describe(data)[1]
+    # TFDS need not know the dataset, which need not be on disk.
+    first = params["conv1" if "conv1" in params else "stem_conv"]
+    return data.image_size, data.image_size, first["kernel"].shape[2]
