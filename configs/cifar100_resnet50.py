@@ -8,8 +8,7 @@ CIFAR-100's own mean and standard deviation, where the authors' code has CIFAR-1
 error of the whole run have not been measured; it is meant for a GPU or TPU.
 """
 
-from train.config import Config
-from train.core.config.fields import default_config
+from train.config import Config, default_config
 
 
 def get_config() -> Config:

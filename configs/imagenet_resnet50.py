@@ -9,8 +9,7 @@ centre of the short side scaled to 256 for the evaluation. docs/imagenet.md says
 the dataset. Time and error of the whole run have not been measured; it is meant for GPUs or TPUs.
 """
 
-from train.config import Config
-from train.core.config.fields import default_config
+from train.config import Config, default_config
 
 
 def get_config() -> Config:

@@ -1,13 +1,5 @@
 r"""Compiles the training step for TPUs, on a machine that need not have any.
 
-Usage: python -m train.compile --config FILE --topology NAME [--json FILE]
-                               [--config.FIELD=VALUE ...]
-
-  --config FILE          the experiment; configs/ holds examples
-  --topology NAME        generation and chips, such as v5e:16x16, v4:2x2x1
-  --json FILE            writes the figures there too
-  --config.FIELD=VALUE   overrides a field; python -m train.config lists them
-
 It is the step that train.main runs on such a slice. For one device of it are
 printed: memory against what there is, operations, bytes that they read and
 write, and the collectives. A step that does not fit fails. Needs libtpu
@@ -23,14 +15,15 @@ Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 import dataclasses
 import re
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-from absl import flags
 
-from train.core import command_line, json_file
-from train.core.config.fields import Config
+from train.core import command_line
+from train.core.command_line.values import text
+from train.core.config.fields import Config, DataConfig
 from train.core.data.sources import registry
 from train.core.devices import program_cost, topologies
 from train.core.engine import assembly
@@ -38,8 +31,6 @@ from train.core.engine import experiment as experiment_lib
 from train.core.engine.experiment import Experiment
 from train.core.errors import ConfigError, RunError
 from train.core.workdir.storage import write_json
-
-TOPOLOGY = flags.DEFINE_string("topology", None, "The TPU slice to compile for.")
 
 GIB = 2**30
 
@@ -56,7 +47,7 @@ def build(config: Config, devices: Sequence[jax.Device]) -> Experiment:
         disk.
     """
 
-    def open_split(data: Config, split: str) -> registry.Split:
+    def open_split(data: DataConfig, split: str) -> registry.Split:
         if data.loader == "resident" and not registry.is_on_disk(data):
             raise ConfigError(
                 f"config.data.loader: a resident split lies on each device, and the size of "
@@ -142,19 +133,34 @@ def _gib(size: int) -> str:
     return f"{size / GIB:.3f} GiB"
 
 
-def main() -> None:
+def parser() -> command_line.Parser:
+    """The command line."""
+    parser = command_line.Parser(
+        __doc__, "python -m train.compile --config FILE --topology NAME [--json FILE]"
+    )
+    parser.add_config()
+    parser.add_argument(
+        "--topology",
+        metavar="NAME",
+        type=text,
+        help="generation and chips, such as v5e:16x16, v4:2x2x1",
+    )
+    parser.add_json()
+    return parser
+
+
+def main(options: Namespace) -> None:
     """Compiles the step and prints its figures."""
-    if not TOPOLOGY.value:
+    if options.topology is None:
         raise ConfigError(f"--topology is missing; examples: {topologies.EXAMPLES}.")
-    file = json_file.asked()
     # Accelerators of this machine are left alone.
     jax.config.update("jax_platforms", "cpu")
-    devices = topologies.devices(TOPOLOGY.value)
-    figures = compile_step(build(command_line.CONFIG.value, devices))
+    devices = topologies.devices(options.topology)
+    figures = compile_step(build(options.config, devices))
     print(report(figures))
-    if file:
-        write_json(file, {"topology": TOPOLOGY.value, **figures})
+    if options.json:
+        write_json(options.json, {"topology": options.topology, **figures})
 
 
 if __name__ == "__main__":
-    command_line.run(main, __doc__)
+    command_line.run(main, parser())

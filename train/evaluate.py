@@ -1,12 +1,7 @@
 """Evaluates a checkpoint of a run.
 
-Usage: python -m train.evaluate --config FILE [--workdir DIR]
-                                [--which last|best] [--config.FIELD=VALUE ...]
-
-  --config FILE          the config that the run was started with
-  --workdir DIR          the directory of the run; default: runs/<config name>
-  --which last|best      the latest checkpoint, or that of the lowest error
-  --config.FIELD=VALUE   as the run had it; free: data.eval_split, batch_size …
+The config is that which the run was started with; free are data.eval_split,
+batch_size and others that do not change what a checkpoint means.
 
 Example:
   python -m train.evaluate --config configs/digits_resnet20.py --which best
@@ -14,27 +9,36 @@ Example:
 Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 """
 
-from absl import flags
+from argparse import Namespace
 
 from train.core import command_line
+from train.core.config.fields import replaced
 from train.core.engine import evaluation
 from train.core.engine import experiment as experiment_lib
 
-WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "The checkpoint to evaluate.")
+
+def parser() -> command_line.Parser:
+    """The command line."""
+    parser = command_line.Parser(
+        __doc__, "python -m train.evaluate --config FILE [--workdir DIR] [--which last|best]"
+    )
+    parser.add_config()
+    parser.add_workdir("the directory of the run; default: runs/<config name>")
+    parser.add_which()
+    return parser
 
 
-def main() -> None:
+def main(options: Namespace) -> None:
     """Prints the evaluation of the checkpoint, one figure a line."""
-    config, workdir = command_line.CONFIG.value, command_line.workdir()
+    workdir = command_line.workdir(options)
     # Running statistics need no groups, and the devices here may not divide into them.
-    config.model.sync_bn_devices = 1
-    config.accumulate_steps = 1
+    config = replaced(options.config, {"model.sync_bn_devices": 1, "accumulate_steps": 1})
     experiment = experiment_lib.build(config)
-    step, result = evaluation.evaluate_checkpoint(experiment, workdir, WHICH.value)
+    step, result = evaluation.evaluate_checkpoint(experiment, workdir, options.which)
     print(f"step {step}")
     for name, value in result.items():
         print(f"{name} {value:.6g}")
 
 
 if __name__ == "__main__":
-    command_line.run(main, __doc__)
+    command_line.run(main, parser())

@@ -1,12 +1,5 @@
 r"""The size of a network: layer by layer, or with several attentions side by side.
 
-Usage: python -m train.summary --config FILE [--attention NAME,...]
-                               [--config.FIELD=VALUE ...]
-
-  --config FILE          the experiment; configs/ holds examples
-  --attention NAME,...   in place of the config's; several are compared
-  --config.FIELD=VALUE   overrides a field; python -m train.config lists them
-
 Parameters, and multiply-adds of convolutions and linear layers for one image.
 Nothing is computed, and the dataset need not be on disk.
 
@@ -17,10 +10,12 @@ Example:
 Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 """
 
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 
 from nam_jax.models.size import Layer, Size, layers, total
-from train.core import attentions, command_line
+from train.core import command_line
+from train.core.config.fields import with_attention
 from train.core.data.sources import registry
 from train.core.engine import experiment as experiment_lib
 from train.core.tables import aligned, ruled
@@ -66,15 +61,25 @@ def _format_size(size: Size) -> tuple[str, str]:
     return f"{size.parameters:,}", f"{size.multiply_adds:,}"
 
 
-def main() -> None:
+def parser() -> command_line.Parser:
+    """The command line."""
+    parser = command_line.Parser(
+        __doc__, "python -m train.summary --config FILE [--attention NAME,...]"
+    )
+    parser.add_config()
+    parser.add_attention("in place of the config's; several are compared")
+    return parser
+
+
+def main(options: Namespace) -> None:
     """Prints the layers of one network, or compares several."""
-    config = command_line.CONFIG.value
-    names = attentions.asked(config)
+    config = options.config
+    names = options.attention or [config.model.attention]
     num_classes, image_shape = registry.describe(config.data)
     networks = {}
     for name in names:
-        config.model.attention = name
-        networks[name] = layers(experiment_lib.create_model(config, num_classes), image_shape)
+        model = experiment_lib.create_model(with_attention(config, name), num_classes)
+        networks[name] = layers(model, image_shape)
     attention = f"attention {names[0]}, " if len(names) == 1 else ""
     print(
         f"{config.model.name}, {attention}stem {config.model.stem}, "
@@ -84,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, __doc__)
+    command_line.run(main, parser())

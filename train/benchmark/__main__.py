@@ -1,19 +1,5 @@
 r"""Measures how fast training steps are, with several attentions in turns.
 
-Usage: python -m train.benchmark --config FILE [--attention NAME,...]
-                                 [--steps N] [--json FILE]
-       python -m train.benchmark --loader-only --config FILE [--json FILE]
-                                 [--workers N[,M...]] [--seconds S]
-
-  --config FILE          the experiment; configs/ holds examples
-  --attention NAME,...   in place of the config's; several take turns
-  --steps N              of each that are timed; default: 50
-  --loader-only          the streaming loader alone, without a network
-  --workers N[,M...]     numbers of threads; default: 1 and one a CPU core
-  --seconds S            how long each number is measured; default: 10
-  --json FILE            also writes the figures to a file
-  --config.FIELD=VALUE   overrides a field; python -m train.config lists them
-
 First with random images on the device, then, if the dataset is on disk, each
 attention by itself with the config's loader: the last two columns.
 
@@ -24,105 +10,62 @@ Example:
 Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 """
 
-import json
-from collections.abc import Mapping
-from typing import Any
+from argparse import Namespace
 
-import jax
-from absl import flags
-
-from train.benchmark import loader, turns
-from train.benchmark.steps import build, measure
-from train.core import attentions, command_line, json_file, tables
-from train.core.config.fields import Config
-from train.core.devices import environment
-from train.core.errors import explaining_memory
+from train.benchmark import loader
+from train.benchmark.attentions import measure_attentions
+from train.core import command_line
+from train.core.command_line.values import number, whole_number
 from train.core.workdir.storage import write_json
 
-LOADER_ONLY = flags.DEFINE_bool("loader-only", False, "Measure the loader alone.")
 
-GIB = 2**30
+def parser() -> command_line.Parser:
+    """The command line."""
+    parser = command_line.Parser(
+        __doc__, "python -m train.benchmark [--loader-only] --config FILE [OPTION ...]"
+    )
+    parser.add_config()
+    parser.add_attention("in place of the config's; several take turns")
+    parser.add_argument(
+        "--steps",
+        metavar="N",
+        type=whole_number(1, 1_000_000),
+        default=50,
+        help="of each that are timed; default: 50",
+    )
+    parser.add_argument(
+        "--loader-only",
+        action="store_true",
+        help="the streaming loader alone, without a network",
+    )
+    parser.add_argument(
+        "--workers",
+        metavar="N[,M...]",
+        type=loader.numbers_of_workers,
+        help="numbers of threads; default: 1 and one a CPU core",
+    )
+    parser.add_argument(
+        "--seconds",
+        metavar="S",
+        type=number(0.1, 3600),
+        default=10.0,
+        help="how long each number is measured; default: 10",
+    )
+    parser.add_json()
+    return parser
 
-# The columns of the table: title, figure, divisor, format.
-COLUMNS = (
-    ("compile", "compile_seconds", 1, ".1f"),
-    ("step ms", "step_ms", 1, ",.2f"),
-    ("95 %", "step_ms_p95", 1, ",.2f"),
-    ("images/s", "images_per_second", 1, ",.0f"),
-    ("vs none", "time_vs_none", 1, ".3f"),
-    ("of peak", "utilisation", 1, ".1%"),
-    ("Gflop", "flops", 1e9, ",.1f"),
-    ("GB", "bytes_accessed", 1e9, ",.2f"),
-    ("GiB", "peak_bytes", GIB, ",.3f"),
-    ("fed", "fed_images_per_second", 1, ",.0f"),
-    ("wait", "data_wait", 1, ".1%"),
-)
 
-
-def main() -> None:
+def main(options: Namespace) -> None:
     """Measures, and prints a table and JSON."""
-    file = json_file.asked()
-    config = command_line.CONFIG.value
-    if LOADER_ONLY.value:
-        figures = loader.run(config)
+    config = options.config
+    if options.loader_only:
+        figures = loader.run(config, options.workers, options.seconds)
     else:
-        figures = step_benchmark(config, attentions.asked(config), turns.STEPS.value)
-    if file:
-        write_json(file, figures)
-
-
-def step_benchmark(config: Config, names: list[str], steps: int) -> dict[str, Any]:
-    """Measures the training steps with the attentions, and prints what it finds.
-
-    Args:
-      config: of the run.
-      names: of the attentions.
-      steps: of each that are timed.
-
-    Returns:
-      What was measured, on which machine; the figures of several attentions by their names.
-
-    Raises:
-      ConfigError: the config does not fit the dataset or the devices.
-      RunError: a step takes more memory than there is.
-    """
-    # A step from the cache would compile in no time.
-    jax.config.update("jax_enable_compilation_cache", False)
-    experiments = {name: build(config, name) for name in names}
-    with explaining_memory():
-        figures = measure(experiments, steps)
-    result = {**circumstances(config, steps), **(figures if len(names) > 1 else figures[names[0]])}
-    print(report(figures))
-    print(json.dumps(result))
-    return result
-
-
-def circumstances(config: Config, steps: int) -> dict[str, Any]:
-    """What was measured, when and on what."""
-    # Of all attentions together; not every backend knows.
-    memory = jax.devices()[0].memory_stats() or {}
-    return {
-        "config": command_line.config_name(),
-        "model": config.model.name,
-        "dtype": config.model.dtype,
-        "batch_size": config.batch_size,
-        "steps": steps,
-        "device_peak_bytes": memory.get("peak_bytes_in_use"),
-        **environment.describe(),
-    }
-
-
-def report(figures: Mapping[str, Mapping[str, Any]]) -> str:
-    """The figures as a table, a line for every attention; a dash is for what is not known."""
-    rows = [["attention", *(title for title, *_ in COLUMNS)]]
-    for name, found in figures.items():
-        cells = [
-            "–" if found[key] is None else f"{found[key] / divisor:{form}}"
-            for _, key, divisor, form in COLUMNS
-        ]
-        rows.append([name, *cells])
-    return tables.ruled(rows)
+        names = options.attention or [config.model.attention]
+        figures = measure_attentions(config, options.config_name, names, options.steps)
+    if options.json:
+        write_json(options.json, figures)
 
 
 if __name__ == "__main__":
-    command_line.run(main, __doc__)
+    command_line.run(main, parser())

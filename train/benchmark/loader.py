@@ -5,14 +5,17 @@ import dataclasses
 import functools
 import re
 import time
+from argparse import ArgumentTypeError
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 
-from train.core.config.fields import MOST_WORKERS, Config
+from train.core.command_line.values import listed
+from train.core.config.fields import MOST_WORKERS, Config, replaced
+from train.core.config.spec import MOST_STEPS
 from train.core.data import streaming
 from train.core.data.feed import cpu_cores, epoch_orders
 from train.core.data.on_host.transform import train_transform
@@ -24,33 +27,43 @@ from train.core.engine import step as step_lib
 from train.core.engine.experiment import Experiment
 from train.core.errors import ConfigError
 
-WORKERS = flags.DEFINE_list("workers", None, "Numbers of threads to try.")
-SECONDS = flags.DEFINE_float("seconds", 10.0, "How long to measure each.")
-MOST_SECONDS = 3600
-
 STAGES = ("read", "decode", "crop_and_resize", "batch", "transfer")
 
 
-def run(config: Config) -> dict[str, Any]:
+def numbers_of_workers(text: str) -> list[int]:
+    """Numbers of threads that an option lists."""
+    numbers = [int(n) if re.fullmatch(r"\d{1,4}", n) else 0 for n in listed(text)]
+    if not all(1 <= number <= MOST_WORKERS for number in numbers):
+        raise ArgumentTypeError(
+            f"got {text!r}; allowed: numbers from 1 to {MOST_WORKERS}, such as 1,2,4."
+        )
+    return numbers
+
+
+def run(config: Config, numbers: Sequence[int] | None, seconds: float) -> dict[str, Any]:
     """Measures the loader with every number of workers, and prints a line for each.
+
+    Args:
+      config: Config of the run; its number of workers is exchanged.
+      numbers: Numbers of threads to try; None: 1, and one a CPU core.
+      seconds: Seconds to measure each.
 
     Returns:
       `cores`, and under `loader` what `loader_figures` gives for each.
 
     Raises:
-      ConfigError: the numbers of workers or of seconds are none, or the config names another
-        loader.
+      ConfigError: the config names another loader.
     """
     cores = cpu_cores()
-    numbers, seconds = _numbers_of_workers(cores), _seconds()
     if config.data.loader != "streaming":
         raise ConfigError("config.data.loader: the resident loader has no work to measure.")
     experiment = experiment_lib.build(config)
     print(f"{cores} CPU cores; microseconds per image and thread, by stage")
     results = []
-    for workers in numbers:
-        config.data.workers = workers
-        result = loader_figures(experiment, workers, seconds)
+    for workers in numbers or sorted({1, cores}):
+        own = replaced(config, {"data.workers": workers})
+        own_experiment = dataclasses.replace(experiment, config=own)
+        result = loader_figures(own_experiment, workers, seconds)
         results.append(result)
         stages = "  ".join(f"{n} {t:.0f}" for n, t in result["microseconds_per_image"].items())
         print(
@@ -60,25 +73,6 @@ def run(config: Config) -> dict[str, Any]:
             flush=True,
         )
     return {"cores": cores, "loader": results}
-
-
-def _numbers_of_workers(cores: int) -> list[int]:
-    if WORKERS.value is None:
-        return sorted({1, cores})
-    numbers = [int(n) if re.fullmatch(r"\d{1,4}", n) else 0 for n in WORKERS.value]
-    if not numbers or not all(1 <= number <= MOST_WORKERS for number in numbers):
-        raise ConfigError(
-            f"--workers: got {','.join(WORKERS.value)!r}; allowed: numbers from 1 to "
-            f"{MOST_WORKERS}, such as 1,2,4."
-        )
-    return numbers
-
-
-def _seconds() -> float:
-    # Not bounds of the flag: a value that is no number passes them.
-    if not 0.1 <= SECONDS.value <= MOST_SECONDS:
-        raise ConfigError(f"--seconds: got {SECONDS.value}; allowed: 0.1 to {MOST_SECONDS}.")
-    return SECONDS.value
 
 
 def loader_figures(experiment: Experiment, workers: int, seconds: float) -> dict[str, Any]:
@@ -106,7 +100,7 @@ def loader_figures(experiment: Experiment, workers: int, seconds: float) -> dict
 
 
 def _throughput(experiment: Experiment, seconds: float) -> tuple[float, float]:
-    endless = dataclasses.replace(experiment, total_steps=2**31 - 1)
+    endless = dataclasses.replace(experiment, total_steps=MOST_STEPS)
     with contextlib.closing(assembly.train_feed(endless).batches(0)) as fed:
         # What is ready before the clock starts would count as instant.
         for _ in range(streaming.HOST_BATCHES + streaming.DEVICE_BATCHES + 1):

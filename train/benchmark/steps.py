@@ -13,8 +13,8 @@ import numpy as np
 
 from nam_jax.models.size import multiply_adds
 from train.benchmark import turns
-from train.core import attentions
-from train.core.config.fields import Config
+from train.core.config.fields import Config, DataConfig, with_attention
+from train.core.config.spec import MOST_STEPS
 from train.core.data import streaming
 from train.core.data.feed import Feed
 from train.core.data.sources import registry
@@ -82,10 +82,10 @@ def build(config: Config, attention: str) -> Experiment:
       ConfigError: the config does not fit the dataset or the devices.
     """
 
-    def open_split(data: Config, split: str) -> registry.Split:
+    def open_split(data: DataConfig, split: str) -> registry.Split:
         return registry.describe_split(data, split, num_examples=BATCHES * config.batch_size)
 
-    return experiment_lib.build(attentions.exchanged(config, attention), open_split=open_split)
+    return experiment_lib.build(with_attention(config, attention), open_split=open_split)
 
 
 def random_images(experiment: Experiment) -> Any:
@@ -176,7 +176,7 @@ def _fed(runs: Mapping[str, Run], steps: int) -> dict[str, Figures]:
         return {name: {"fed_images_per_second": None, "data_wait": None} for name in runs}
     for run in runs.values():
         run.drop_images()
-    endless = dataclasses.replace(experiment, total_steps=2**31 - 1)
+    endless = dataclasses.replace(experiment, total_steps=MOST_STEPS)
     feed = assembly.train_feed(endless)
     return {
         name: fed_figures(run, feed, endless.dispatches(0), steps) for name, run in runs.items()

@@ -5,12 +5,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from absl import flags
-
-STEPS = flags.DEFINE_integer(
-    "steps", 50, "How many are timed.", lower_bound=1, upper_bound=1_000_000
-)
-
 WARM_UP = 2
 STEPS_OF_A_ROUND = 10
 

@@ -8,9 +8,9 @@ from typing import Any
 from etils import epath
 
 from nam_jax.attention import NAMES
-from train.core import attentions
 from train.core.config.checks import validate
-from train.core.config.fields import FREE_FIELDS, Config
+from train.core.config.fields import Config, marked, replaced, with_attention
+from train.core.config.spec import Mark
 from train.core.errors import ConfigError
 from train.core.workdir import directory as workdir_lib
 from train.core.workdir import storage
@@ -74,10 +74,8 @@ def plan(
     strengths = [config.optimizer.sparsity] if sparsities is None else sparsities
     runs: dict[str, Run] = {}
     for seed, name, strength in itertools.product(seeds, names, strengths):
-        varied = config.copy_and_resolve_references()
-        varied.seed = seed
-        varied.optimizer.sparsity = strength
-        run = Run(attentions.exchanged(varied, name))
+        varied = replaced(config, {"seed": seed, "optimizer.sparsity": strength})
+        run = Run(with_attention(varied, name))
         # Without NAM scales all strengths are one.
         runs[run.name] = run
     return list(runs.values())
@@ -105,7 +103,7 @@ def read_runs(directory: epath.Path, config: Config | None = None) -> list[Run]:
             continue
         run = Run(_config(path), workdir_lib.summary(path))
         config = run.config if config is None else config
-        workdir_lib.check(path, config, (*FREE_FIELDS, *AXES))
+        workdir_lib.check(path, config, marked(Mark.FREE) | set(AXES))
         if path.name != run.name:
             raise ConfigError(f"{path} holds the run {run.name}; give the directory that name.")
         runs.append(run)

@@ -1,16 +1,10 @@
 """Checks a dataset record by record, or writes a smaller copy of it.
 
-Usage: python -m train.prepare check|shrink --config FILE [--out DIR]
-                               [--config.FIELD=VALUE ...]
-
   check                  opens every record of the configured splits and lists
                          those that cannot be used
   shrink                 copies all splits as JPEG images of quality 90 with
                          short sides of at most 400 pixels; after an
                          interruption the same command goes on
-  --config FILE          an experiment with the dataset; configs/ has examples
-  --out DIR              where the copy goes: the data.dir of later runs
-  --config.FIELD=VALUE   overrides a field; python -m train.config lists them
 
 Example:
   python -m train.prepare check --config configs/imagenet_resnet50.py
@@ -20,115 +14,50 @@ the config is wrong.
 """
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from argparse import SUPPRESS, Namespace
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
-from absl import flags
-from tqdm import tqdm
 
 from train.core import command_line
-from train.core.config.fields import Config
+from train.core.command_line.values import text
 from train.core.data.feed import cpu_cores
-from train.core.data.sources import registry
-from train.core.data.sources.records import BadRecord, BadRecordError, Records, decode
-from train.core.errors import ConfigError, RunError
-from train.prepare import shrink
+from train.core.errors import ConfigError
+from train.prepare.check import check
+from train.prepare.shrink import shrink
 
-OUT = flags.DEFINE_string("out", None, "Where the smaller copy goes.")
-RECORDS_OF_A_TASK = 64
+ACTIONS = ("check", "shrink")
 
 
-class Found(NamedTuple):
-    """What was found in some records of a split.
-
-    Attributes:
-      bad: records that cannot be used.
-      labels: all that occur.
-      heights: all that occur, in pixels.
-      widths: all that occur, in pixels.
-    """
-
-    bad: list[BadRecord]
-    labels: set[int]
-    heights: set[int]
-    widths: set[int]
+def parser() -> command_line.Parser:
+    """The command line."""
+    parser = command_line.Parser(
+        __doc__, "python -m train.prepare check|shrink --config FILE [--out DIR]"
+    )
+    parser.add_argument("action", nargs="?", help=SUPPRESS)
+    parser.add_config("an experiment with the dataset; configs/ has examples")
+    parser.add_argument(
+        "--out", metavar="DIR", type=text, help="where the copy goes: the data.dir of later runs"
+    )
+    return parser
 
 
-def main(action: str) -> None:
+def main(options: Namespace) -> None:
     """Checks or shrinks."""
+    if options.action not in ACTIONS:
+        got = f"; got {options.action!r}" if options.action is not None else ""
+        raise ConfigError(f"name what to do: {' or '.join(ACTIONS)}{got}.")
     cv2.setNumThreads(0)
-    config = command_line.CONFIG.value.data
-    out = os.path.expanduser(OUT.value or "")
-    if action == "shrink" and not out:
+    data = options.config.data
+    if options.action == "shrink" and options.out is None:
         raise ConfigError("--out is missing; name a directory for the copy.")
-    if config.name == "digits":
+    if data.name == "digits":
         raise ConfigError("config.data.name: digits is not on disk; there is nothing to prepare.")
-    if action == "check":
-        check(config)
+    if options.action == "check":
+        check(data)
     else:
-        shrink.shrink(config, Path(out), config.workers or cpu_cores())
-
-
-def check(config: Config) -> None:
-    """Opens every record of the configured splits, and prints what they hold.
-
-    Args:
-      config: the `data` part of a run's config.
-
-    Raises:
-      RunError: records cannot be used.
-    """
-    names = dict.fromkeys((config.train_split, config.eval_split))
-    num_bad = sum(_check_split(config, name) for name in names)
-    if num_bad:
-        raise RunError(f"{num_bad} records of {config.name} cannot be used.")
-
-
-def _check_split(config: Config, name: str) -> int:
-    split = registry.open_split(config, name)
-    records = split.open_records()
-    starts = range(0, split.num_examples, RECORDS_OF_A_TASK)
-    progress = tqdm(total=split.num_examples, desc=name, unit="record")
-    found = Found([], set(), set(), set())
-    with progress, ThreadPoolExecutor(config.workers or cpu_cores()) as pool:
-        for start, part in zip(
-            starts, pool.map(lambda start: _look_at(split, records, start), starts), strict=True
-        ):
-            progress.update(min(RECORDS_OF_A_TASK, split.num_examples - start))
-            found.bad.extend(part.bad)
-            for seen, new in zip(found[1:], part[1:], strict=True):
-                seen.update(new)
-    print(_describe(split, found), flush=True)
-    return len(found.bad)
-
-
-def _look_at(split: registry.Split, records: Records, start: int) -> Found:
-    found = Found([], set(), set(), set())
-    for index in range(start, min(start + RECORDS_OF_A_TASK, split.num_examples)):
-        try:
-            record = records[index]
-            found.labels.add(record.label)
-            image = decode(record, split.image_shape[-1])
-            found.heights.add(image.shape[0])
-            found.widths.add(image.shape[1])
-        except BadRecordError as error:
-            found.bad.append(BadRecord(split.name, index, error.file_name, str(error)))
-    return found
-
-
-def _describe(split: registry.Split, found: Found) -> str:
-    lines = [f"bad record: {record}" for record in found.bad]
-    summary = f"{split.name}: {split.num_examples:,} records, {len(found.bad):,} bad"
-    if found.labels:
-        low, high = min(found.labels), max(found.labels)
-        summary += f"; {len(found.labels):,} labels from {low} to {high} of {split.num_classes:,}"
-    for name, sizes in (("height", found.heights), ("width", found.widths)):
-        if sizes:
-            summary += f"; {name} {min(sizes)} to {max(sizes)}"
-    return "\n".join([*lines, summary])
+        shrink(data, Path(os.path.expanduser(options.out)), data.workers or cpu_cores())
 
 
 if __name__ == "__main__":
-    command_line.run(main, __doc__, actions=("check", "shrink"))
+    command_line.run(main, parser())

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from train.core.config.fields import Config
+from train.core.config.fields import DataConfig
 from train.core.data.on_host import crop
 from train.core.data.sources import registry
 from train.core.data.sources.records import BadRecordError, Record, array_records, decode
@@ -30,7 +30,7 @@ SHORT_SIDE = 400
 QUALITY = 90
 
 
-def shrink(config: Config, out: Path, workers: int) -> None:
+def shrink(config: DataConfig, out: Path, workers: int) -> None:
     """Writes the copy, or what is missing of it; prints where it is.
 
     Args:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.core.config.fields import Config
+from train.core.config.fields import DataConfig
 from train.core.data.on_host.transform import eval_transform
 from train.core.data.sources import registry
 from train.core.data.sources.records import BadRecord, BadRecordError, Record
@@ -30,7 +30,7 @@ class Picture(NamedTuple):
     label: int | None = None
 
 
-def of_files(files: Sequence[str], data: Config, shape: tuple[int, int, int]) -> list[Picture]:
+def of_files(files: Sequence[str], data: DataConfig, shape: tuple[int, int, int]) -> list[Picture]:
     """Reads image files, JPEG or PNG.
 
     Args:
@@ -52,7 +52,7 @@ def of_files(files: Sequence[str], data: Config, shape: tuple[int, int, int]) ->
     return found
 
 
-def of_split(name: str, count: int, data: Config, shape: tuple[int, int, int]) -> list[Picture]:
+def of_split(name: str, count: int, data: DataConfig, shape: tuple[int, int, int]) -> list[Picture]:
     """Reads the first images of a split, passing over bad records.
 
     Args:
@@ -76,7 +76,9 @@ def of_split(name: str, count: int, data: Config, shape: tuple[int, int, int]) -
     return found
 
 
-def _all_of(split: registry.Split, data: Config, shape: tuple[int, int, int]) -> Iterator[Picture]:
+def _all_of(
+    split: registry.Split, data: DataConfig, shape: tuple[int, int, int]
+) -> Iterator[Picture]:
     if data.name == "digits":
         for index, (image, label) in enumerate(zip(*split.load(), strict=True)):
             yield Picture(f"{split.name} {index}", image, int(label))
@@ -92,7 +94,7 @@ def _all_of(split: registry.Split, data: Config, shape: tuple[int, int, int]) ->
             print(f"bad record: {bad}", file=sys.stderr)
 
 
-def class_names(data: Config) -> list[str] | None:
+def class_names(data: DataConfig) -> list[str] | None:
     """The names of a dataset's classes, None where it has none or is not on disk.
 
     Args:

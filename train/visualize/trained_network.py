@@ -8,7 +8,7 @@ from etils import epath
 from flax import linen as nn
 
 from train.core.config.checks import validate
-from train.core.config.fields import Config
+from train.core.config.fields import Config, DataConfig
 from train.core.data.sources import registry
 from train.core.engine import experiment
 from train.core.workdir import directory as workdir_lib
@@ -70,7 +70,7 @@ def _restore(workdir: epath.Path, which: str) -> tuple[int, dict[str, Any]]:
         return step, checkpoints.restore_parts(step, "params", "batch_stats")
 
 
-def _image_shape(data: Config, params: Any) -> tuple[int, int, int]:
+def _image_shape(data: DataConfig, params: Any) -> tuple[int, int, int]:
     if not data.image_size:
         return registry.describe(data)[1]
     # TFDS need not know the dataset, which need not be on disk.

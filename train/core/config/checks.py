@@ -12,41 +12,55 @@ def validate(config: Config) -> None:
     """Checks every field by itself and those that depend on one another.
 
     Args:
-      config: of a run.
+      config: Config of a run.
 
     Raises:
       ConfigError: naming the field, what it got and what is allowed.
     """
     values = dict(flatten(config))
-    for name in values.keys() - FIELDS.keys():
-        raise ConfigError(
-            f"config.{name}: there is no such field; python -m train.config lists them."
-        )
-    for name in FIELDS:
-        if name not in values:
-            raise ConfigError(f"config.{name}: missing; start from default_config().")
-        check(name, values[name])
+    check_names(values)
+    for name, value in values.items():
+        check(name, value)
     _check_optimizer(config)
     _check_loader(config)
+
+
+def check_names(names: Any) -> None:
+    """Checks that there are all fields and no others.
+
+    Args:
+      names: Dotted names, a collection.
+
+    Raises:
+      ConfigError: naming the first that is missing or unknown.
+    """
+    for name in names:
+        if name not in FIELDS:
+            raise ConfigError(
+                f"config.{name}: there is no such field; python -m train.config lists them."
+            )
+    for name in FIELDS:
+        if name not in names:
+            raise ConfigError(f"config.{name}: missing; start from default_config().")
 
 
 def check(name: str, value: Any) -> None:
     """Checks one field by itself.
 
     Args:
-      name: of the field.
-      value: of the field.
+      name: Dotted name of the field.
+      value: Anything.
 
     Raises:
       ConfigError: naming the field, what it got and what is allowed.
     """
-    field = FIELDS[name]
-    kind = type(field.default)
+    spec = FIELDS[name]
+    kind = type(spec.default)
     is_tuple = kind is tuple and isinstance(value, (tuple, list))
     numbers = value if is_tuple else [value]
     wanted = float if kind is tuple else kind
     has_type = (kind is tuple) == is_tuple and all(_is_a(wanted, v) for v in numbers)
-    if not has_type or not field.test(value):
+    if not has_type or not spec.test(value):
         raise ConfigError(refusal(name, value))
 
 
@@ -62,11 +76,11 @@ def _is_a(kind: type, value: Any) -> bool:
 
 def refusal(name: str, value: Any) -> str:
     """Says of a value that a field refuses what is allowed, and what the field is."""
-    field = FIELDS[name]
+    spec = FIELDS[name]
     kind = {int: ", a whole number", float: ", a number that float32 holds"}.get(
-        type(field.default), ""
+        type(spec.default), ""
     )
-    return f"config.{name}: got {_shown(value)}; allowed: {field.allowed}{kind} ({field.doc})."
+    return f"config.{name}: got {_shown(value)}; allowed: {spec.allowed}{kind} ({spec.doc})."
 
 
 def _shown(value: Any) -> str:
@@ -92,9 +106,13 @@ def _check_optimizer(config: Config) -> None:
 
 
 def _check_loader(config: Config) -> None:
-    for name, needless in (("crop", "pad"), ("augmentation", "none")):
-        if config.data.loader == "resident" and config.data[name] != needless:
+    data = config.data
+    for name, value, needless in (
+        ("crop", data.crop, "pad"),
+        ("augmentation", data.augmentation, "none"),
+    ):
+        if data.loader == "resident" and value != needless:
             raise ConfigError(
-                f"config.data.{name}: {config.data[name]!r} needs the images on the host; set "
+                f"config.data.{name}: {value!r} needs the images on the host; set "
                 f"config.data.loader=streaming, or {name}={needless}."
             )

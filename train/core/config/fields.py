@@ -1,277 +1,286 @@
-"""Every field of a config: its default, what is allowed, and what it means."""
+"""Every field of a config: its type, its default, what it means, and what is allowed."""
 
+import copy
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
-
-from ml_collections import ConfigDict
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, get_args
 
 from nam_jax import models
 from nam_jax.attention import NAMES as ATTENTIONS
 from nam_jax.models.resnet import STEMS
 from nam_jax.torch_import import SUFFIXES
+from train.core.config.spec import (
+    Mark,
+    Spec,
+    above_zero,
+    at_least_zero,
+    between,
+    choice,
+    count,
+    declared,
+    fraction,
+    numbers,
+    switch,
+    text,
+)
 
-Config = ConfigDict
+Dtype = Literal["float32", "bfloat16", "float64"]
+LoaderName = Literal["resident", "streaming"]
+Crop = Literal["pad", "resized"]
+Interpolation = Literal["bilinear", "bicubic", "area"]
+Augmentation = Literal["none", "randaugment", "trivialaugment"]
+OptimizerName = Literal["sgd", "lars"]
+Schedule = Literal["step", "cosine", "constant"]
+WeightDecayOn = Literal["all", "kernels"]
+SparsityMode = Literal["sign", "proximal"]
 
-INTERPOLATIONS = ("bilinear", "bicubic", "area")
-AUGMENTATIONS = ("none", "randaugment", "trivialaugment")
-LEVELS = 30
-
-# Updates are counted in 32 bits.
-MOST_STEPS = 2**31 - 1
 # More threads than this the system may not start.
 MOST_WORKERS = 1000
+# The strengths of RandAugment's operations are 0 … LEVELS, as in its paper.
+LEVELS = 30
+# A name as TFDS has it: name, name/config or name:1.0.0.
+DATASET_NAME = re.compile(r"[a-zA-Z]\w*(/\w[\w.+-]*)*(:\d+(\.\d+){2})?", re.ASCII)
 
 
-@dataclasses.dataclass(frozen=True)
-class Field:
-    """One field.
+@dataclasses.dataclass(slots=True)
+class ModelConfig:
+    """The network."""
 
-    Attributes:
-      default: also gives the field its type.
-      doc: what it means.
-      allowed: which values it may have.
-      test: whether a value of the right type is one of them.
-    """
-
-    default: Any
-    doc: str
-    allowed: str
-    test: Callable[[Any], bool] = lambda value: True
-
-
-def _choice(default: str, names: tuple[str, ...], doc: str) -> Field:
-    return Field(default, doc, f"one of {', '.join(names)}", lambda v: v in names)
-
-
-def _count(default: int, low: int, doc: str, high: int = MOST_STEPS) -> Field:
-    most = "2³¹ − 1" if high == MOST_STEPS else f"{high:,}"
-    return Field(default, doc, f"{low} to {most}", lambda v: low <= v <= high)
-
-
-def _at_least_zero(default: float, doc: str) -> Field:
-    return Field(default, doc, "at least 0", lambda v: v >= 0)
-
-
-def _above_zero(default: float, doc: str, high: float) -> Field:
-    return Field(default, doc, f"above 0 and at most {high:,}", lambda v: 0 < v <= high)
-
-
-def _fraction(default: float, doc: str) -> Field:
-    return Field(default, doc, "at least 0 and below 1", lambda v: 0 <= v < 1)
-
-
-def _switch(default: bool, doc: str) -> Field:
-    return Field(default, doc, "True or False")
-
-
-def _text(default: str, doc: str) -> Field:
-    return Field(
-        default,
-        doc,
-        "a text of printable characters, not empty",
-        lambda v: v != "" and v.isprintable(),
-    )
-
-
-def _numbers(default: tuple[float, ...], doc: str, allowed: str, test: Callable) -> Field:
-    return Field(default, doc, f"numbers, {allowed}", lambda v: len(v) > 0 and all(map(test, v)))
-
-
-FIELDS: dict[str, Field] = {
-    "seed": Field(
-        0,
-        "of initialisation, data order and augmentation",
-        "0 to 2³² − 1",
-        lambda v: 0 <= v < 2**32,
-    ),
-    "batch_size": _count(128, 1, "images of a step, over all devices", 2**20),
-    "accumulate_steps": _count(
-        1, 1, "parts of a batch that are taken one after another; each normalises by itself", 256
-    ),
-    "epochs": _count(200, 1, "passes over the training split"),
-    "steps": _count(0, 0, "updates; 0: as many as the epochs have"),
-    "eval_every_epochs": _count(1, 1, "epochs between evaluations"),
-    "log_every_steps": _count(50, 1, "steps between log lines and rows of metrics.jsonl"),
-    "label_smoothing": _fraction(0.0, "share of every label that is spread over all classes"),
-    "ema_decay": _fraction(0.0, "of averaged weights, evaluated beside the others; 0: none"),
-    "model.name": _choice("resnet50", models.NAMES, "the network"),
-    "model.attention": _choice("nam_channel", ATTENTIONS, "the attention of every block"),
-    "model.stem": _choice("imagenet", STEMS, "the first layers: 7×7 and max-pool, or 3×3"),
-    "model.dtype": _choice(
+    name: str = choice("resnet50", models.NAMES, "the network")
+    attention: str = choice("nam_channel", ATTENTIONS, "the attention of every block")
+    stem: str = choice("imagenet", STEMS, "the first layers: 7×7 and max-pool, or 3×3")
+    dtype: Dtype = choice(
         "float32",
-        ("float32", "bfloat16", "float64"),
+        get_args(Dtype),
         "of the computation; parameters are float32, with float64 they are so too",
-    ),
-    "model.sync_bn_devices": Field(
+    )
+    sync_bn_devices: int = declared(
         1,
         "devices that share batch statistics; 1: each its own, n: groups of n, -1: all",
         "-1 or 1 to 1,000,000",
         lambda v: v == -1 or 1 <= v <= 1_000_000,
-    ),
-    "model.pretrained": Field(
+        marks=Mark.EVALUATION,
+    )
+    pretrained: str = declared(
         "",
         "PyTorch weights to start from; empty: none",
         f"a printable file's name that ends in {', '.join(SUFFIXES)}, or an empty text",
         lambda v: v == "" or (v.lower().endswith(SUFFIXES) and v.isprintable()),
-    ),
-    "model.remat": _switch(False, "less memory: compute blocks anew in the backward pass"),
-    "model.zero_init_last_scale": _switch(False, "start every residual branch at zero"),
-    "data.name": Field(
+        marks=Mark.EVALUATION,
+    )
+    remat: bool = switch(
+        False, "less memory: compute blocks anew in the backward pass", marks=Mark.EVALUATION
+    )
+    zero_init_last_scale: bool = switch(False, "start every residual branch at zero")
+
+
+@dataclasses.dataclass(slots=True)
+class DataConfig:
+    """The images, and what is made of them."""
+
+    name: str = declared(
         "cifar100",
         "`digits`, or a TFDS image classification dataset",
         "a name such as cifar100, name/config or name:1.0.0",
-        lambda v: re.fullmatch(r"[a-zA-Z]\w*(/\w[\w.+-]*)*(:\d+(\.\d+){2})?", v, re.A) is not None,
-    ),
-    "data.dir": _text("~/tensorflow_datasets", "where TFDS datasets lie"),
-    "data.train_split": _text("train", "split to train on"),
-    "data.eval_split": _text("test", "split to evaluate on"),
-    "data.loader": _choice(
+        lambda v: DATASET_NAME.fullmatch(v) is not None,
+    )
+    dir: str = text(
+        "~/tensorflow_datasets", "where TFDS datasets lie", marks=Mark.FREE | Mark.LOCAL
+    )
+    train_split: str = text("train", "split to train on")
+    eval_split: str = text("test", "split to evaluate on", marks=Mark.EVALUATION)
+    loader: LoaderName = choice(
         "resident",
-        ("resident", "streaming"),
+        get_args(LoaderName),
         "resident: the images lie on each device; streaming: threads read them from disk",
-    ),
-    "data.resident_limit_gb": _above_zero(
-        4.0, "gigabytes that a split may take on a device", 1_000_000
-    ),
-    "data.workers": _count(0, 0, "threads that read images; 0: as many as CPU cores", MOST_WORKERS),
-    "data.max_bad_fraction": _fraction(
-        0.001, "share of unreadable records that ends a run, from 10 of them on"
-    ),
-    "data.image_size": _count(0, 0, "height and width in pixels; 0: the dataset's own", 4096),
-    "data.crop": _choice(
+        marks=Mark.FREE,
+    )
+    resident_limit_gb: float = above_zero(
+        4.0, "gigabytes that a split may take on a device", 1_000_000, marks=Mark.FREE
+    )
+    workers: int = count(
+        0,
+        0,
+        "threads that read images; 0: as many as CPU cores",
+        MOST_WORKERS,
+        marks=Mark.FREE | Mark.LOCAL,
+    )
+    max_bad_fraction: float = fraction(
+        0.001, "share of unreadable records that ends a run, from 10 of them on", marks=Mark.FREE
+    )
+    image_size: int = count(0, 0, "height and width in pixels; 0: the dataset's own", 4096)
+    crop: Crop = choice(
         "pad",
-        ("pad", "resized"),
+        get_args(Crop),
         "pad: whole images, padded and cut at random; resized: a random part of 8 to 100 % of the "
         "area (streaming only)",
-    ),
-    "data.eval_crop_ratio": Field(
+    )
+    eval_crop_ratio: float = between(
         0.875,
+        0.1,
+        1,
         "size of the evaluation's centre crop, of the short side; with the crop `resized`",
-        "0.1 to 1",
-        lambda v: 0.1 <= v <= 1,
-    ),
-    "data.interpolation": _choice(
-        "bilinear", tuple(INTERPOLATIONS), "of pixels; with the crop `resized`"
-    ),
-    "data.mean": _numbers(
+        marks=Mark.EVALUATION,
+    )
+    interpolation: Interpolation = choice(
+        "bilinear", get_args(Interpolation), "of pixels; with the crop `resized`"
+    )
+    mean: tuple[float, ...] = numbers(
         (0.5,), "of each channel, of pixels in 0…1", "each from 0 to 1", lambda x: 0 <= x <= 1
-    ),
-    "data.std": _numbers(
-        (0.25,),
-        "of each channel, of pixels in 0…1",
-        "each at least 0.001",
-        lambda x: x >= 0.001,
-    ),
-    "data.crop_padding": _count(
+    )
+    std: tuple[float, ...] = numbers(
+        (0.25,), "of each channel, of pixels in 0…1", "each at least 0.001", lambda x: x >= 0.001
+    )
+    crop_padding: int = count(
         4, 0, "zero pixels on each side, with the crop `pad`; at most the images' size", 4096
-    ),
-    "data.flip": _switch(True, "mirror images at random"),
-    "data.augmentation": _choice(
-        "none", AUGMENTATIONS, "random operations on every image (streaming only)"
-    ),
-    "data.randaugment_operations": _count(2, 1, "that RandAugment applies to an image", 100),
-    "data.randaugment_level": Field(
-        9, "strength of RandAugment's operations", f"0 to {LEVELS}", lambda v: 0 <= v <= LEVELS
-    ),
-    "data.random_erasing": Field(
-        0.0,
-        "probability that a random box of an image is erased",
-        "0 to 1",
-        lambda v: 0 <= v <= 1,
-    ),
-    "data.mixup": _at_least_zero(0.0, "parameter of mixup's Beta distribution; 0: none"),
-    "data.cutmix": _at_least_zero(0.0, "parameter of CutMix's Beta distribution; 0: none"),
-    "optimizer.name": _choice(
-        "sgd", ("sgd", "lars"), "sgd: with momentum; lars: for batches of thousands"
-    ),
-    "optimizer.learning_rate": Field(
-        0.1, "the highest of the schedule", "above 0", lambda v: v > 0
-    ),
-    "optimizer.reference_batch_size": _count(
+    )
+    flip: bool = switch(True, "mirror images at random")
+    augmentation: Augmentation = choice(
+        "none", get_args(Augmentation), "random operations on every image (streaming only)"
+    )
+    randaugment_operations: int = count(2, 1, "that RandAugment applies to an image", 100)
+    randaugment_level: int = count(9, 0, "strength of RandAugment's operations", LEVELS)
+    random_erasing: float = between(
+        0.0, 0, 1, "probability that a random box of an image is erased"
+    )
+    mixup: float = at_least_zero(0.0, "parameter of mixup's Beta distribution; 0: none")
+    cutmix: float = at_least_zero(0.0, "parameter of CutMix's Beta distribution; 0: none")
+
+
+@dataclasses.dataclass(slots=True)
+class OptimizerConfig:
+    """The optax chain."""
+
+    name: OptimizerName = choice(
+        "sgd", get_args(OptimizerName), "sgd: with momentum; lars: for batches of thousands"
+    )
+    learning_rate: float = declared(0.1, "the highest of the schedule", "above 0", lambda v: v > 0)
+    reference_batch_size: int = count(
         0, 0, "batch size that the learning rate is for; other sizes scale it; 0: none does"
-    ),
-    "optimizer.schedule": _choice(
-        "step", ("step", "cosine", "constant"), "of the learning rate, after the warm-up"
-    ),
-    "optimizer.warmup_epochs": _at_least_zero(0.0, "epochs of linear growth to the learning rate"),
-    "optimizer.milestones": Field(
+    )
+    schedule: Schedule = choice(
+        "step", get_args(Schedule), "of the learning rate, after the warm-up"
+    )
+    warmup_epochs: float = at_least_zero(0.0, "epochs of linear growth to the learning rate")
+    milestones: tuple[float, ...] = declared(
         (0.3, 0.6, 0.8),
         "where the schedule `step` drops the learning rate, as fractions of the run",
         "at most 100 numbers, increasing, each above 0 and below 1",
         lambda v: len(v) <= 100 and list(v) == sorted(set(v)) and all(0 < x < 1 for x in v),
-    ),
-    "optimizer.decay_factor": _above_zero(0.2, "of the learning rate at each milestone", 1),
-    "optimizer.momentum": _fraction(0.9, "decay of the summed gradients"),
-    "optimizer.nesterov": _switch(False, "momentum as Nesterov's"),
-    "optimizer.weight_decay": _at_least_zero(5e-4, "added to the gradients, times the parameters"),
-    "optimizer.weight_decay_on": _choice(
-        "all", ("all", "kernels"), "all: every parameter; kernels: not BatchNorms and biases"
-    ),
-    "optimizer.clip_norm": _at_least_zero(0.0, "largest norm of the gradients; 0: any"),
-    "optimizer.sparsity": _at_least_zero(0.0, "p of the penalty on NAM's scales"),
-    "optimizer.sparsity_mode": _choice(
-        "sign", ("sign", "proximal"), "sign: in the gradient; proximal: soft threshold"
-    ),
-    "checkpoint.every_steps": _count(0, 0, "steps between checkpoints; 0: one epoch's"),
-    "checkpoint.keep": _count(2, 2, "latest checkpoints to keep"),
-}
+    )
+    decay_factor: float = above_zero(0.2, "of the learning rate at each milestone", 1)
+    momentum: float = fraction(0.9, "decay of the summed gradients")
+    nesterov: bool = switch(False, "momentum as Nesterov's")
+    weight_decay: float = at_least_zero(5e-4, "added to the gradients, times the parameters")
+    weight_decay_on: WeightDecayOn = choice(
+        "all", get_args(WeightDecayOn), "all: every parameter; kernels: not BatchNorms and biases"
+    )
+    clip_norm: float = at_least_zero(0.0, "largest norm of the gradients; 0: any")
+    sparsity: float = at_least_zero(0.0, "p of the penalty on NAM's scales")
+    sparsity_mode: SparsityMode = choice(
+        "sign", get_args(SparsityMode), "sign: in the gradient; proximal: soft threshold"
+    )
 
 
-# A run may go on with other values of these: they change what is seen of it, not its numbers.
-FREE_FIELDS = (
-    "log_every_steps",
-    "data.dir",
-    "data.loader",
-    "data.resident_limit_gb",
-    "data.workers",
-    "data.max_bad_fraction",
-    "checkpoint.every_steps",
-    "checkpoint.keep",
-)
+@dataclasses.dataclass(slots=True)
+class CheckpointConfig:
+    """When a run is saved, and what is kept."""
+
+    every_steps: int = count(0, 0, "steps between checkpoints; 0: one epoch's", marks=Mark.FREE)
+    keep: int = count(2, 2, "latest checkpoints to keep", marks=Mark.FREE)
 
 
-# These may differ from process to process.
-LOCAL_FIELDS = ("data.dir", "data.workers")
+@dataclasses.dataclass(slots=True)
+class Config:
+    """All of a run's config."""
+
+    seed: int = declared(
+        0,
+        "of initialisation, data order and augmentation",
+        "0 to 2³² − 1",
+        lambda v: 0 <= v < 2**32,
+    )
+    batch_size: int = count(
+        128, 1, "images of a step, over all devices", 2**20, marks=Mark.EVALUATION
+    )
+    accumulate_steps: int = count(
+        1,
+        1,
+        "parts of a batch that are taken one after another; each normalises by itself",
+        256,
+        marks=Mark.EVALUATION,
+    )
+    epochs: int = count(200, 1, "passes over the training split")
+    steps: int = count(0, 0, "updates; 0: as many as the epochs have")
+    eval_every_epochs: int = count(1, 1, "epochs between evaluations")
+    log_every_steps: int = count(
+        50, 1, "steps between log lines and rows of metrics.jsonl", marks=Mark.FREE
+    )
+    label_smoothing: float = fraction(0.0, "share of every label that is spread over all classes")
+    ema_decay: float = fraction(0.0, "of averaged weights, evaluated beside the others; 0: none")
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
 
-# Nor do these change what a checkpoint means.
-EVALUATION_FREE_FIELDS = (
-    *FREE_FIELDS,
-    "accumulate_steps",
-    "batch_size",
-    "data.eval_split",
-    "model.pretrained",
-    "model.remat",
-    "data.eval_crop_ratio",
-    "model.sync_bn_devices",
-)
-
-
-def default_config() -> ConfigDict:
+def default_config() -> Config:
     """All fields at their defaults; a config file changes what differs."""
-    config = ConfigDict()
-    for name, field in FIELDS.items():
-        group, _, leaf = name.rpartition(".")
-        if group and group not in config:
-            config[group] = ConfigDict()
-        (config[group] if group else config)[leaf] = field.default
-    return config.lock()
+    return Config()
 
 
-def flatten(config: ConfigDict) -> Iterator[tuple[str, Any]]:
-    """Yields the dotted name and the value of every field."""
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from ((f"{name}.{leaf}", inner) for leaf, inner in flatten(value))
+def flatten(config: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the dotted name and the value of every field of a config, or of a part of one."""
+    for part in dataclasses.fields(config):
+        value = getattr(config, part.name)
+        if dataclasses.is_dataclass(value):
+            yield from ((f"{part.name}.{leaf}", inner) for leaf, inner in flatten(value))
         else:
-            yield name, value
+            yield part.name, value
+
+
+def _specs(part: Any, prefix: str = "") -> Iterator[tuple[str, Spec]]:
+    for field in dataclasses.fields(part):
+        if "spec" in field.metadata:
+            yield prefix + field.name, field.metadata["spec"]
+        else:
+            yield from _specs(getattr(part, field.name), f"{field.name}.")
+
+
+FIELDS: dict[str, Spec] = dict(_specs(Config()))
+
+
+def marked(marks: Mark) -> frozenset[str]:
+    """The names of the fields that have one of the marks."""
+    return frozenset(name for name, spec in FIELDS.items() if spec.marks & marks)
+
+
+def replaced(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A copy of a config with other values.
+
+    Args:
+      config: Config to be copied; it stays as it is.
+      changes: New values by the dotted names of their fields.
+    """
+    config = copy.deepcopy(config)
+    for name, value in changes.items():
+        part, _, leaf = name.rpartition(".")
+        setattr(getattr(config, part) if part else config, leaf, value)
+    return config
 
 
 def reference() -> str:
     """All fields, a paragraph each: name and default, meaning, what is allowed."""
     return "\n".join(
-        f"{name} = {field.default!r}\n    {field.doc}. Allowed: {field.allowed}."
-        for name, field in FIELDS.items()
+        f"{name} = {spec.default!r}\n    {spec.doc}. Allowed: {spec.allowed}."
+        for name, spec in FIELDS.items()
     )
+
+
+def with_attention(config: Config, name: str) -> Config:
+    """A copy of a config with another attention, and no penalty where that has no NAM scales."""
+    changes: dict[str, Any] = {"model.attention": name}
+    if not name.startswith("nam"):
+        changes["optimizer.sparsity"] = 0.0
+    return replaced(config, changes)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from train.core.config.fields import Config
+from train.core.config.fields import DataConfig
 
 
 def row_keys(key: jax.Array, step: jax.Array, rows: jax.Array) -> jax.Array:
@@ -26,7 +26,7 @@ def train_batch(
     keys: jax.Array,
     images: jax.Array,
     targets: jax.Array,
-    config: Config,
+    config: DataConfig,
     dtype: Dtype,
 ) -> tuple[jax.Array, jax.Array]:
     """Crops, mirrors, normalises, erases and mixes the images of a training batch.

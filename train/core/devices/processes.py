@@ -17,7 +17,6 @@ from typing import Any, NoReturn, TextIO
 
 import jax
 import numpy as np
-from absl import flags
 from jax.experimental import multihost_utils
 
 from train.core.errors import ConfigError, RunError
@@ -25,34 +24,34 @@ from train.core.errors import ConfigError, RunError
 FAIL_ALIKE_SECONDS = 2
 _is_connected = False
 
-COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this one, from 0.")
-HEARTBEAT_SECONDS = flags.DEFINE_integer(
-    "heartbeat_seconds",
-    100,
-    "After how long a process that is lost ends the others.",
-    lower_bound=1,
-    upper_bound=86_400,
-)
 
-
-def start() -> None:
+def start(
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    heartbeat_seconds: int,
+) -> None:
     """Connects this process with the others, before any device is touched.
 
+    Args:
+      coordinator: HOST:PORT of the first process; None where JAX knows the cluster.
+      num_processes: Number of processes in all; None where JAX knows the cluster.
+      process_id: Number of this process, from 0; None where JAX knows the cluster.
+      heartbeat_seconds: Seconds after which a process that is lost ends the others.
+
     Raises:
-      ConfigError: the flags do not say who the others are.
+      ConfigError: the arguments do not say who the others are.
       RunError: the others are not found.
     """
     global _is_connected
-    given = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+    given = coordinator, num_processes, process_id
     is_automatic = given == (None, None, None)
-    if NUM_PROCESSES.value == 1 or (is_automatic and os.environ.get("SLURM_NTASKS") == "1"):
+    if num_processes == 1 or (is_automatic and os.environ.get("SLURM_NTASKS") == "1"):
         return
     if not is_automatic:
         _check(*given)
     try:
-        jax.distributed.initialize(*given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS.value)
+        jax.distributed.initialize(*given, heartbeat_timeout_seconds=heartbeat_seconds)
         _is_connected = True
     # What asks a cluster raises errors of its own kinds.
     except Exception as error:

@@ -7,7 +7,8 @@ import jax
 from etils import epath
 
 from nam_jax import small_weights, sparsity_penalty
-from train.core.config.fields import EVALUATION_FREE_FIELDS
+from train.core.config.fields import marked
+from train.core.config.spec import Mark
 from train.core.data.feed import Feed
 from train.core.engine import assembly, compiled_steps
 from train.core.engine import step as step_lib
@@ -66,7 +67,7 @@ def evaluate_checkpoint(
     """Evaluates a checkpoint of a run.
 
     Args:
-      experiment: the run; its config may differ in EVALUATION_FREE_FIELDS.
+      experiment: the run; its config may differ in what changes no checkpoint.
       workdir: of the run.
       which: `last` or `best`.
 
@@ -77,7 +78,7 @@ def evaluate_checkpoint(
       ConfigError: there is no such run.
       RunError: there is no such checkpoint.
     """
-    workdir_lib.check(workdir, experiment.config, EVALUATION_FREE_FIELDS)
+    workdir_lib.check(workdir, experiment.config, marked(Mark.FREE | Mark.EVALUATION))
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = checkpoints.step_of(which)
         state, _ = checkpoints.restore(step, assembly.initial_state(experiment))

@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 
 from nam_jax import models
 from train.core.config.checks import validate
-from train.core.config.fields import MOST_STEPS, Config
+from train.core.config.fields import Config, DataConfig
+from train.core.config.spec import MOST_STEPS
 from train.core.data import resident
 from train.core.data.sources import registry
 from train.core.devices import mesh as mesh_lib
@@ -89,7 +90,7 @@ class Experiment:
 def build(
     config: Config,
     devices: Sequence[jax.Device] | None = None,
-    open_split: Callable[[Config, str], registry.Split] = registry.open_split,
+    open_split: Callable[[DataConfig, str], registry.Split] = registry.open_split,
 ) -> Experiment:
     """Builds a run from its config.
 
@@ -153,9 +154,9 @@ def create_model(config: Config, num_classes: int, axis_name: str | None = None)
 
 
 def _open_split(
-    config: Config, field: str, open_split: Callable[[Config, str], registry.Split]
+    config: DataConfig, field: str, open_split: Callable[[DataConfig, str], registry.Split]
 ) -> registry.Split:
-    split = open_split(config, config[field])
+    split = open_split(config, getattr(config, field))
     if split.num_examples <= 0:
         raise ConfigError(f"config.data.{field}: {split.name!r} of {config.name} is empty.")
     if config.loader == "resident":
@@ -193,17 +194,17 @@ def _warmup_steps(config: Config, steps_per_epoch: int, total_steps: int) -> int
     return steps
 
 
-def _check_images(config: Config, split: registry.Split) -> None:
+def _check_images(config: DataConfig, split: registry.Split) -> None:
     height, width, channels = split.image_shape
     if config.crop == "pad" and config.crop_padding > min(height, width):
         raise ConfigError(
             f"config.data.crop_padding: {config.crop_padding} pixels on each side of images of "
             f"{height} × {width}; allowed: at most {min(height, width)}."
         )
-    for name in ("mean", "std"):
-        if len(config[name]) not in (1, channels):
+    for name, numbers in (("mean", config.mean), ("std", config.std)):
+        if len(numbers) not in (1, channels):
             raise ConfigError(
-                f"config.data.{name}: {len(config[name])} numbers, but the images of "
+                f"config.data.{name}: {len(numbers)} numbers, but the images of "
                 f"{config.name} have {channels} channels; give one for each, or one for all."
             )
 

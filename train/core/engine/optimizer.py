@@ -4,10 +4,10 @@ import jax
 import optax
 
 from nam_jax import add_sparsity_penalty, proximal_sparsity
-from train.core.config.fields import Config
+from train.core.config.fields import OptimizerConfig
 
 
-def batch_size_scale(config: Config, batch_size: int) -> float:
+def batch_size_scale(config: OptimizerConfig, batch_size: int) -> float:
     """What the learning rate is multiplied by: the batch size over that which it is for.
 
     Args:
@@ -21,7 +21,7 @@ def batch_size_scale(config: Config, batch_size: int) -> float:
 
 
 def schedule(
-    config: Config, total_steps: int, warmup_steps: int, *, scale: float = 1.0
+    config: OptimizerConfig, total_steps: int, warmup_steps: int, *, scale: float = 1.0
 ) -> optax.Schedule:
     """The learning rate of every update.
 
@@ -58,7 +58,7 @@ def schedule(
     return optax.join_schedules([warmup, after], [warmup_steps])
 
 
-def create(config: Config, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+def create(config: OptimizerConfig, learning_rate: optax.Schedule) -> optax.GradientTransformation:
     """The optax chain; the order of its parts decides what they mean.
 
     sgd:  clip → penalty → weight decay → momentum → learning rate → proximal
@@ -87,7 +87,9 @@ def create(config: Config, learning_rate: optax.Schedule) -> optax.GradientTrans
     return optax.chain(*chain)
 
 
-def _sgd(config: Config, learning_rate: optax.Schedule) -> list[optax.GradientTransformation]:
+def _sgd(
+    config: OptimizerConfig, learning_rate: optax.Schedule
+) -> list[optax.GradientTransformation]:
     return [
         optax.add_decayed_weights(
             config.weight_decay, kernels if config.weight_decay_on == "kernels" else None
@@ -97,7 +99,9 @@ def _sgd(config: Config, learning_rate: optax.Schedule) -> list[optax.GradientTr
     ]
 
 
-def _lars(config: Config, learning_rate: optax.Schedule) -> list[optax.GradientTransformation]:
+def _lars(
+    config: OptimizerConfig, learning_rate: optax.Schedule
+) -> list[optax.GradientTransformation]:
     return [
         optax.lars(
             learning_rate,

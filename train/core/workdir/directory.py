@@ -1,14 +1,19 @@
 """A run's directory: it belongs to one config."""
 
+import dataclasses
 import json
+from collections.abc import Collection
 from typing import Any
 
 from etils import epath
 
-from train.core.config.fields import FREE_FIELDS, Config, flatten
+from train.core.config.fields import Config, marked
+from train.core.config.parsing import flattened, from_fields
+from train.core.config.spec import Mark
 from train.core.errors import ConfigError, reason
 from train.core.workdir.storage import read_text, write_json
 
+FREE = marked(Mark.FREE)
 # Of those in summary.json, what is read again.
 FIGURES = (
     *("top1_error", "top5_error", "best_top1_error", "num_eval_images", "steps"),
@@ -20,8 +25,8 @@ def claim(workdir: epath.Path, config: Config) -> None:
     """Makes the directory and writes config.json, or checks that the run in it is this one.
 
     Args:
-      workdir: of the run.
-      config: of the run.
+      workdir: Directory of the run.
+      config: Config of the run.
 
     Raises:
       ConfigError: the directory holds a run of another config, or cannot be written.
@@ -29,25 +34,24 @@ def claim(workdir: epath.Path, config: Config) -> None:
     try:
         (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
         if not (workdir / "config.json").exists():
-            write_json(workdir / "config.json", config.to_dict())
+            write_json(workdir / "config.json", dataclasses.asdict(config))
     except OSError as error:
         raise ConfigError(f"--workdir {workdir}: {reason(error)}") from error
     check(workdir, config)
 
 
-def check(workdir: epath.Path, config: Config, free: tuple[str, ...] = FREE_FIELDS) -> None:
+def check(workdir: epath.Path, config: Config, free: Collection[str] = FREE) -> None:
     """Checks that the run in a directory has this config.
 
     Args:
-      workdir: of the run.
-      config: that is wanted.
-      free: fields that may differ.
+      workdir: Directory of the run.
+      config: Config that is wanted.
+      free: Names of fields that may differ.
 
     Raises:
       ConfigError: there is no run, or its config differs; names the fields.
     """
-    saved = dict(flatten(saved_config(workdir)))
-    wanted = as_saved(config)
+    saved, wanted = saved_fields(workdir), as_saved(config)
     differing = [
         f"{name} is {saved.get(name)!r} there and {wanted.get(name)!r} here"
         for name in sorted(saved.keys() | wanted.keys())
@@ -62,14 +66,26 @@ def check(workdir: epath.Path, config: Config, free: tuple[str, ...] = FREE_FIEL
 
 def as_saved(config: Config) -> dict[str, Any]:
     """The fields of a config by their dotted names, with the values that config.json gives back."""
-    return dict(flatten(Config(json.loads(json.dumps(config.to_dict())))))
+    return dict(flattened(json.loads(json.dumps(dataclasses.asdict(config)))))
 
 
 def saved_config(workdir: epath.Path) -> Config:
     """The config of the run in a directory.
 
     Args:
-      workdir: of the run.
+      workdir: Directory of the run.
+
+    Raises:
+      ConfigError: there is no run, or its config cannot be read or is wrong.
+    """
+    return from_fields(saved_fields(workdir))
+
+
+def saved_fields(workdir: epath.Path) -> dict[str, Any]:
+    """What config.json of the run in a directory holds, by dotted names; another version's too.
+
+    Args:
+      workdir: Directory of the run.
 
     Raises:
       ConfigError: there is no run, or its config cannot be read.
@@ -78,7 +94,7 @@ def saved_config(workdir: epath.Path) -> Config:
     try:
         text = read_text(path)
         if text is not None:
-            return Config(json.loads(text))
+            return dict(flattened(json.loads(text)))
     except (AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"--workdir {workdir}: {path.name} is not the config of a run ({error})."
@@ -90,7 +106,7 @@ def summary(workdir: epath.Path) -> dict[str, Any] | None:
     """The summary of a finished run, None before it is finished.
 
     Args:
-      workdir: of the run.
+      workdir: Directory of the run.
 
     Raises:
       ConfigError: it cannot be read.

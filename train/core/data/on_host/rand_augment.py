@@ -13,11 +13,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from train.core.config.fields import Config
-
-NAMES = ("none", "randaugment", "trivialaugment")
-# The strengths are 0 … LEVELS, as in RandAugment's paper.
-LEVELS = 30
+from train.core.config.fields import LEVELS, DataConfig
 
 
 class Draws(NamedTuple):
@@ -52,7 +48,7 @@ class Ranges(NamedTuple):
     posterize: float
 
 
-def draw(generator: np.random.Generator, count: int, config: Config) -> Draws:
+def draw(generator: np.random.Generator, count: int, config: DataConfig) -> Draws:
     """Draws the operations of a batch.
 
     Args:

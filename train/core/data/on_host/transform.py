@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.core.config.fields import Config
+from train.core.config.fields import Config, DataConfig
 from train.core.data.on_host import crop, partial_jpeg, rand_augment
 from train.core.data.sources.records import BadRecordError, Record, decode
 
@@ -52,7 +52,7 @@ def train_transform(config: Config, shape: Shape, step: int) -> Transform:
     )
 
 
-def eval_transform(data: Config, shape: Shape) -> Transform:
+def eval_transform(data: DataConfig, shape: Shape) -> Transform:
     """The crop of an evaluation.
 
     Args:

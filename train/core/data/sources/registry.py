@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from train.core.config.fields import Config
+from train.core.config.fields import DataConfig
 from train.core.data.feed import cpu_cores
 from train.core.data.on_host import crop
 from train.core.data.sources.records import (
@@ -67,7 +67,7 @@ class Split:
         }
 
 
-def open_split(config: Config, name: str) -> Split:
+def open_split(config: DataConfig, name: str) -> Split:
     """Opens a split of the dataset `config.name`; reads its metadata, no images.
 
     Args:
@@ -80,7 +80,7 @@ def open_split(config: Config, name: str) -> Split:
     return _open_digits(config, name) if config.name == "digits" else _open_tfds(config, name)
 
 
-def describe(config: Config) -> tuple[int, tuple[int, int, int]]:
+def describe(config: DataConfig) -> tuple[int, tuple[int, int, int]]:
     """What a network has to know of the dataset `config.name`, which need not be on disk.
 
     Args:
@@ -100,7 +100,7 @@ def describe(config: Config) -> tuple[int, tuple[int, int, int]]:
     return features[label_key].num_classes, _loaded_shape(config, features[image_key].shape)
 
 
-def describe_split(config: Config, name: str, num_examples: int) -> Split:
+def describe_split(config: DataConfig, name: str, num_examples: int) -> Split:
     """A split whose dataset need not be on disk, for what reads no images.
 
     Args:
@@ -116,7 +116,7 @@ def describe_split(config: Config, name: str, num_examples: int) -> Split:
     return Split(name, num_examples, *describe(config), load=_not_there)
 
 
-def is_on_disk(config: Config) -> bool:
+def is_on_disk(config: DataConfig) -> bool:
     """Whether the images of the dataset `config.name` are there.
 
     Args:
@@ -132,7 +132,7 @@ def _not_there() -> Arrays:
     raise RunError("the images are not on disk.")
 
 
-def _builder_of_files(config: Config) -> Any:
+def _builder_of_files(config: DataConfig) -> Any:
     """A builder of the files on disk, None where there are none."""
     from tensorflow_datasets.core.read_only_builder import builder_from_files
     from tensorflow_datasets.core.registered import DatasetNotFoundError
@@ -166,7 +166,7 @@ def _list(directory: str, name: str) -> None:
             pass
 
 
-def _find_metadata(config: Config) -> Any:
+def _find_metadata(config: DataConfig) -> Any:
     """A builder of the files on disk or, without any, of TFDS's own description."""
     import tensorflow_datasets as tfds
 
@@ -186,11 +186,11 @@ def _find_metadata(config: Config) -> Any:
         ) from error
 
 
-def _field_of(config: Config, split: str) -> str:
+def _field_of(config: DataConfig, split: str) -> str:
     return "eval_split" if split == config.eval_split else "train_split"
 
 
-def _open_digits(config: Config, name: str) -> Split:
+def _open_digits(config: DataConfig, name: str) -> Split:
     from sklearn.datasets import load_digits
 
     if config.loader == "streaming":
@@ -209,7 +209,7 @@ def _open_digits(config: Config, name: str) -> Split:
     return Split(name, len(images), 10, shape, lambda: (_resize_all(images, shape), labels))
 
 
-def _open_tfds(config: Config, name: str) -> Split:
+def _open_tfds(config: DataConfig, name: str) -> Split:
     builder = find_builder(config)
     image_key, label_key = feature_keys(builder, config.name)
     features = builder.info.features
@@ -259,7 +259,7 @@ def _load_all(records: Records, name: str, shape: tuple[int, int, int], workers:
     return images, labels
 
 
-def find_builder(config: Config) -> Any:
+def find_builder(config: DataConfig) -> Any:
     """Opens a TFDS dataset that has ArrayRecord files.
 
     Args:
@@ -318,7 +318,7 @@ def _are_image_and_label(image: Any, label: Any) -> bool:
     return channels in (1, 3) and 0 not in size and num_classes > 0
 
 
-def _loaded_shape(config: Config, shape: tuple[int | None, ...]) -> tuple[int, int, int]:
+def _loaded_shape(config: DataConfig, shape: tuple[int | None, ...]) -> tuple[int, int, int]:
     height, width, channels = shape
     if config.image_size:
         height = width = config.image_size

@@ -1,0 +1,17 @@
+"""What all commands share: their options, their help, and errors in one line with an exit code."""
+
+from train.core.command_line.parser import NO_CONFIG, Parser, named_workdir, workdir
+from train.core.command_line.running import DONE, FAILED, PREEMPTED, WRONG_USAGE, call, run
+
+__all__ = [
+    "DONE",
+    "FAILED",
+    "NO_CONFIG",
+    "PREEMPTED",
+    "WRONG_USAGE",
+    "Parser",
+    "call",
+    "named_workdir",
+    "run",
+    "workdir",
+]

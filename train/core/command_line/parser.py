@@ -1,0 +1,190 @@
+"""The command line of a command: argparse, with the fields of a config among its options."""
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from etils import epath
+
+from train.core.command_line.values import attentions, output, text
+from train.core.config import parsing
+from train.core.config.checks import validate
+from train.core.config.fields import FIELDS, replaced
+from train.core.errors import ConfigError
+from train.core.workdir import storage
+
+NO_CONFIG = "--config is missing; configs/ holds examples."
+
+
+class Parser(argparse.ArgumentParser):
+    """The command line of a command."""
+
+    def __init__(self, doc: str | None, usage: str):
+        """Makes the help of the command's own words.
+
+        Args:
+          doc: Docstring of the command's module. What begins with its example stands below the
+            options.
+          usage: Arguments of the command in short.
+        """
+        description, example, end = (doc or "").partition("Example:\n")
+        super().__init__(
+            usage=usage,
+            description=description.strip(),
+            epilog=f"{example}{end}".strip(),
+            formatter_class=_Help,
+            allow_abbrev=False,
+            add_help=False,
+        )
+        self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+        self._needs_config: bool | None = None
+
+    def add_config(
+        self, what: str = "the experiment; configs/ holds examples", *, needed: bool = True
+    ) -> None:
+        """Adds --config and an option for every field.
+
+        The parsed `config` is a checked `Config`, or None without --config, and `config_name` the
+        name of its file without the ending.
+
+        Args:
+          what: Help of --config.
+          needed: Whether the command line is wrong without it.
+        """
+        self._needs_config = needed
+        self.add_argument("--config", metavar="FILE", type=text, action=_Once, help=what)
+        self.add_argument(
+            "--config.FIELD",
+            metavar="VALUE",
+            default=argparse.SUPPRESS,
+            help="overrides a field; python -m train.config lists them",
+        )
+        for name in FIELDS:
+            self.add_argument(f"--config.{name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+    def add_workdir(self, what: str) -> None:
+        """Adds --workdir; `workdir` and `named_workdir` make a directory of it."""
+        self.add_argument("--workdir", metavar="DIR", type=text, help=what)
+
+    def add_attention(self, what: str) -> None:
+        """Adds --attention: names of attentions, with commas between."""
+        self.add_argument("--attention", metavar="NAME,...", type=attentions, help=what)
+
+    def add_json(self) -> None:
+        """Adds --json: a file for figures."""
+        self.add_argument(
+            "--json", metavar="FILE", type=output, help="also writes the figures to a file"
+        )
+
+    def add_which(self) -> None:
+        """Adds --which: a checkpoint."""
+        self.add_argument(
+            "--which",
+            choices=("last", "best"),
+            default="last",
+            help="the latest checkpoint, or that of the lowest error",
+        )
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parses a command line, and loads its config.
+
+        Raises:
+          ConfigError: something about it is wrong.
+        """
+        for argument in arguments:
+            if not argument.isprintable():
+                raise ConfigError(
+                    f"the argument {argument!r} holds characters that cannot be printed."
+                )
+        options, rest = self.parse_known_args(list(arguments))
+        for argument in rest:
+            self._refuse(argument)
+        if self._needs_config is not None:
+            self._load_config(options)
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        """Refuses the command line, where argparse would print more than a line.
+
+        Raises:
+          ConfigError: always.
+        """
+        # Argparse puts a colon behind the option.
+        message = message.removeprefix("argument ").replace(": is empty;", " is empty;")
+        raise ConfigError(message)
+
+    def _refuse(self, argument: str) -> NoReturn:
+        if not argument.startswith("-") or argument.strip("-") == "":
+            raise ConfigError(f"unknown argument {argument!r}; --help lists the options.")
+        name = argument.partition("=")[0]
+        if name.startswith("--config.") and self._needs_config is not None:
+            raise ConfigError(_unknown_field(name.removeprefix("--config.")))
+        near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+        hint = f"did you mean {near[0]}?" if near else "--help lists the options."
+        raise ConfigError(f"unknown option {name}; {hint}")
+
+    def _load_config(self, options: argparse.Namespace) -> None:
+        """Puts the config, with the fields of the command line in it, where its file is named."""
+        given = {
+            name.removeprefix("config."): value
+            for name, value in vars(options).items()
+            if name.startswith("config.")
+        }
+        if "FIELD" in given:
+            raise ConfigError(_unknown_field("FIELD"))
+        if options.config is None:
+            if given or self._needs_config:
+                raise ConfigError(
+                    f"config.{next(iter(given))}: {NO_CONFIG}" if given else NO_CONFIG
+                )
+            return
+        options.config_name = Path(options.config).stem
+        config = parsing.load(options.config)
+        values = {name: parsing.parse(name, value) for name, value in given.items()}
+        options.config = replaced(config, values)
+        validate(options.config)
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=25, width=80)
+
+
+class _Once(argparse.Action):
+    """Takes a file's name, but not a second one."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        if getattr(namespace, self.dest) is not None:
+            raise ConfigError(f"{option} is given twice; name one file.")
+        setattr(namespace, self.dest, values)
+
+
+def _unknown_field(name: str) -> str:
+    part = [field for field in FIELDS if field.startswith(f"{name}.")]
+    near = part or difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.5)
+    hint = f"; did you mean config.{near[0]}?" if near else "; python -m train.config lists them."
+    return f"config.{name}: there is no such field{hint}"
+
+
+def workdir(options: argparse.Namespace) -> epath.Path:
+    """The directory of the run: --workdir, or runs/<config name>.
+
+    Raises:
+      ConfigError: --workdir names a bucket that cannot be used.
+    """
+    if options.workdir is None:
+        return epath.Path("runs") / options.config_name
+    return storage.locate(options.workdir)
+
+
+def named_workdir(options: argparse.Namespace) -> epath.Path:
+    """The directory that --workdir names.
+
+    Raises:
+      ConfigError: it is missing, or names a bucket that cannot be used.
+    """
+    if options.workdir is None:
+        raise ConfigError("--workdir is missing; name the directory.")
+    return storage.locate(options.workdir)

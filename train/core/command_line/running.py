@@ -1,0 +1,111 @@
+"""Runs a command: what went wrong is told in one line, and by the exit code."""
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from absl import logging
+
+from train.core.command_line.parser import Parser
+from train.core.devices import processes
+from train.core.errors import ConfigError, PreemptedError, RunError
+
+DONE, FAILED, WRONG_USAGE, PREEMPTED = 0, 1, 2, 75
+
+# The longest message; of a longer one the middle is left out.
+MOST_CHARACTERS = 2000
+
+
+def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> NoReturn:
+    """Runs a command with the arguments of this process, and exits.
+
+    Args:
+      main: The command; raises ConfigError or RunError for what a user can mend.
+      parser: Its command line.
+    """
+    _mend_output()
+    # Orbax warns of every checkpoint that has no evaluation, and tells of errors that it raises.
+    logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = _report_unraisable
+    code = call(main, parser, sys.argv[1:])
+    if code in (DONE, PREEMPTED):
+        sys.exit(code)
+    processes.fail(code)
+
+
+def call(
+    main: Callable[[argparse.Namespace], None], parser: Parser, arguments: Sequence[str]
+) -> int:
+    """Runs a command, and prints in one line what went wrong.
+
+    Args:
+      main: The command; raises ConfigError or RunError for what a user can mend.
+      parser: Its command line.
+      arguments: What follows the command's name.
+
+    Returns:
+      The exit code.
+    """
+    try:
+        try:
+            options = parser.parse(arguments)
+        except SystemExit:
+            # The help is printed.
+            options = None
+        if options is not None:
+            main(options)
+        sys.stdout.flush()
+        return DONE
+    except ConfigError as error:
+        return _failed(WRONG_USAGE, error)
+    except RunError as error:
+        return _failed(FAILED, error)
+    except BrokenPipeError:
+        # Whoever read the output has enough of it.
+        return FAILED
+    except OSError as error:
+        # Those of a bucket have many lines.
+        return _failed(FAILED, str(error).partition("\n")[0])
+    except MemoryError as error:
+        return _failed(FAILED, f"there is not enough memory: {error or 'none is left'}.")
+    except PreemptedError as error:
+        processes.say(f"{error}; the same command goes on from there")
+        return PREEMPTED
+    except KeyboardInterrupt:
+        return _failed(FAILED, "interrupted; the same command goes on with what is done already.")
+    except Exception:
+        traceback.print_exc()
+        return FAILED
+
+
+def _failed(code: int, error: object) -> int:
+    # It may go to a file on a full disk.
+    with contextlib.suppress(OSError):
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+    return code
+
+
+def _one_line(message: str) -> str:
+    line = "".join(character if character.isprintable() else " " for character in message)
+    half = MOST_CHARACTERS // 2
+    return line if len(line) <= MOST_CHARACTERS else f"{line[:half]} … {line[-half:]}"
+
+
+def _mend_output() -> None:
+    """Makes output possible where it is closed, or knows fewer characters."""
+    if sys.stdout is None:
+        # It stays open until the process ends.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _report_unraisable(unraisable: Any) -> None:
+    # Orbax closes its event loops while writes that failed have still to answer.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)

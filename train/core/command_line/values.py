@@ -1,0 +1,75 @@
+"""Values of options, from their texts."""
+
+import os
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from pathlib import Path
+
+from nam_jax.attention import NAMES as ATTENTIONS
+
+
+def text(value: str) -> str:
+    """A value that is not empty: an empty one would mean the default."""
+    if not value:
+        raise ArgumentTypeError("is empty; give it a value, or leave it out.")
+    return value
+
+
+def listed(value: str) -> list[str]:
+    """Texts with commas between."""
+    return [part.strip() for part in text(value).split(",")]
+
+
+def attentions(value: str) -> list[str]:
+    """Names of attentions, each once, with commas between."""
+    names = listed(value)
+    if not set(names) <= set(ATTENTIONS) or len(set(names)) < len(names):
+        raise ArgumentTypeError(
+            f"got {value!r}; allowed: one or several of {', '.join(ATTENTIONS)}, each once, with "
+            "commas between."
+        )
+    return names
+
+
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """A whole number from low to high."""
+
+    def parsed(value: str) -> int:
+        try:
+            number = int(text(value))
+        except ValueError:
+            number = low - 1
+        if not low <= number <= high:
+            raise ArgumentTypeError(f"got {value!r}; allowed: {low:,} to {high:,}, a whole number.")
+        return number
+
+    return parsed
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    """A number from low to high."""
+
+    def parsed(value: str) -> float:
+        try:
+            parsed = float(text(value))
+        except ValueError:
+            parsed = low - 1
+        # Also what is no number at all.
+        if not low <= parsed <= high:
+            raise ArgumentTypeError(f"got {value!r}; allowed: {low:g} to {high:g}.")
+        return parsed
+
+    return parsed
+
+
+def output(value: str) -> Path:
+    """A file that can be written: found out before the work whose figures it is for."""
+    path = Path(os.path.expanduser(text(value)))
+    try:
+        is_right = path.is_file() or (path.parent.is_dir() and not path.exists())
+        is_right = is_right and os.access(path if path.exists() else path.parent, os.W_OK)
+    except OSError:
+        is_right = False
+    if not is_right:
+        raise ArgumentTypeError(f"got {value!r}; name a file in a directory that is there.")
+    return path
