@@ -25,7 +25,6 @@ Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 """
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -33,30 +32,14 @@ from absl import flags
 
 from train.benchmark import loader, turns
 from train.benchmark.steps import build, measure
-from train.core import attentions, command_line, json_file, tables
+from train.benchmark.table import table
+from train.core import attentions, command_line, json_file
 from train.core.config.fields import Config
 from train.core.devices import environment
 from train.core.errors import explaining_memory
 from train.core.workdir.storage import write_json
 
 LOADER_ONLY = flags.DEFINE_bool("loader-only", False, "Measure the loader alone.")
-
-GIB = 2**30
-
-# The columns of the table: title, figure, divisor, format.
-COLUMNS = (
-    ("compile", "compile_seconds", 1, ".1f"),
-    ("step ms", "step_ms", 1, ",.2f"),
-    ("95 %", "step_ms_p95", 1, ",.2f"),
-    ("images/s", "images_per_second", 1, ",.0f"),
-    ("vs none", "time_vs_none", 1, ".3f"),
-    ("of peak", "utilisation", 1, ".1%"),
-    ("Gflop", "flops", 1e9, ",.1f"),
-    ("GB", "bytes_accessed", 1e9, ",.2f"),
-    ("GiB", "peak_bytes", GIB, ",.3f"),
-    ("fed", "fed_images_per_second", 1, ",.0f"),
-    ("wait", "data_wait", 1, ".1%"),
-)
 
 
 def main() -> None:
@@ -92,7 +75,7 @@ def step_benchmark(config: Config, names: list[str], steps: int) -> dict[str, An
     with explaining_memory():
         figures = measure(experiments, steps)
     result = {**circumstances(config, steps), **(figures if len(names) > 1 else figures[names[0]])}
-    print(report(figures))
+    print(table(figures).text())
     print(json.dumps(result))
     return result
 
@@ -110,18 +93,6 @@ def circumstances(config: Config, steps: int) -> dict[str, Any]:
         "device_peak_bytes": memory.get("peak_bytes_in_use"),
         **environment.describe(),
     }
-
-
-def report(figures: Mapping[str, Mapping[str, Any]]) -> str:
-    """The figures as a table, a line for every attention; a dash is for what is not known."""
-    rows = [["attention", *(title for title, *_ in COLUMNS)]]
-    for name, found in figures.items():
-        cells = [
-            "–" if found[key] is None else f"{found[key] / divisor:{form}}"
-            for _, key, divisor, form in COLUMNS
-        ]
-        rows.append([name, *cells])
-    return tables.ruled(rows)
 
 
 if __name__ == "__main__":
