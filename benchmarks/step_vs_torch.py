@@ -215,7 +215,7 @@ def main() -> None:
         result[name] = found
         speeds = (found[framework]["images_per_second"] for framework in ("nam_jax", "torch"))
         rows.append((name, *(f"{s:,.1f}" for s in speeds), f"{found['speed_vs_torch']:.3f}"))
-    print(tables.ruled(rows))
+    print(tables.Table(rows[0], rows[1:]).text())
     print(json.dumps(result))
     if file:
         write_json(file, result)

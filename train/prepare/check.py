@@ -9,7 +9,7 @@ from train.core.config.fields import DataConfig
 from train.core.data.feed import cpu_cores
 from train.core.data.sources import registry
 from train.core.data.sources.records import BadRecord, BadRecordError, Records, decode
-from train.core.errors import RunError
+from train.core.errors import RunError, naming
 
 RECORDS_OF_A_TASK = 64
 
@@ -39,14 +39,15 @@ def check(config: DataConfig) -> None:
     Raises:
       RunError: records cannot be used.
     """
-    names = dict.fromkeys((config.train_split, config.eval_split))
-    num_bad = sum(_check_split(config, name) for name in names)
+    fields = {config.train_split: "train_split", config.eval_split: "eval_split"}
+    num_bad = sum(_check_split(config, name, field) for name, field in fields.items())
     if num_bad:
         raise RunError(f"{num_bad} records of {config.name} cannot be used.")
 
 
-def _check_split(config: DataConfig, name: str) -> int:
-    split = registry.open_split(config, name)
+def _check_split(config: DataConfig, name: str, field: str) -> int:
+    with naming(f"config.data.{field}"):
+        split = registry.open_split(config, name)
     records = split.open_records()
     starts = range(0, split.num_examples, RECORDS_OF_A_TASK)
     progress = tqdm(total=split.num_examples, desc=name, unit="record")

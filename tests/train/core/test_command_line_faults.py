@@ -21,7 +21,7 @@ from tests.helpers.command_lines import (
     all_values,
     right_line,
 )
-from tests.helpers.in_process import BEGINS, Result, call, no_work
+from tests.helpers.in_process import BEGINS, call, no_work
 from tests.helpers.values import TEXTS, allowed
 from train.core.config.checks import validate
 from train.core.config.fields import FIELDS, replaced
@@ -213,4 +213,6 @@ def test_texts_of_values_are_those_values(data):
         assert result.err.startswith(f"error: {field}:")
         return
     assert_right(result, "main")
-    assert json.loads(result.out.splitlines()[1]) == json.loads(json.dumps(dataclasses.asdict(config)))
+    assert json.loads(result.out.splitlines()[1]) == json.loads(
+        json.dumps(dataclasses.asdict(config))
+    )

@@ -16,7 +16,7 @@ from train.core.data import resident
 from train.core.data.sources import registry
 from train.core.devices import mesh as mesh_lib
 from train.core.engine import optimizer
-from train.core.errors import ConfigError
+from train.core.errors import ConfigError, naming
 
 # As many as make the time of a dispatch not count; a signal is heard after a few dispatches.
 LONGEST_DISPATCH = 16
@@ -156,7 +156,8 @@ def create_model(config: Config, num_classes: int, axis_name: str | None = None)
 def _open_split(
     config: DataConfig, field: str, open_split: Callable[[DataConfig, str], registry.Split]
 ) -> registry.Split:
-    split = open_split(config, getattr(config, field))
+    with naming(f"config.data.{field}"):
+        split = open_split(config, getattr(config, field))
     if split.num_examples <= 0:
         raise ConfigError(f"config.data.{field}: {split.name!r} of {config.name} is empty.")
     if config.loader == "resident":

@@ -24,7 +24,7 @@ from train.core.data.sources.records import (
     array_records,
     decode,
 )
-from train.core.errors import ConfigError, RunError, reason
+from train.core.errors import ConfigError, RunError, UnknownSplitError, reason
 
 Arrays = tuple[np.ndarray, np.ndarray]
 # Records that a thread loads at a time.
@@ -75,7 +75,8 @@ def open_split(config: DataConfig, name: str) -> Split:
       name: of the split.
 
     Raises:
-      ConfigError: the dataset or the split is not there or cannot be used.
+      UnknownSplitError: the dataset has no such split.
+      ConfigError: the dataset is not there, or it or the split cannot be used.
     """
     return _open_digits(config, name) if config.name == "digits" else _open_tfds(config, name)
 
@@ -186,20 +187,13 @@ def _find_metadata(config: DataConfig) -> Any:
         ) from error
 
 
-def _field_of(config: DataConfig, split: str) -> str:
-    return "eval_split" if split == config.eval_split else "train_split"
-
-
 def _open_digits(config: DataConfig, name: str) -> Split:
     from sklearn.datasets import load_digits
 
     if config.loader == "streaming":
         _not_on_disk()
     if name not in ("train", "test"):
-        raise ConfigError(
-            f"config.data.{_field_of(config, name)}: digits has the splits train and test; "
-            f"got {name!r}."
-        )
+        raise UnknownSplitError(f"digits has the splits train and test; got {name!r}.")
     digits = load_digits()
     images = np.rint(digits.images[..., None] * (255 / 16)).astype(np.uint8)
     # The digits come grouped by writer; every fifth one is a test image.
@@ -218,10 +212,7 @@ def _open_tfds(config: DataConfig, name: str) -> Split:
     # A KeyError where it has none at all; `all` takes no slice.
     except (KeyError, NotImplementedError, ValueError) as error:
         names = ", ".join(builder.info.splits) or "none"
-        raise ConfigError(
-            f"config.data.{_field_of(config, name)}: {config.name} has no split {name!r}; "
-            f"it has {names}."
-        ) from error
+        raise UnknownSplitError(f"{config.name} has no split {name!r}; it has {names}.") from error
     shape = _loaded_shape(config, features[image_key].shape)
 
     num_classes = features[label_key].num_classes
