@@ -14,13 +14,13 @@ from argparse import Namespace
 from train.core import command_line
 from train.core.config.fields import replaced
 from train.core.engine import evaluation
-from train.core.engine import experiment as experiment_lib
+from train.core.engine.experiment import build
 
 
 def parser() -> command_line.Parser:
     """The command line."""
     parser = command_line.Parser(
-        __doc__, "python -m train.evaluate --config FILE [--workdir DIR] [--which last|best]"
+        __doc__, "python -m train.evaluate --config FILE [--workdir DIR] [OPTION ...]"
     )
     parser.add_config()
     parser.add_workdir("the directory of the run; default: runs/<config name>")
@@ -33,7 +33,7 @@ def main(options: Namespace) -> None:
     workdir = command_line.workdir(options)
     # Running statistics need no groups, and the devices here may not divide into them.
     config = replaced(options.config, {"model.sync_bn_devices": 1, "accumulate_steps": 1})
-    experiment = experiment_lib.build(config)
+    experiment = build(config)
     step, result = evaluation.evaluate_checkpoint(experiment, workdir, options.which)
     print(f"step {step}")
     for name, value in result.items():

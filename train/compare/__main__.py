@@ -23,7 +23,7 @@ from train.core.errors import ConfigError
 def parser() -> command_line.Parser:
     """The command line."""
     parser = command_line.Parser(
-        __doc__, "python -m train.compare --workdir DIR --config FILE [OPTION ...] | --report"
+        __doc__, "python -m train.compare --workdir DIR --config FILE|--report [OPTION ...]"
     )
     add = parser.add_argument
     parser.add_config(is_needed=False)

@@ -8,6 +8,7 @@ from etils import epath
 from train.compare import chart, columns
 from train.compare.estimates import variants_of
 from train.compare.runs import ComparedRun
+from train.core.config.fields import flatten
 from train.core.monitor import metric_rows
 from train.core.monitor.metric_rows import Row
 from train.core.tables import Cell, Link, Table
@@ -110,4 +111,4 @@ def _reached(run: ComparedRun, rows: Sequence[Row]) -> tuple[str, ...]:
             curves.points(rows, "eval", name) for name in ("top1_error", "top5_error")
         )
     ]
-    return run_page.state(run.config, run.summary, rows), *errors
+    return run_page.state(dict(flatten(run.config)), run.summary, rows), *errors

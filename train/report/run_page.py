@@ -1,7 +1,7 @@
 """The page of a run: how it went, what NAM has learned, its config and environment."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,8 @@ from etils import epath
 
 from nam_jax import saliency, small_weights
 from nam_jax.small_weights import SMALL
-from train.core.config.fields import Config, default_config, flatten
+from train.core.config.fields import default_config
+from train.core.config.parsing import flattened
 from train.core.errors import ConfigError, RunError
 from train.core.monitor import metric_rows
 from train.core.monitor.metric_rows import Row
@@ -40,8 +41,8 @@ def write_page(workdir: epath.Path, folder: epath.Path) -> str:
     Raises:
       ConfigError: the config of the run cannot be read.
     """
-    config, summary = directory.saved_config(workdir), directory.summary(workdir)
-    missing = NEEDED - dict(flatten(config)).keys()
+    config, summary = directory.saved_fields(workdir), directory.summary(workdir)
+    missing = NEEDED - config.keys()
     if missing:
         raise ConfigError(
             f"--workdir {workdir}: config.json is not the config of a run; it lacks "
@@ -59,17 +60,16 @@ def write_page(workdir: epath.Path, folder: epath.Path) -> str:
     )
 
 
-def title(config: Config) -> str:
+def title(config: Mapping[str, Any]) -> str:
     """What a run trains."""
-    model = config.model
-    return f"{model.name} with attention {model.attention} on {config.data.name}"
+    return f"{config['model.name']} with attention {config['model.attention']} on {config['data.name']}"
 
 
-def state(config: Config, summary: dict[str, Any] | None, rows: Sequence[Row]) -> str:
+def state(config: Mapping[str, Any], summary: dict[str, Any] | None, rows: Sequence[Row]) -> str:
     """How far a run is, in a few words.
 
     Args:
-      config: Config of the run.
+      config: Fields of the run's config, by their dotted names.
       summary: Contents of summary.json, None before the end.
       rows: Metrics of the run.
     """
@@ -78,7 +78,7 @@ def state(config: Config, summary: dict[str, Any] | None, rows: Sequence[Row]) -
     if not rows:
         return "not finished: no step is reported yet"
     last = rows[-1]
-    goal = f"{config.steps:,} steps" if config.steps else f"{config.epochs} epochs"
+    goal = f"{config['steps']:,} steps" if config["steps"] else f"{config['epochs']} epochs"
     return f"not finished: at step {last['step']:,}, epoch {last['epoch']:.2f}, of {goal}"
 
 
@@ -190,10 +190,10 @@ def _counts(layers: Sequence[np.ndarray]) -> tuple[str, ...]:
     return f"{total:,}", f"{small:,}", f"{100 * small / total:.2f}", f"{largest:.3g}"
 
 
-def _config(config: Config) -> str:
+def _config(config: Mapping[str, Any]) -> str:
     defaults = directory.as_saved(default_config())
     lines, marked = [], []
-    for place, (name, value) in enumerate(flatten(config)):
+    for place, (name, value) in enumerate(config.items()):
         differs = name not in defaults or value != defaults[name]
         default = json.dumps(defaults.get(name, "–"), ensure_ascii=False) if differs else ""
         lines.append((name, json.dumps(value, ensure_ascii=False), default))
@@ -210,7 +210,7 @@ def _environment(workdir: epath.Path) -> str:
         if text is None:
             reason = "Not known: there is no environment.json, the run has not begun."
             return page.section(heading, page.paragraph(reason))
-        lines = [(name, str(value)) for name, value in flatten(Config(json.loads(text)))]
+        lines = [(name, str(value)) for name, value in flattened(json.loads(text))]
     except (AttributeError, TypeError, ValueError):
         return page.section(heading, page.paragraph("Not known: environment.json is damaged."))
     table = Table(("what", "which"), lines, numbers=False)

@@ -105,6 +105,10 @@ class Parser(argparse.ArgumentParser):
             self._load_config(options)
         return options
 
+    def print_help(self, file: Any = None) -> None:
+        """Prints the help; argparse would pass over a full disk."""
+        print(self.format_help(), end="", flush=True)
+
     def error(self, message: str) -> NoReturn:
         """Refuses the command line, where argparse would print more than a line.
 

@@ -27,6 +27,8 @@ from train.core.config.checks import validate
 from train.core.config.fields import FIELDS, replaced
 from train.core.errors import ConfigError
 
+pytestmark = pytest.mark.faults
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _up_to_the_work():
@@ -69,6 +71,12 @@ def test_right_value_reaches_the_work(run, name, option, value):
 def test_options_that_belong_together_reach_the_work():
     cluster = ("--coordinator=localhost:1", "--num_processes=2", "--process_id=1")
     assert_right(call("main", CONFIG, *cluster), "main")
+
+
+def test_fields_may_stand_before_the_config():
+    result = call("main", "--config.seed=5", CONFIG)
+    assert_right(result, "main")
+    assert json.loads(result.out.splitlines()[1])["seed"] == 5
 
 
 def test_comparison_of_finished_runs_needs_no_config():
@@ -118,7 +126,6 @@ def test_what_is_no_option_is_refused(run, name, argument, is_first):
     [
         ("main", (), "--config is missing"),
         ("main", ("--config.seed=1",), "--config is missing"),
-        ("main", ("--config.seed=1", CONFIG), "config.seed"),
         ("main", ("--config",), "config"),
         ("main", ("--config=",), "config"),
         ("main", (CONFIG, CONFIG), "--config is given twice"),
