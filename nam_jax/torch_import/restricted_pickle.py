@@ -51,7 +51,7 @@ def load(file: io.BytesIO, dtypes: dict[str, np.dtype] | None = None) -> Any:
       Dicts, lists, tuples, plain values, and tensors as `Tensor`.
 
     Raises:
-      Exception: of any kind, where it is damaged or holds other things than those above.
+      Exception: Of any kind, where it is damaged or holds other things than those above.
     """
     try:
         return _Unpickler(file, {} if dtypes is None else dtypes).load()
