@@ -112,11 +112,11 @@ def rules_of(module: nn.Module) -> Rules:
     )
 
 
-def _network_rules(attention: str, last_norm: str, backbone: Rules) -> Rules:
-    if attention == "nam_tied":
+def _network_rules(name: str, last_norm: str, backbone: Rules) -> Rules:
+    if name == "nam_tied":
         return ((r"nam_bn", last_norm), *backbone)
-    slot = ((r"attention", _SLOTS[attention]),) if attention in _SLOTS else ()
-    return (*backbone, *slot, *_ATTENTION[attention])
+    slot = ((r"attention", _SLOTS[name]),) if name in _SLOTS else ()
+    return (*backbone, *slot, *_ATTENTION[name])
 
 
 def torch_name(path: tuple[str, ...], rules: Rules) -> str:

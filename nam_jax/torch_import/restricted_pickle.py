@@ -55,7 +55,7 @@ def load(file: io.BytesIO, dtypes: dict[str, np.dtype] | None = None) -> Any:
     """
     try:
         return _Unpickler(file, {} if dtypes is None else dtypes).load()
-    except (AttributeError, EOFError, LookupError, TypeError, struct.error) as error:
+    except (AttributeError, EOFError, LookupError, TypeError, UnicodeError, struct.error) as error:
         raise ValueError("its pickle is damaged") from error
 
 
@@ -68,7 +68,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Ten
     return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-# The names that a pickle may hold, and what stands for them here.
+# What a pickle may name, and what it gets instead.
 _GLOBALS: dict[str, np.dtype | Callable[..., Any]] = {
     "torch.DoubleStorage": np.dtype(np.float64),
     "torch.FloatStorage": np.dtype(np.float32),
@@ -88,6 +88,7 @@ _GLOBALS: dict[str, np.dtype | Callable[..., Any]] = {
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
 }
 
+# What protocols 2 to 4 need for all of these; no other operation runs.
 _OPERATIONS = {
     *("PROTO", "FRAME", "MARK", "STOP"),
     *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
@@ -133,20 +134,20 @@ class _Unpickler(pickle._Unpickler):
         return Storage(key, dtype)
 
     def set_item(self) -> None:
-        self.update([self.stack.pop(-2), self.stack.pop()])
+        self._update([self.stack.pop(-2), self.stack.pop()])
 
     def set_items(self) -> None:
-        self.update(self.pop_mark())
+        self._update(self.pop_mark())
 
-    def update(self, items: list[Any]) -> None:
-        target, keys = self.stack[-1], items[::2]
+    def _update(self, items: list[Any]) -> None:
         # The hash of a nested tuple may take forever, or all of the stack.
-        if type(target) is not dict or not all(type(key) in (str, int) for key in keys):
+        if not all(type(key) in (str, int) for key in items[::2]):
             raise ValueError("it holds a dict whose keys are neither texts nor whole numbers")
-        target.update(zip(keys, items[1::2], strict=True))
+        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     def build(self) -> None:
-        self.stack.pop()  # attributes, such as the versions of a state dict's modules
+        # Attributes, such as the versions of a state dict's modules, are of no use here.
+        self.stack.pop()
 
     dispatch = {ord(opcode.code): _operation(opcode) for opcode in pickletools.opcodes} | {
         pickle.SETITEM[0]: set_item,

@@ -149,6 +149,7 @@ def test_any_header_of_safetensors_is_refused_or_obeyed(
         {"a": ENTRY | {"shape": [-2]}},
         {"a": ENTRY | {"data_offsets": [0, 12]}},
         {"a": ENTRY | {"data_offsets": [4, 12]}},
+        {"a": ENTRY | {"data_offsets": [0, 2**40]}},
         {"a": ENTRY | {"data_offsets": [8, 0]}},
         {"a": ENTRY | {"dtype": "F31"}},
         {"a": ENTRY | {"dtype": "F64"}},

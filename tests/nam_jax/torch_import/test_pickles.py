@@ -40,6 +40,14 @@ def test_sound_file_by_hand(tmp_path, format):
     assert list(arrays) == ["a"]
 
 
+def test_state_dict_of_python_2_is_read(tmp_path):
+    # It pickles an ordered dict as a list of pairs, and texts as bytes.
+    pairs = b"](](U\x03a\xe9b" + TENSOR + b"ee"
+    arrays = read(tmp_path, "legacy", HEAD + name("collections", "OrderedDict") + pairs + b"\x85R.")
+    assert list(arrays) == ["aéb"]
+    np.testing.assert_array_equal(arrays["aéb"], [0, 1])
+
+
 def calls(mark):
     """Opcodes that call something; what it would do is make a file."""
     command = text(f"touch {mark}")
