@@ -201,7 +201,7 @@ def _check(state: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]
             f"{name} {value.dtype}" for name, value in state.items() if not _is_real(value.dtype)
         ],
     }
-    problems = [f"{kind}: {', '.join(sorted(names))}" for kind, names in listed.items() if names]
+    problems = [f"{kind}: {', '.join(sorted(them))}" for kind, them in listed.items() if them]
     if problems:
         raise ValueError(
             f"The state dict does not fit the module. {'; '.join(problems)}. "
