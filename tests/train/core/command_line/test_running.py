@@ -14,6 +14,8 @@ from train.core import command_line
 from train.core.command_line.values import output
 
 DIGITS = ("--config", "configs/digits_resnet20.py")
+# JAX looks for other processes only before it has looked at its devices.
+ALONE = "--num_processes=1"
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,7 @@ DIGITS = ("--config", "configs/digits_resnet20.py")
 def test_one_line_and_exit_code_2(
     arguments: tuple[str, ...], expected: str, tmp_path: Path
 ) -> None:
-    result = call("main", *arguments, "--workdir", str(tmp_path / "run"))
+    result = call("main", *arguments, ALONE, "--workdir", str(tmp_path / "run"))
     assert result.code == 2, result.err
     assert expected in result.err
     assert result.err.startswith("error: ")
@@ -116,7 +118,7 @@ def test_wrong_call_of_prepare(arguments: tuple[str, ...], expected: str) -> Non
 @pytest.mark.parametrize("name", ["config.json", "checkpoints"])
 def test_odd_directory_of_a_run(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("[1, 2]")
-    result = call("main", *DIGITS, "--config.steps=1", "--workdir", str(tmp_path))
+    result = call("main", *DIGITS, ALONE, "--config.steps=1", "--workdir", str(tmp_path))
     assert result.code == 2
     assert result.err.startswith("error: ")
     assert len(result.err.splitlines()) == 1
