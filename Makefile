@@ -14,7 +14,7 @@ test: .venv/dev # run the tests of every promise, five minutes
 	$(PYTEST_ON_TWO_CORES)
 
 test-all: test # and those that repeat them at greater cost
-	$(PYTEST_ON_TWO_CORES) -m slow
+	$(PYTEST_ON_TWO_CORES) -m "slow and not long and not page"
 
 test-long: .venv/dev # run the tests that take minutes each
 	$(BIN)/python -m pytest -m long
