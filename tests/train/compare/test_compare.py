@@ -7,16 +7,16 @@ import signal
 
 import jax
 import pytest
-from absl import flags
 from etils import epath
 
 from configs import digits_resnet20
 from tests.helpers import tiny
 from tests.helpers.commands import REPOSITORY, call
-from train.compare import __main__ as compare
-from train.compare.runs import plan, read_runs
+from train.compare.runs import asked, numbers, plan, read_runs, share
+from train.compare.train_all import train_all, write_tables
+from train.core.engine import loop
 from train.core.errors import ConfigError, PreemptedError, RunError
-from train.core.workdir import directory as workdir_lib
+from train.core.workdir import directory
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -56,7 +56,7 @@ def first(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         tiny.use(monkeypatch)
         runs = plan(base_config(), ["none", "nam"], [0])
-        compare.train_all(runs, epath.Path(workdir))
+        train_all(runs, epath.Path(workdir))
     return workdir
 
 
@@ -80,7 +80,7 @@ def test_trains_every_run_with_the_same_data_and_writes_the_tables(trained):
 
 def test_goes_on_with_what_is_missing(trained, capsys):
     before = (trained / "none-seed0" / "summary.json").read_bytes()
-    compare.train_all(plan(base_config(), ["none", "nam"], [0, 1]), trained)
+    train_all(plan(base_config(), ["none", "nam"], [0, 1]), trained)
     output = capsys.readouterr().out
     assert (trained / "none-seed0" / "summary.json").read_bytes() == before
     assert output.startswith("2 of 4 runs are finished\n[3/4] none-seed1, 0:00:")
@@ -93,7 +93,7 @@ def test_a_run_of_another_config_is_refused_before_anything_is_trained(trained):
     config = base_config()
     config.epochs = 2
     with pytest.raises(ConfigError, match="epochs is 1 there and 2 here"):
-        compare.train_all(plan(config, ["se"], [0]), trained)
+        train_all(plan(config, ["se"], [0]), trained)
     assert not (trained / "se-seed0").exists()
 
 
@@ -134,7 +134,7 @@ def test_a_directory_of_something_else_is_named(trained, text):
 
 def test_runs_are_read_in_the_order_of_the_attentions_and_penalties(tmp_path):
     for run in plan(base_config(), ["tam", "nam", "none"], [11, 2], [2e-4, 1e-5]):
-        workdir_lib.claim(epath.Path(tmp_path) / run.name, run.config)
+        directory.claim(epath.Path(tmp_path) / run.name, run.config)
     expected = ["none", "nam-p1e-05", "nam-p0.0002", "tam"]
     expected = [f"{variant}-seed{seed}" for variant in expected for seed in (2, 11)]
     assert names(read_runs(epath.Path(tmp_path))) == expected
@@ -144,116 +144,124 @@ def test_tables_from_the_directory_alone(trained):
     expected = (trained / "results.md").read_text()
     for name in ("results.csv", "results.md", "results.png"):
         (trained / name).unlink()
-    workdir_lib.claim(trained / "se-seed0", plan(base_config(), ["se"], [0])[0].config)
-    text = compare.write_tables(trained)
+    directory.claim(trained / "se-seed0", plan(base_config(), ["se"], [0])[0].config)
+    text = write_tables(trained)
     assert text == (trained / "results.md").read_text()
     assert text == expected.replace("2 finished.", "2 finished, 1 begun.")
 
 
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (RunError("the loss of step 3 is nan."), "the loss of step 3 is nan."),
-        (
-            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB\nand more"),
-            "RESOURCE_EXHAUSTED: 9 GiB; a smaller config.batch_size takes less memory.",
-        ),
-        (MemoryError(), "MemoryError."),
-    ],
-    ids=["not finite", "device", "host"],
-)
-def test_a_failed_run_does_not_stop_the_others(tmp_path, monkeypatch, capsys, error, said):
+def test_tables_of_no_finished_run(tmp_path):
+    with pytest.raises(ConfigError, match="nowhere: there is no finished run of a comparison"):
+        write_tables(epath.Path(tmp_path) / "nowhere")
+    directory.claim(epath.Path(tmp_path) / "se-seed0", plan(base_config(), ["se"], [0])[0].config)
+    with pytest.raises(ConfigError, match="there is no finished run of a comparison"):
+        write_tables(epath.Path(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["se-seed0"]
+
+
+FAILURES = {
+    "se": (RunError("the loss of step 3 is nan."), "the loss of step 3 is nan."),
+    "bam": (
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB\nand more"),
+        "RESOURCE_EXHAUSTED: 9 GiB; a smaller config.batch_size takes less memory.",
+    ),
+    "cbam": (MemoryError(), "MemoryError."),
+}
+
+
+def test_failed_runs_do_not_stop_the_others(tmp_path, monkeypatch, capsys):
     tiny.use(monkeypatch)
-    run_steps = compare.trainer._run_steps
+    run_steps = loop._run_steps
 
     def failing(run, *rest):
-        if run.experiment.config.model.attention == "se":
-            raise error
+        attention = run.experiment.config.model.attention
+        if attention in FAILURES:
+            raise FAILURES[attention][0]
         return run_steps(run, *rest)
 
-    monkeypatch.setattr(compare.trainer, "_run_steps", failing)
-    runs = plan(base_config(), ["none", "se", "nam"], [0])
-    with pytest.raises(RunError, match="1 of 3 runs failed: se-seed0"):
-        compare.train_all(runs, epath.Path(tmp_path))
-    assert f"se-seed0 failed: {said}\n" in capsys.readouterr().out
+    monkeypatch.setattr(loop, "_run_steps", failing)
+    runs = plan(base_config(), ["none", *FAILURES, "nam"], [0])
+    with pytest.raises(RunError, match=r"^3 of 5 runs failed: se-seed0, bam-seed0, cbam-seed0\.$"):
+        train_all(runs, epath.Path(tmp_path))
+    printed = capsys.readouterr().out
+    for attention, (_, said) in FAILURES.items():
+        assert f"{attention}-seed0 failed: {said}\n" in printed
     assert "| nam |" in (tmp_path / "results.md").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_told_to_stop_at_the_end_of_a_run_it_begins_no_other(tmp_path, monkeypatch, number):
     tiny.use(monkeypatch)
-    evaluate = compare.trainer.evaluate
+    evaluate = loop.evaluate
 
     def told(*arguments):
         signal.raise_signal(number)
         return evaluate(*arguments)
 
-    monkeypatch.setattr(compare.trainer, "evaluate", told)
+    monkeypatch.setattr(loop, "evaluate", told)
     monkeypatch.setattr(os, "kill", lambda *_: None)
     runs = plan(base_config(), ["none", "se"], [0])
     handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(PreemptedError, match="stopped before se-seed0"):
-        compare.train_all(runs, epath.Path(tmp_path))
+        train_all(runs, epath.Path(tmp_path))
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert "runs: 1 finished." in (tmp_path / "results.md").read_text()
     assert not (tmp_path / "se-seed0").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_told_to_stop_while_a_run_is_set_up_it_saves_its_first_step(tmp_path, monkeypatch, number):
     tiny.use(monkeypatch)
     monkeypatch.setattr(os, "kill", lambda *_: None)
-    monkeypatch.setattr(
-        compare.trainer.recovery, "set_damaged_aside", lambda _: signal.raise_signal(number)
-    )
+    monkeypatch.setattr(loop.quarantine, "set_damaged_aside", lambda _: signal.raise_signal(number))
     runs = plan(base_config(), ["none", "se"], [0])
     with pytest.raises(PreemptedError, match="stopped after step 1, which is saved"):
-        compare.train_all(runs, epath.Path(tmp_path))
+        train_all(runs, epath.Path(tmp_path))
     assert (tmp_path / "none-seed0" / "checkpoints" / "1").exists()
 
 
-def test_seed_of_the_config_where_none_is_named(monkeypatch):
+def test_seed_of_the_config_where_none_is_named():
     config = base_config()
     config.seed = 7
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-    for name, value in {"config": config, "seeds": None, "attention": None, "only": None}.items():
-        monkeypatch.setattr(flags.FLAGS[name], "value", value)
-    assert names(compare._planned()) == ["none-seed7", "nam-seed7"]
+    assert names(asked(config)) == ["none-seed7", "nam-seed7"]
+    assert names(asked(config, ["se"], ["3"], only="1/1")) == ["se-seed3"]
 
 
 @pytest.mark.parametrize("texts", [[], ["0", "0"], ["a"], ["1.5"], ["-1"], ["9" * 5000]])
 def test_seeds_are_whole_numbers_each_once(texts):
     with pytest.raises(ConfigError, match=r"--seeds: got .*; allowed: whole numbers from 0 on"):
-        compare.numbers("seeds", texts, int, "seed")
+        numbers("seeds", texts, int, "seed")
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-1e-4", "x"])
 def test_penalties_are_finite_and_not_negative(text):
     with pytest.raises(ConfigError, match=r"--sparsity: got '0,.*'; allowed: numbers from 0 on"):
-        compare.numbers("sparsity", ["0", text], float, "optimizer.sparsity")
+        numbers("sparsity", ["0", text], float, "optimizer.sparsity")
 
 
 def test_machines_share_the_runs():
     runs = plan(base_config(), ["none", "se", "nam"], [0, 1])
-    parts = [names(compare.share(runs, f"{k}/4")) for k in (1, 2, 3, 4)]
+    parts = [names(share(runs, f"{k}/4")) for k in (1, 2, 3, 4)]
     assert sorted(itertools.chain(*parts)) == sorted(names(runs))
     assert parts[0] == ["none-seed0", "se-seed1"]
-    assert compare.share(runs, None) == runs
+    assert share(runs, None) == runs
 
 
 @pytest.mark.parametrize("only", ["0/2", "3/2", "1/7", "2", "a/b", "1/0", "-1/2"])
 def test_wrong_shares(only):
     runs = plan(base_config(), ["none", "se", "nam"], [0, 1])
     with pytest.raises(ConfigError, match=r"--only: got .*N at most the 6 runs"):
-        compare.share(runs, only)
+        share(runs, only)
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (("--config=configs/digits_resnet20.py",), "--workdir is missing"),
-        (("--report", "--workdir=nowhere"), "no finished run of a comparison"),
         (("--workdir=nowhere",), "--config is missing"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import importlib
 import re
 import shutil
 import sys
@@ -9,26 +10,28 @@ import sys
 import numpy as np
 import pytest
 from etils import epath
+from matplotlib.figure import Figure
 
 from configs import digits_resnet20
 from tests.helpers import fake_run, tiny
 from tests.helpers.commands import call
 from train.compare.runs import read_runs
 from train.core import plotting
-from train.core.engine import experiment as experiment_lib
 from train.core.engine import loop
+from train.core.engine.experiment import build
 from train.core.errors import ConfigError, RunError
-from train.report import __main__ as report
-from train.report import comparison_page
+from train.report import comparison_page, curves, weight_plots
+from train.report.write_report import write_report
 
-RUN_PICTURES = {
+ROWS = list(fake_run.rows(3))
+RUN_PLOTS = {
     *("loss", "errors", "learning_rate", "images_per_second", "data_wait", "small_weights"),
     *("sorted_channels", "heat_map_channels", "sorted_pixels", "heat_map_pixels", "maps"),
 }
 
 
 @pytest.fixture
-def quick_pictures(monkeypatch):
+def quick_plots(monkeypatch):
     """For tests of the text alone."""
     monkeypatch.setattr(plotting, "png", lambda *_: b"png")
 
@@ -37,7 +40,7 @@ def quick_pictures(monkeypatch):
 def whole(tmp_path_factory):
     """A finished run with NAM, and its report."""
     workdir = fake_run.write(tmp_path_factory.mktemp("whole"), saved=fake_run.params())
-    report.write(workdir)
+    write_report(workdir)
     return workdir
 
 
@@ -51,22 +54,22 @@ def cells_of(text, row):
     return re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line)
 
 
-def test_page_holds_its_pictures_in_both_themes(whole):
+def test_page_holds_its_plots_in_both_themes(whole):
     text = text_of(whole)
-    names = [f"{name}-{theme}" for name in RUN_PICTURES for theme in ("light", "dark")]
+    names = [f"{name}-{theme}" for name in RUN_PLOTS for theme in ("light", "dark")]
     assert {path.name for path in (whole / "report").iterdir()} == {f"{n}.png" for n in names}
     for name in names:
         png = (whole / "report" / f"{name}.png").read_bytes()
         assert png.startswith(b"\x89PNG")
         assert text.count(base64.b64encode(png).decode()) == 1
-    assert text.count("<img ") == text.count("<source media=") == len(RUN_PICTURES)
-    assert len(set(re.findall(r' alt="([^"]{40,})"', text))) == len(RUN_PICTURES)
+    assert text.count("<img ") == text.count("<source media=") == len(RUN_PLOTS)
+    assert len(set(re.findall(r' alt="([^"]{40,})"', text))) == len(RUN_PLOTS)
 
 
 def test_page_asks_for_nothing_from_outside(whole):
     text = text_of(whole)
     sources = re.findall(r'\b(?:src|srcset|href)="([^"]*)"', text)
-    assert len(sources) == 2 * len(RUN_PICTURES) + 1
+    assert len(sources) == 2 * len(RUN_PLOTS) + 1
     assert all(source.startswith("data:") for source in sources)
     assert "<script" not in text
     assert "url(" not in text
@@ -94,10 +97,10 @@ def test_small_weights_by_layer(whole):
     assert text.index(">block9/attention/channel<") < text.index(">block10/attention/channel<")
 
 
-@pytest.mark.usefixtures("quick_pictures")
+@pytest.mark.usefixtures("quick_plots")
 def test_run_that_goes_on(tmp_path):
     workdir = fake_run.write(tmp_path, finished=False, epochs=1)
-    report.write(workdir)
+    write_report(workdir)
     text = text_of(workdir)
     assert "<p>Not finished: at step 10, epoch 1.00, of 30 epochs.</p>" in text
     assert "None yet: the run is not finished." in text
@@ -105,12 +108,12 @@ def test_run_that_goes_on(tmp_path):
     assert text.count("<img ") == 5
 
 
-@pytest.mark.usefixtures("quick_pictures")
+@pytest.mark.usefixtures("quick_plots")
 def test_run_that_has_just_begun(tmp_path):
     workdir = fake_run.write(tmp_path, finished=False)
     (workdir / "metrics.jsonl").unlink()
     (workdir / "environment.json").unlink()
-    report.write(workdir)
+    write_report(workdir)
     text = text_of(workdir)
     assert "No curves: no step is reported yet." in text
     assert "there is no environment.json" in text
@@ -122,25 +125,25 @@ def test_rows_of_one_split_alone(tmp_path, kept):
     workdir = fake_run.write(tmp_path, epochs=1)
     lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
     (workdir / "metrics.jsonl").write_text("".join(x for x in lines if f'"{kept}"' in x))
-    report.write(workdir)
+    write_report(workdir)
     assert text_of(workdir).count("<img ") == {"train": 5, "eval": 2}[kept]
 
 
-@pytest.mark.usefixtures("quick_pictures")
+@pytest.mark.usefixtures("quick_plots")
 def test_texts_are_escaped(tmp_path):
     config = digits_resnet20.get_config()
     config.data.name = config.data.dir = '"><b>&'
-    report.write(fake_run.write(tmp_path, config))
+    write_report(fake_run.write(tmp_path, config))
     assert "<b>" not in text_of(tmp_path)
     title = re.search("<title>(.*)</title>", text_of(tmp_path))[1]
     assert html.unescape(title) == 'resnet20 with attention nam on "><b>&'
 
 
-@pytest.mark.usefixtures("quick_pictures")
+@pytest.mark.usefixtures("quick_plots")
 def test_damaged_checkpoint_is_left_out(tmp_path):
     workdir = fake_run.write(tmp_path, saved=fake_run.params())
     shutil.rmtree(workdir / "checkpoints" / "30" / "state")
-    report.write(workdir)
+    write_report(workdir)
     assert (
         f"Left out: the checkpoint of step 30 in {workdir}/checkpoints cannot be read: "
         in text_of(workdir)
@@ -148,13 +151,13 @@ def test_damaged_checkpoint_is_left_out(tmp_path):
     assert text_of(workdir).count("<img ") == 5
 
 
-@pytest.mark.usefixtures("quick_pictures", "quick_compilation")
+@pytest.mark.usefixtures("quick_plots", "quick_compilation")
 def test_trained_network_without_nam(tmp_path, monkeypatch):
     tiny.use(monkeypatch)
     config = digits_resnet20.get_config()
     config.steps, config.log_every_steps, config.optimizer.sparsity = 2, 1, 0.0
-    loop.train(experiment_lib.build(config), tmp_path)
-    report.write(epath.Path(tmp_path))
+    loop.train(build(config), tmp_path)
+    write_report(epath.Path(tmp_path))
     text = text_of(tmp_path)
     assert "Finished after 2 steps" in text
     assert "Left out: the network has no NAM scales." in text
@@ -166,7 +169,7 @@ def compared(tmp_path_factory):
     """A comparison with one run that goes on, and its report."""
     workdir = fake_run.write_comparison(tmp_path_factory.mktemp("compared"))
     (workdir / "nam-seed0" / "report.html").write_text("")
-    report.write(workdir)
+    write_report(workdir)
     return workdir
 
 
@@ -195,16 +198,16 @@ def test_mean_errors_are_those_of_finished_runs_and_common_epochs(compared):
     runs = read_runs(compared)
     rows = {run.name: list(fake_run.rows(3)) for run in runs}
     rows["none-seed0"] = list(fake_run.rows(4, start=60.0))
-    curves = comparison_page.mean_errors(runs, rows)
-    assert list(curves) == ["none (2)", "nam (1)"]
-    assert curves["none (2)"][0] == [1, 2, 3]
-    np.testing.assert_allclose(curves["none (2)"][1], np.divide(75, [2, 3, 4]))
+    errors = comparison_page.mean_errors(runs, rows)
+    assert list(errors) == ["none (2)", "nam (1)"]
+    assert errors["none (2)"][0] == [1, 2, 3]
+    np.testing.assert_allclose(errors["none (2)"][1], np.divide(75, [2, 3, 4]))
 
 
-@pytest.mark.usefixtures("quick_pictures")
+@pytest.mark.usefixtures("quick_plots")
 def test_comparison_before_the_first_run_is_finished(tmp_path):
     workdir = fake_run.write_comparison(tmp_path, finished=False)
-    report.write(workdir)
+    write_report(workdir)
     text = text_of(workdir)
     assert "None yet: no run is finished." in text
     assert text.count("<img ") == 1
@@ -222,7 +225,7 @@ def test_directory_of_something_else_is_refused(tmp_path, files, message):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match=f"^--workdir {re.escape(str(tmp_path))}.*{message}"):
-        report.write(epath.Path(tmp_path))
+        write_report(epath.Path(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == files.keys()
 
 
@@ -230,7 +233,7 @@ def test_directory_of_something_else_is_refused(tmp_path, files, message):
 def test_directory_that_is_none_is_refused(tmp_path, name):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="there is no such directory"):
-        report.write(epath.Path(tmp_path / name))
+        write_report(epath.Path(tmp_path / name))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +245,7 @@ def test_damaged_summary_is_named(tmp_path, content):
     with pytest.raises(
         ConfigError, match=r"summary\.json is not that of a run \(.+\); where"
     ) as error:
-        report.write(workdir)
+        write_report(workdir)
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -250,22 +253,23 @@ def test_damaged_rows_are_named(tmp_path):
     workdir = fake_run.write(tmp_path)
     (workdir / "metrics.jsonl").write_text("{\n")
     with pytest.raises(RunError, match=f"^{workdir}/metrics.jsonl is damaged: "):
-        report.write(workdir)
+        write_report(workdir)
 
 
-@pytest.mark.usefixtures("quick_pictures")
+@pytest.mark.usefixtures("quick_plots")
 @pytest.mark.parametrize("content", [b"{", b"[]", b"3", b"\xff"])
 def test_damaged_environment_is_left_out(tmp_path, content):
     workdir = fake_run.write(tmp_path)
     (workdir / "environment.json").write_bytes(content)
-    report.write(workdir)
+    write_report(workdir)
     assert "Not known: environment.json is damaged." in text_of(workdir)
 
 
-def test_missing_matplotlib_is_an_error(monkeypatch):
+@pytest.mark.parametrize("command", ["compare", "report", "visualize"])
+def test_missing_matplotlib_is_an_error(monkeypatch, command):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match="pictures need matplotlib"):
-        report.main()
+    with pytest.raises(ConfigError, match=r"pictures need matplotlib: pip install"):
+        importlib.import_module(f"train.{command}.__main__").main()
 
 
 def test_command_on_a_machine_with_other_devices(tmp_path):
@@ -274,15 +278,84 @@ def test_command_on_a_machine_with_other_devices(tmp_path):
     result = call("--workdir", str(workdir), command="train.report")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == f"{workdir}/report.html\n"
-    assert len(list((workdir / "report").iterdir())) == 2 * len(RUN_PICTURES)
+    assert len(list((workdir / "report").iterdir())) == 2 * len(RUN_PLOTS)
+
+
+def test_command_without_a_directory():
+    result = call(command="train.report")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "--workdir is missing" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def drawn(draw):
+    figure = Figure()
+    draw(figure)
+    return figure
+
+
+def test_heat_map_shows_the_sorted_weights_of_each_layer():
+    weights = {"a": np.array([0.7, 0.01, 0.29]), "b": np.full((2, 2), 0.25), "c": np.zeros(5)}
+    figure = drawn(weight_plots.heat_map(weights, "channels").draw)
+    (image,) = figure.axes[0].images
+    shown = image.get_array()
+    np.testing.assert_allclose(shown[0, [0, -1]], [2.1, 0.03])
+    assert (np.diff(shown[0]) <= 0).all()
+    np.testing.assert_allclose(shown[1:, [0, 100, -1]], [[1, 1, 1], [0, 0, 0]])
+    # The third of `a` and all of `c`.
+    marks = [line.get_segments()[0][0] for line in figure.axes[0].collections]
+    np.testing.assert_allclose(marks, [[100 * 2 / 3, -0.5], [0, 1.5]])
+
+
+def test_sorted_weights_and_maps_of_a_single_layer():
+    weights = {"spatial": np.full((2, 3), 1 / 6)}
+    (axes,) = drawn(weight_plots.sorted_weights(weights, "pixels").draw).axes
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), 1)
+    *grid, _ = drawn(weight_plots.maps(weights).draw).axes
+    assert [len(axes.images) for axes in grid] == [1, 0, 0, 0]
+
+
+def test_small_weights_lie_below_the_line():
+    (axes, _) = drawn(
+        weight_plots.sorted_weights({"a": np.ones(2), "b": np.ones(3)}, "x").draw
+    ).axes
+    *_, line = axes.lines
+    assert set(line.get_ydata()) == {weight_plots.SMALL}
+
+
+def test_curve_of_a_single_point_is_seen_and_told():
+    rows = list(fake_run.rows(1))
+    plot = curves.loss([row for row in rows if row["split"] == "eval"])
+    (line,) = drawn(plot.draw).axes[0].lines
+    assert line.get_marker() == "o"
+    assert "evaluation: from 1.125 to 1.125" in plot.alt
+
+
+def points(split, field, factor=1):
+    rows = [row for row in ROWS if row["split"] == split]
+    return [[row["epoch"], factor * row[field]] for row in rows]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [([], "--workdir is missing"), (["--workdir", "/nowhere"], "there is no such directory")],
+    ("plot", "expected"),
+    [
+        (curves.loss(ROWS), [("train", "loss"), ("eval", "loss")]),
+        (
+            curves.errors(ROWS),
+            [("train", "top1_error"), ("eval", "top1_error"), ("eval", "top5_error")],
+        ),
+        (curves.learning_rate(ROWS), [("train", "learning_rate")]),
+        (curves.images_per_second(ROWS), [("train", "images_per_second")]),
+        (curves.data_wait(ROWS), [("train", "data_wait", 100)]),
+        (curves.small_weights(ROWS, 0.1), [("eval", "small_weights")]),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
 )
-def test_command_that_is_wrong(arguments, message):
-    result = call(*arguments, command="train.report")
-    assert (result.returncode, result.stdout) == (2, "")
-    assert message in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+def test_curves_of_a_run(plot, expected):
+    (axes,) = drawn(plot.draw).axes
+    for line, wanted in zip(axes.lines, expected, strict=True):
+        np.testing.assert_allclose(line.get_xydata(), points(*wanted))
+
+
+def test_what_the_font_lacks_is_drawn_without_a_warning():
+    assert plotting.png(lambda figure: figure.suptitle("猫"), 1, 1).startswith(b"\x89PNG")

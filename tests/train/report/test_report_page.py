@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 
 from tests.helpers import fake_run
-from train.report import __main__ as report
+from train.report.write_report import write_report
 
 pytestmark = pytest.mark.page
 
@@ -26,8 +26,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     run = fake_run.write(top / "run", saved=fake_run.params(16))
     going_on = fake_run.write(top / "going_on", epochs=1, finished=False)
     comparison = fake_run.write_comparison(top / "comparison")
-    found = {"run": run, "run that goes on": going_on, "comparison": comparison}
-    return {name: Path(report.write(workdir)) for name, workdir in found.items()}
+    workdirs = {"run": run, "run that goes on": going_on, "comparison": comparison}
+    return {name: Path(write_report(workdir)) for name, workdir in workdirs.items()}
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +131,8 @@ def test_wide_tables_scroll_by_themselves(chromium: Any, pages: dict[str, Path])
 
 def test_link_leads_to_the_report_of_a_run(chromium: Any, pages: dict[str, Path]) -> None:
     comparison = pages["comparison"].parent
-    run = Path(report.write(epath.Path(comparison / "nam-seed0")))
-    report.write(epath.Path(comparison))
+    run = Path(write_report(epath.Path(comparison / "nam-seed0")))
+    write_report(epath.Path(comparison))
     with Opened(chromium, pages["comparison"], DESKTOP, "light") as opened:
         opened.page.get_by_role("link", name="report").click()
         assert opened.page.url == run.as_uri()

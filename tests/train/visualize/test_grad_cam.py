@@ -46,10 +46,10 @@ def pooled_map(model, variables):
     ("family", "stem", "attention"),
     [
         ("basic", "cifar", "nam"),
-        ("basic", "imagenet", "cbam"),
+        pytest.param("basic", "imagenet", "cbam", marks=pytest.mark.slow),
         ("bottleneck", "imagenet", "bam"),
         ("mobilenet_v2", "cifar", "nam_tied"),
-        ("mobilenet_v2", "imagenet", "none"),
+        pytest.param("mobilenet_v2", "imagenet", "none", marks=pytest.mark.slow),
     ],
 )
 def test_maps_of_the_networks_follow_from_the_classifier(x64, family, stem, attention):
@@ -90,27 +90,33 @@ class Nonlinear(nn.Module):
 def test_map_before_a_nonlinear_head(x64):
     model, images = Nonlinear(), IMAGES[:, :4, :5]
     variables = random_variables(model, images)
-    features = model.apply(variables, images, method="features")
 
     def logit(features, row):
         logits = model.apply(variables, features[None], method="head")
         return logits[0, CLASSES[row]]
 
-    weights = np.stack([jax.grad(logit)(features[row], row).mean((0, 1)) for row in range(3)])
-    expected = np.maximum((features * weights[:, None, None]).sum(-1), 0)
-    assert_close(grad_cam(applied(model, variables), images, CLASSES), expected)
+    @jax.jit
+    def both(images):
+        features = model.apply(variables, images, method="features")
+        weights = jnp.stack([jax.grad(logit)(features[row], row).mean((0, 1)) for row in range(3)])
+        expected = jnp.maximum((features * weights[:, None, None]).sum(-1), 0)
+        return grad_cam(applied(model, variables), images, CLASSES), expected
+
+    actual, expected = both(images)
+    assert_close(actual, np.asarray(expected))
 
 
 def test_images_do_not_depend_on_one_another_nor_on_jit(x64):
-    model = FAMILIES["basic"](num_classes=5, stem="cifar", attention="nam")
+    # Without jit every operation is compiled by itself: few of them are enough.
+    model = ResNet(BasicBlock, (1,), width=8, num_classes=5, stem="cifar", attention="nam")
     variables = random_variables(model, IMAGES)
 
     @jax.jit
-    def found(variables, images, classes):
+    def compiled(variables, images, classes):
         return grad_cam(applied(model, variables), images, classes)
 
     together = np.asarray(grad_cam(applied(model, variables), IMAGES, CLASSES))
-    alone = [found(variables, IMAGES[i : i + 1], CLASSES[i : i + 1])[0] for i in range(3)]
+    alone = [compiled(variables, IMAGES[i : i + 1], CLASSES[i : i + 1])[0] for i in range(3)]
     assert_close(jnp.stack(alone), together)
 
 
@@ -129,8 +135,8 @@ def test_bfloat16_network_gives_a_float32_map():
     model = FAMILIES["basic"](num_classes=5, stem="cifar", attention="nam", dtype=jnp.bfloat16)
     variables = random_variables(model, IMAGES, np.float32)
     images = jnp.asarray(IMAGES, jnp.bfloat16)
-    found = jax.eval_shape(lambda v: grad_cam(applied(model, v), images, CLASSES), variables)
-    assert (found.shape, found.dtype) == ((3, 8, 8), jnp.float32)
+    maps = jax.eval_shape(lambda v: grad_cam(applied(model, v), images, CLASSES), variables)
+    assert (maps.shape, maps.dtype) == ((3, 8, 8), jnp.float32)
 
 
 def test_what_the_logits_do_not_depend_on_is_passed_over():
@@ -143,8 +149,8 @@ def test_what_the_logits_do_not_depend_on_is_passed_over():
 
     images = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, 2, 2)), jnp.float32)
     expected = nn.relu(nn.relu(images) @ kernel[:, 1]) / 4
-    found = grad_cam(network, images, jnp.array([1, 1, 1]))
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    maps = grad_cam(network, images, jnp.array([1, 1, 1]))
+    np.testing.assert_allclose(maps, expected, rtol=1e-6)
 
 
 def test_network_without_a_map():

@@ -1,6 +1,7 @@
-"""The picture of a trained network: what is in it, and what is wrong with a command line."""
+"""Images, what a trained network makes of them, how that is drawn, and wrong options."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 
@@ -8,8 +9,8 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from absl import flags
 from etils import epath
+from matplotlib.figure import Figure
 
 from configs import digits_resnet20
 from nam_jax import gates, models
@@ -20,15 +21,18 @@ from tests.helpers import commands, imagenet, tfds_writer
 from tests.helpers.commands import REPOSITORY
 from tests.helpers.parity import random_variables
 from train.core.data import on_device
+from train.core.data.on_host import crop
 from train.core.data.sources import registry
 from train.core.devices import mesh as mesh_lib
-from train.core.engine import experiment as experiment_lib
+from train.core.engine.experiment import create_model
 from train.core.errors import ConfigError, RunError
 from train.core.plotting import png
-from train.core.workdir import directory as workdir_lib
+from train.core.workdir import directory
 from train.core.workdir.checkpoints import Checkpoints
-from train.visualize import __main__ as visualize
-from train.visualize import gallery, images, predictions, trained_network
+from train.visualize import gallery, predictions, trained_network
+from train.visualize.images import Image, check_asked, class_names, of_files, of_split
+from train.visualize.predictions import View
+from train.visualize.visualize_run import visualize_run
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -41,10 +45,12 @@ def small(name, *, num_classes, attention, stem, dtype, **_):
     return ResNet(BasicBlock, (1, 1), width=8, **fields)
 
 
-@pytest.fixture(autouse=True)
-def small_networks(monkeypatch):
-    monkeypatch.setattr(models, "create", small)
-    monkeypatch.setattr(mobilenet_v2, "STAGES", (Stage(6, 16, 1, 1), Stage(6, 32, 1, 2)))
+@pytest.fixture(autouse=True, scope="module")
+def small_networks():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "create", small)
+        patch.setattr(mobilenet_v2, "STAGES", (Stage(6, 16, 1, 1), Stage(6, 32, 1, 2)))
+        yield
 
 
 def digits(**changes):
@@ -57,8 +63,8 @@ def digits(**changes):
 def save(workdir, config, num_classes=10, shape=(8, 8, 1), errors=(50.0,)):
     """Writes what visualize reads of a run: its config, and a checkpoint an error."""
     workdir = epath.Path(workdir)
-    workdir_lib.claim(workdir, config)
-    model = experiment_lib.create_model(config, num_classes)
+    directory.claim(workdir, config)
+    model = create_model(config, num_classes)
     variables = random_variables(model, np.zeros((1, *shape), np.float32), np.float32)
     # A state has more than the network is applied with.
     state = {**jax.device_put(variables), "opt_state": [jax.numpy.ones(3), None]}
@@ -69,70 +75,107 @@ def save(workdir, config, num_classes=10, shape=(8, 8, 1), errors=(50.0,)):
     return workdir
 
 
-def first_digits(count):
-    data = digits().data
-    return images.of_split("test", count, data, (8, 8, 1))
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, small_networks):
+    """A run on the digits with two checkpoints; no test writes into it."""
+    return save(tmp_path_factory.mktemp("saved"), digits(), errors=(10.0, 20.0))
 
 
 @pytest.fixture
-def call(monkeypatch):
-    """Runs the command in this process."""
-    defaults = {"images": None, "split": None, "count": 16, "layer": None, "which": "last"}
-
-    def run(workdir, **options):
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        values = {**defaults, "data_dir": None, "out": None, "workdir": str(workdir), **options}
-        for name, value in values.items():
-            # Not flagsaver: it would take flags back that modules define as they are imported.
-            monkeypatch.setattr(flags.FLAGS[name], "value", value)
-        visualize.main()
-
-    return run
+def run(saved, tmp_path):
+    """A copy of it."""
+    return epath.Path(shutil.copytree(saved, tmp_path / "run"))
 
 
-GATES = {
-    "nam": ((16,), (4, 4)),
-    "nam_channel": ((16,), None),
-    "nam_spatial": (None, (4, 4)),
-    "nam_tied": ((16,), None),
-}
+def test_files_are_cropped_as_in_evaluation(tmp_path):
+    config = imagenet.config(tmp_path)
+    [pixels] = imagenet.pictures(1)
+    (tmp_path / "a.png").write_bytes(tfds_writer.encode(pixels))
+    [image] = of_files([str(tmp_path / "a.png")], config.data, (16, 16, 3))
+    ratio, interpolation = config.data.eval_crop_ratio, config.data.interpolation
+    assert ratio < 1
+    expected = crop.center(pixels, (16, 16, 3), ratio, crop.INTERPOLATIONS[interpolation])
+    np.testing.assert_array_equal(image.pixels, expected)
+    assert (image.name, image.label) == ("a.png", None)
 
 
-@pytest.mark.parametrize("attention", GATES)
-def test_view_of_an_image(tmp_path, attention):
+def test_images_of_a_dataset_its_names_and_bad_records(tmp_path, capsys):
+    files = imagenet.jpegs(4)
+    files[1] = b"no image"
+    target = imagenet.write(tmp_path, files, "validation")
+    names = [f"name {i}" for i in range(1000)]
+    (target / "label.labels.txt").write_text("\n".join(names))
+    data = imagenet.config(tmp_path).data
+    images = of_split("validation", 2, data, (16, 16, 3))
+    expected = [("n00000000_0.JPEG", 0), ("n00000002_2.JPEG", 2)]
+    assert [(image.name, image.label) for image in images] == expected
+    assert "bad record: validation record 1 (n00000001_1.JPEG): no whole" in capsys.readouterr().err
+    assert len(of_split("validation", 9, data, (16, 16, 3))) == 3
+    assert class_names(data) == names
+
+
+def test_class_names_of_a_dataset_that_is_not_there(tmp_path):
+    assert class_names(imagenet.config(tmp_path).data) is None
+    assert class_names(digits().data) is None
+
+
+def test_images_of_the_digits():
+    images = of_split("test", 1000, digits().data, (8, 8, 1))
+    pixels, labels = registry.open_split(digits().data, "test").load()
+    np.testing.assert_array_equal([image.pixels for image in images], pixels)
+    assert [image.label for image in images] == labels.tolist()
+    assert [image.name for image in images[:2]] == ["test 0", "test 1"]
+
+
+def test_split_without_a_single_good_image(tmp_path):
+    imagenet.write(tmp_path, [b"no image"] * 3, "validation")
+    data = imagenet.config(tmp_path).data
+    with pytest.raises(ConfigError, match="--split: 'validation' of imagenet2012 has no image"):
+        of_split("validation", 2, data, (16, 16, 3))
+
+
+@pytest.mark.parametrize(
+    ("attention", "channels", "places"),
+    [
+        ("nam", (16,), (4, 4)),
+        ("nam_spatial", None, (4, 4)),
+        pytest.param("nam_channel", (16,), None, marks=pytest.mark.slow),
+        pytest.param("nam_tied", (16,), None, marks=pytest.mark.slow),
+    ],
+)
+def test_view_of_an_image(tmp_path, attention, channels, places):
     workdir = save(tmp_path, digits(**{"model.attention": attention, "model.remat": True}))
     network = trained_network.load(workdir, "last")
     assert predictions.layers(network) == ["layer1_0/attention", "layer2_0/attention"]
-    [picture] = first_digits(1)
-    view = predictions.viewer(network, "layer2_0/attention")(picture.image)
+    [image] = of_split("test", 1, digits().data, (8, 8, 1))
+    view = predictions.viewer(network, "layer2_0/attention")(image.pixels)
     assert view.heat.shape == (4, 4)
     assert view.heat.min() >= 0
-    shapes = [None if part is None else part.shape for part in (view.channels, view.pixels)]
-    assert shapes == list(GATES[attention])
+    own = (view.channel_gate, view.spatial_gate)
+    assert [None if gate is None else gate.shape for gate in own] == [channels, places]
 
     @jax.jit
     def looked_up(variables):
-        images = on_device.normalize(picture.image[None], (0.306,), (0.376,), np.float32)
-        found = gates(network.model, variables, images, train=False)
-        return network.model.apply(variables, images, train=False), found
+        images = on_device.normalize(image.pixels[None], (0.306,), (0.376,), np.float32)
+        by_path = gates(network.model, variables, images, train=False)
+        return network.model.apply(variables, images, train=False), by_path
 
-    logits, found = looked_up(network.variables)
+    logits, by_path = looked_up(network.variables)
     probabilities = np.asarray(jax.nn.softmax(logits[0]))
     assert view.label == probabilities.argmax()
     assert view.probability == pytest.approx(probabilities.max(), rel=1e-4)
-    own = [np.asarray(g[0]) for path, g in found.items() if path.startswith("layer2_0")]
-    if view.channels is not None:
-        np.testing.assert_allclose(view.channels, own[0].mean((0, 1)), rtol=1e-4)
-    if view.pixels is not None:
-        np.testing.assert_allclose(view.pixels, own[-1].mean(-1), rtol=1e-4)
+    expected = [np.asarray(g[0]) for path, g in by_path.items() if path.startswith("layer2_0")]
+    if view.channel_gate is not None:
+        np.testing.assert_allclose(view.channel_gate, expected[0].mean((0, 1)), rtol=1e-4)
+    if view.spatial_gate is not None:
+        np.testing.assert_allclose(view.spatial_gate, expected[-1].mean(-1), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("name", "attention", "stem"),
     [("mobilenet_v2", "nam", "imagenet"), ("resnet18", "se", "imagenet")],
 )
-def test_other_networks(tmp_path, capsys, name, attention, stem, call):
+def test_other_networks(tmp_path, capsys, name, attention, stem):
     changes = {"model.name": name, "model.attention": attention, "model.stem": stem}
     changes["data.image_size"] = 32
     workdir = save(tmp_path, digits(**changes), shape=(32, 32, 1))
@@ -140,54 +183,55 @@ def test_other_networks(tmp_path, capsys, name, attention, stem, call):
     assert predictions.layers(network) == (
         ["block1/attention", "block2/attention"] if attention == "nam" else []
     )
-    call(workdir, split="test", count=2)
+    visualize_run(workdir, split="test", count=2)
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert (workdir / "visualize.png").exists()
 
 
-def test_picture_and_predictions_of_a_split(tmp_path, capsys, call):
-    workdir = save(tmp_path / "run", digits())
-    call(workdir, split="test", count=3, out=str(tmp_path / "new.png"))
+def test_picture_and_predictions_of_a_split(saved, tmp_path, capsys):
+    out = epath.Path(tmp_path / "new.png")
+    visualize_run(saved, split="test", count=3, out=out)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     labels = registry.open_split(digits().data, "test").load()[1]
     for index, line in enumerate(lines[:3]):
         assert line.startswith(f"test {index}: ")
         assert line.endswith(f" %), label {labels[index]}")
-    assert lines[3] == f"step 1, {tmp_path / 'new.png'}"
-    drawn = cv2.imread(str(tmp_path / "new.png"))
+    assert lines[3] == f"step 2, {out}"
+    drawn = cv2.imread(str(out))
     assert drawn is not None
     assert drawn.shape[0] > 3 * 144
-    assert not (workdir / "visualize.png").exists()
+    assert not (saved / "visualize.png").exists()
 
 
-def test_picture_of_files_needs_no_dataset(tmp_path, capsys, call):
-    config = imagenet.config(tmp_path / "nowhere", **{"data.name": "of_my_own"})
+def test_picture_of_files_needs_no_dataset(tmp_path, capsys):
+    changes = {"data.name": "of_my_own", "model.attention": "none", "optimizer.sparsity": 0.0}
+    config = imagenet.config(tmp_path / "nowhere", **changes)
     workdir = save(tmp_path / "run", config, num_classes=5, shape=(16, 16, 3))
     files = [tmp_path / "cost $5_a_$.jpg", tmp_path / "b.png"]
     [jpeg] = imagenet.jpegs(1)
     files[0].write_bytes(jpeg)
     files[1].write_bytes(tfds_writer.encode(imagenet.pictures(2)[1]))
-    call(workdir, images=[str(file) for file in files])
+    visualize_run(workdir, files=[str(file) for file in files])
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines[:2]] == ["cost $5_a_$.jpg", "b.png"]
     assert all(line.endswith(" %)") for line in lines[:2])
     assert lines[2] == f"step 1, {workdir / 'visualize.png'}"
 
 
-def test_dataset_that_has_moved(tmp_path, call):
+def test_dataset_that_has_moved(tmp_path):
     imagenet.write(tmp_path / "new", imagenet.jpegs(2), "validation")
-    config = imagenet.config(tmp_path / "old")
+    changes = {"model.attention": "none", "optimizer.sparsity": 0.0}
+    config = imagenet.config(tmp_path / "old", **changes)
     workdir = save(tmp_path / "run", config, num_classes=1000, shape=(16, 16, 3))
     with pytest.raises(ConfigError, match=r"no dataset .imagenet2012. in .*old"):
-        call(workdir, split="validation")
-    call(workdir, split="validation", data_dir=str(tmp_path / "new"))
+        visualize_run(workdir, split="validation")
+    visualize_run(workdir, split="validation", data_dir=str(tmp_path / "new"))
     assert (workdir / "visualize.png").exists()
 
 
-def test_last_and_best_checkpoint(tmp_path):
-    workdir = save(tmp_path, digits(), errors=(10.0, 20.0))
-    last, best = (trained_network.load(workdir, which) for which in ("last", "best"))
+def test_last_and_best_checkpoint(saved):
+    last, best = (trained_network.load(saved, which) for which in ("last", "best"))
     assert (last.step, best.step) == (2, 1)
     assert last.image_shape == (8, 8, 1)
     assert last.variables.keys() == {"params", "batch_stats"}
@@ -206,78 +250,79 @@ def test_parts_of_a_state_that_lay_on_several_devices(tmp_path):
     with Checkpoints(epath.Path(tmp_path), keep=2) as checkpoints:
         checkpoints.save(3, state, {}, None)
     with Checkpoints(epath.Path(tmp_path)) as checkpoints:
-        found = checkpoints.restore_parts(3, "params", "batch_stats")
-    assert found.keys() == {"params", "batch_stats"}
-    for array in jax.tree.leaves(found):
+        parts = checkpoints.restore_parts(3, "params", "batch_stats")
+    assert parts.keys() == {"params", "batch_stats"}
+    for array in jax.tree.leaves(parts):
         assert isinstance(array, np.ndarray)
         np.testing.assert_array_equal(array, values)
 
 
-def test_damaged_checkpoint(tmp_path):
-    workdir = save(tmp_path, digits())
-    (workdir / "checkpoints" / "1" / "state" / "_METADATA").write_text("{")
-    with pytest.raises(RunError, match=r"the checkpoint of step 1 in \S+ cannot be read: "):
-        trained_network.load(workdir, "last")
+def test_damaged_checkpoint(run):
+    (run / "checkpoints" / "2" / "state" / "_METADATA").write_text("{")
+    with pytest.raises(RunError, match=r"the checkpoint of step 2 in \S+ cannot be read: "):
+        trained_network.load(run, "last")
 
 
-def test_float64_run(tmp_path):
-    workdir = save(tmp_path, digits())
-    file = tmp_path / "config.json"
+def test_float64_run(run):
+    file = run / "config.json"
     file.write_text(file.read_text().replace('"dtype": "float32"', '"dtype": "float64"'))
-    network = trained_network.load(workdir, "last")
+    network = trained_network.load(run, "last")
     wide = jax.tree.map(lambda leaf: leaf.astype(np.float64), network.variables)
-    [picture] = first_digits(1)
-    view = predictions.viewer(dataclasses.replace(network, variables=wide), None)(picture.image)
+    [image] = of_split("test", 1, digits().data, (8, 8, 1))
+    view = predictions.viewer(dataclasses.replace(network, variables=wide), None)(image.pixels)
     assert view.heat.dtype == np.float32
-    assert view.channels is None
+    assert view.channel_gate is None
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "expected"),
+    [
+        ([], None, "give --images or --split, one of the two"),
+        (["a.png"], "test", "give --images or --split"),
+        (["a.png"] * 101, None, "--images: 101 files; at most 100"),
+        (["a.png", ""], None, "--images: got 'a.png,'; allowed: files, with commas between"),
+    ],
+)
+def test_wrong_images_are_refused(files, split, expected):
+    with pytest.raises(ConfigError, match=expected):
+        check_asked(files, split)
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, "give --images or --split, one of the two"),
-        ({"images": [], "split": None}, "give --images or --split"),
-        ({"images": ["a.png"], "split": "test"}, "give --images or --split"),
-        ({"images": ["a.png"] * 101}, "--images: 101 files; at most 100"),
-        ({"images": ["nowhere.png"]}, "--images: nowhere.png: No such file or directory."),
-        ({"images": [__file__]}, r"--images: .*py: no whole JPEG or PNG image in its \d+ bytes"),
-        ({"split": "tset"}, "--split: digits has the splits train and test; got 'tset'"),
+        ({"files": ["nowhere.png"]}, "--images: nowhere.png: No such file or directory."),
+        ({"files": [__file__]}, r"--images: .*py: no whole JPEG or PNG image in its \d+ bytes"),
+        ({"split": "tset"}, "^--split: digits has the splits train and test; got 'tset'"),
         (
             {"split": "test", "layer": "layer3_0"},
             "--layer: got 'layer3_0'; allowed: layer1_0/attention, layer2_0/attention.",
         ),
-        ({"split": "test", "out": "nowhere/a.png"}, "--out: got 'nowhere/a.png'"),
     ],
 )
-def test_wrong_options(tmp_path, options, expected, call):
-    workdir = save(tmp_path, digits())
+def test_wrong_options(saved, options, expected):
     with pytest.raises(ConfigError, match=expected):
-        call(workdir, **options)
-    assert not (workdir / "visualize.png").exists()
+        visualize_run(saved, **options)
+    assert not (saved / "visualize.png").exists()
 
 
-def test_layer_of_a_network_without_nam(tmp_path, call):
+def test_layer_of_a_network_without_nam(tmp_path):
     workdir = save(tmp_path, digits(**{"model.attention": "se"}))
     with pytest.raises(ConfigError, match="--layer: got 'layer1_0'; allowed: none, se is no NAM"):
-        call(workdir, split="test", layer="layer1_0")
+        visualize_run(workdir, split="test", layer="layer1_0")
 
 
-def test_no_run_and_no_checkpoint(tmp_path, call):
+def test_no_run_and_no_checkpoint(tmp_path):
+    workdir = epath.Path(tmp_path)
     with pytest.raises(ConfigError, match="there is no run"):
-        call(tmp_path, split="test")
-    workdir_lib.claim(epath.Path(tmp_path), digits())
+        visualize_run(workdir, split="test")
+    directory.claim(workdir, digits())
     for which in ("last", "best"):
         with pytest.raises(RunError, match=f"there is no {which} checkpoint in "):
-            call(tmp_path, split="test", which=which)
-    (tmp_path / "checkpoints").rmdir()
+            visualize_run(workdir, split="test", which=which)
+    (workdir / "checkpoints").rmdir()
     with pytest.raises(RunError, match="there is no last checkpoint in "):
-        call(tmp_path, split="test")
-
-
-def test_without_matplotlib(tmp_path, monkeypatch, call):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match=r"pictures need matplotlib: pip install"):
-        call(tmp_path, split="test")
+        visualize_run(workdir, split="test")
 
 
 @pytest.mark.parametrize(
@@ -285,6 +330,7 @@ def test_without_matplotlib(tmp_path, monkeypatch, call):
     [
         (("--split=test",), "--workdir is missing"),
         (("--workdir=x", "--split=test", "--count=0"), "--count=0"),
+        (("--workdir=x", "--split=test", "--out=nowhere/a.png"), "--out: got 'nowhere/a.png'"),
         (
             ("--workdir=x", "--split=test", "--config=configs/digits_resnet20.py"),
             "unknown option --config; --help lists the options",
@@ -298,18 +344,39 @@ def test_wrong_command_lines_are_one_line(arguments, expected):
 
 
 def test_nothing_is_drawn_with_before_it_is_asked_for():
-    code = "import sys, train.visualize; print({'matplotlib', 'tensorflow'} & set(sys.modules))"
+    code = (
+        "import sys, train.visualize.__main__; "
+        "print({'matplotlib', 'tensorflow'} & set(sys.modules))"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "set()"
 
 
+def test_gallery_shows_the_heat_and_the_gates_less_one_half():
+    rng = np.random.default_rng(0)
+    views = [View(1, 0.75, rng.random((4, 4)), rng.random(6), rng.random((2, 3))) for _ in range(2)]
+    images = [Image(f"test {n}", rng.integers(0, 255, (8, 8, 3)), n) for n in range(2)]
+    draw, *_ = gallery.figure(images, views, "layer1_0", ["zero", "one"])
+    drawn = Figure()
+    draw(drawn)
+    axes = np.reshape(drawn.axes[:15], (3, 5))
+    for line, image, view in zip(axes, images, views, strict=False):
+        text, pixels, heat, channels, places = line
+        assert "predicted one (75.0 %)" in text.texts[0].get_text()
+        np.testing.assert_array_equal(pixels.images[0].get_array(), image.pixels)
+        np.testing.assert_array_equal(heat.images[1].get_array(), view.heat)
+        steps = sum(patch.get_data().values for patch in channels.patches)
+        np.testing.assert_allclose(steps, view.channel_gate - 0.5)
+        np.testing.assert_allclose(places.images[0].get_array(), view.spatial_gate - 0.5)
+
+
 def test_gallery_of_odd_views():
-    image = np.zeros((5, 7, 3), np.uint8)
-    row = images.Picture("a name of a file that is longer than a line.png", image, label=1)
+    pixels = np.zeros((5, 7, 3), np.uint8)
+    image = Image("a name of a file that is longer than a line.png", pixels, label=1)
     same = np.full(3, 0.5, np.float32)
-    view = predictions.View(0, 1.0, np.zeros((1, 1)), same, np.full((1, 1), 0.5))
+    view = View(0, 1.0, np.zeros((1, 1)), same, np.full((1, 1), 0.5))
     names = ["great white shark, white shark, man-eater", "$tench$"]
-    drawn = png(*gallery.gallery([row], [view], "layer1_0/attention", names))
+    drawn = png(*gallery.figure([image], [view], "layer1_0/attention", names))
     assert drawn.startswith(b"\x89PNG")
