@@ -1,5 +1,6 @@
 """Directories of runs and comparisons that nothing was trained for."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -39,42 +40,44 @@ def summary(epochs, top1_error):
 
 
 def params(layers=3):
-    """Of a network with NAM for channels and pixels; of each 20 channels the first are small."""
+    """Parameters of NAM for channels and pixels; of each 20 channels the first are small."""
     rng = np.random.default_rng(0)
-    found = {"fc": {"kernel": jnp.ones((4, 10))}}
+    network = {"fc": {"kernel": jnp.ones((4, 10))}}
     for layer in range(layers):
         channels = rng.uniform(0.5, 1.5, 20).astype(np.float32)
         channels[:layer] = 0.001
         pixels = rng.uniform(0.5, 1.5, (4, 4)).astype(np.float32)
-        found[f"block{layer + 8}"] = {
+        network[f"block{layer + 8}"] = {
             "attention": {
                 "channel": {"nam_bn": {"scale": jnp.asarray(channels)}},
                 "spatial": {"nam_bn": {"scale": jnp.asarray(pixels)}},
             }
         }
-    return found
+    return network
 
 
 def write(directory, config=None, *, epochs=3, finished=True, start=90.0, saved=None):
     """Writes a run.
 
     Args:
-      directory: of the run; it is made.
-      config: of the run; default: that of the digits.
-      epochs: that have passed.
-      finished: whether there is a summary.
-      start: where the errors fall from.
-      saved: the parameters in its checkpoint; None: there is none.
+      directory: Directory of the run; it is made.
+      config: Config of the run; default: that of the digits.
+      epochs: Epochs that have passed.
+      finished: Whether there is a summary.
+      start: Error that the errors fall from, in percent.
+      saved: Parameters in its checkpoint; None: there is none.
     """
     workdir = epath.Path(directory)
     workdir.mkdir(parents=True, exist_ok=True)
     config = config or digits_resnet20.get_config()
-    storage.write_json(workdir / "config.json", config.to_dict())
+    storage.write_json(workdir / "config.json", dataclasses.asdict(config))
     storage.write_json(workdir / "environment.json", environment.describe())
-    found = list(rows(epochs, start))
-    storage.write_text(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in found))
+    metrics = list(rows(epochs, start))
+    storage.write_text(
+        workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics)
+    )
     if finished:
-        storage.write_json(workdir / "summary.json", summary(epochs, found[-1]["top1_error"]))
+        storage.write_json(workdir / "summary.json", summary(epochs, metrics[-1]["top1_error"]))
     if saved is not None:
         with Checkpoints(workdir / "checkpoints", 2) as checkpoints:
             state = {"params": saved, "batch_stats": {"mean": jnp.zeros(3)}, "ema": None}

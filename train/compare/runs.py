@@ -10,15 +10,15 @@ from typing import Any, TypeVar
 from etils import epath
 
 from nam_jax.attention import NAMES
-from train.core.config.checks import check, validate
+from train.core.config.checks import check
 from train.core.config.fields import Config, marked, replaced, with_attention
+from train.core.config.parsing import from_fields
 from train.core.config.spec import Mark
 from train.core.errors import ConfigError
 from train.core.workdir import directory, storage
 
 # What the runs of a comparison may differ in.
 AXES = ("model.attention", "optimizer.sparsity", "seed")
-
 
 Number = TypeVar("Number", int, float)
 
@@ -205,9 +205,8 @@ def _is_there(path: epath.Path) -> bool:
 
 
 def _config(path: epath.Path) -> Config:
-    config = directory.saved_config(path)
+    fields = directory.saved_fields(path)
     try:
-        validate(config)
+        return from_fields(fields)
     except ConfigError as error:
         raise ConfigError(f"{path} is no run of this comparison: {error}") from error
-    return config

@@ -22,6 +22,8 @@ from train.report import curves, page, weight_plots
 from train.report.page import Plot
 from train.report.weight_plots import Weights
 
+Fields = Mapping[str, Any]
+
 # By the number of dimensions of their weights.
 KINDS = {1: "channels", 2: "pixels"}
 # Older versions may have had fewer fields, but these.
@@ -41,8 +43,9 @@ def write_page(workdir: epath.Path, folder: epath.Path) -> str:
     Raises:
       ConfigError: the config of the run cannot be read.
     """
-    config, summary = directory.saved_fields(workdir), directory.summary(workdir)
-    missing = NEEDED - config.keys()
+    # Not a config: that of another version may have other fields.
+    fields, summary = directory.saved_fields(workdir), directory.summary(workdir)
+    missing = NEEDED - fields.keys()
     if missing:
         raise ConfigError(
             f"--workdir {workdir}: config.json is not the config of a run; it lacks "
@@ -50,26 +53,27 @@ def write_page(workdir: epath.Path, folder: epath.Path) -> str:
         )
     rows = metric_rows.of(workdir).rows()
     return page.document(
-        title(config),
-        page.paragraph(f"{state(config, summary, rows)}.".capitalize()),
+        title(fields),
+        page.paragraph(f"{state(fields, summary, rows)}.".capitalize()),
         _result(summary),
         _training(rows, folder),
         _nam(workdir, rows, folder),
-        _config(config),
+        _config(fields),
         _environment(workdir),
     )
 
 
-def title(config: Mapping[str, Any]) -> str:
+def title(fields: Fields) -> str:
     """What a run trains."""
-    return f"{config['model.name']} with attention {config['model.attention']} on {config['data.name']}"
+    network = f"{fields['model.name']} with attention {fields['model.attention']}"
+    return f"{network} on {fields['data.name']}"
 
 
-def state(config: Mapping[str, Any], summary: dict[str, Any] | None, rows: Sequence[Row]) -> str:
+def state(fields: Fields, summary: dict[str, Any] | None, rows: Sequence[Row]) -> str:
     """How far a run is, in a few words.
 
     Args:
-      config: Fields of the run's config, by their dotted names.
+      fields: Config of the run, by the dotted names of its fields.
       summary: Contents of summary.json, None before the end.
       rows: Metrics of the run.
     """
@@ -78,7 +82,8 @@ def state(config: Mapping[str, Any], summary: dict[str, Any] | None, rows: Seque
     if not rows:
         return "not finished: no step is reported yet"
     last = rows[-1]
-    goal = f"{config['steps']:,} steps" if config["steps"] else f"{config['epochs']} epochs"
+    steps, epochs = fields["steps"], fields["epochs"]
+    goal = f"{steps:,} steps" if steps else f"{epochs} epochs"
     return f"not finished: at step {last['step']:,}, epoch {last['epoch']:.2f}, of {goal}"
 
 
@@ -190,10 +195,10 @@ def _counts(layers: Sequence[np.ndarray]) -> tuple[str, ...]:
     return f"{total:,}", f"{small:,}", f"{100 * small / total:.2f}", f"{largest:.3g}"
 
 
-def _config(config: Mapping[str, Any]) -> str:
+def _config(fields: Fields) -> str:
     defaults = directory.as_saved(default_config())
     lines, marked = [], []
-    for place, (name, value) in enumerate(config.items()):
+    for place, (name, value) in enumerate(sorted(fields.items())):
         differs = name not in defaults or value != defaults[name]
         default = json.dumps(defaults.get(name, "–"), ensure_ascii=False) if differs else ""
         lines.append((name, json.dumps(value, ensure_ascii=False), default))
@@ -210,7 +215,7 @@ def _environment(workdir: epath.Path) -> str:
         if text is None:
             reason = "Not known: there is no environment.json, the run has not begun."
             return page.section(heading, page.paragraph(reason))
-        lines = [(name, str(value)) for name, value in flattened(json.loads(text))]
+        lines = [(name, str(value)) for name, value in sorted(flattened(json.loads(text)))]
     except (AttributeError, TypeError, ValueError):
         return page.section(heading, page.paragraph("Not known: environment.json is damaged."))
     table = Table(("what", "which"), lines, numbers=False)

@@ -10,8 +10,8 @@ import pytest
 from etils import epath
 
 from configs import digits_resnet20
-from tests.helpers import tiny
-from tests.helpers.commands import REPOSITORY, call
+from tests.helpers import in_process, tiny
+from tests.helpers.commands import REPOSITORY
 from train.compare.runs import asked, numbers, plan, read_runs, share
 from train.compare.train_all import train_all, write_tables
 from train.core.engine import loop
@@ -266,7 +266,7 @@ def test_wrong_shares(only):
     ],
 )
 def test_wrong_options_are_one_line(arguments, expected):
-    result = call(*arguments, command="train.compare")
-    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1), result.stderr
-    assert expected in result.stderr
+    result = in_process.call("compare", *arguments)
+    assert (result.code, len(result.err.splitlines())) == (2, 1), result.err
+    assert expected in result.err
     assert not (REPOSITORY / "nowhere").exists()

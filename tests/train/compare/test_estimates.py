@@ -17,15 +17,9 @@ from train.core.config.fields import Config
 
 
 def run(attention, seed, top1, speed=100.0, p=0.0):
-    config = Config(
-        {
-            "seed": seed,
-            "batch_size": 128,
-            "model": {"name": "resnet20", "attention": attention},
-            "data": {"name": "cifar100"},
-            "optimizer": {"sparsity": p},
-        }
-    )
+    config = Config(seed=seed, batch_size=128)
+    config.model.name, config.model.attention = "resnet20", attention
+    config.data.name, config.optimizer.sparsity = "cifar100", p
     if top1 is None:
         return ComparedRun(config)
     summary = {

@@ -2,7 +2,6 @@
 
 import base64
 import html
-import importlib
 import re
 import shutil
 import sys
@@ -13,7 +12,7 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from configs import digits_resnet20
-from tests.helpers import fake_run, tiny
+from tests.helpers import fake_run, in_process, tiny
 from tests.helpers.commands import call
 from train.compare.runs import read_runs
 from train.core import plotting
@@ -268,8 +267,9 @@ def test_damaged_environment_is_left_out(tmp_path, content):
 @pytest.mark.parametrize("command", ["compare", "report", "visualize"])
 def test_missing_matplotlib_is_an_error(monkeypatch, command):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match=r"pictures need matplotlib: pip install"):
-        importlib.import_module(f"train.{command}.__main__").main()
+    result = in_process.call(command)
+    assert result.code == 2
+    assert "pictures need matplotlib: pip install" in result.err
 
 
 def test_command_on_a_machine_with_other_devices(tmp_path):
@@ -282,10 +282,10 @@ def test_command_on_a_machine_with_other_devices(tmp_path):
 
 
 def test_command_without_a_directory():
-    result = call(command="train.report")
-    assert (result.returncode, result.stdout) == (2, "")
-    assert "--workdir is missing" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    result = in_process.call("report")
+    assert (result.code, result.out) == (2, "")
+    assert "--workdir is missing" in result.err
+    assert len(result.err.splitlines()) == 1
 
 
 def drawn(draw):

@@ -17,9 +17,10 @@ from nam_jax import gates, models
 from nam_jax.models import mobilenet_v2
 from nam_jax.models.mobilenet_v2 import MobileNetV2, Stage
 from nam_jax.models.resnet import BasicBlock, ResNet
-from tests.helpers import commands, imagenet, tfds_writer
+from tests.helpers import imagenet, in_process, tfds_writer
 from tests.helpers.commands import REPOSITORY
 from tests.helpers.parity import random_variables
+from train.core.config.fields import replaced
 from train.core.data import on_device
 from train.core.data.on_host import crop
 from train.core.data.sources import registry
@@ -56,8 +57,7 @@ def small_networks():
 def digits(**changes):
     config = digits_resnet20.get_config()
     config.optimizer.sparsity = 0.0
-    config.update_from_flattened_dict(changes)
-    return config
+    return replaced(config, changes)
 
 
 def save(workdir, config, num_classes=10, shape=(8, 8, 1), errors=(50.0,)):
@@ -329,7 +329,7 @@ def test_no_run_and_no_checkpoint(tmp_path):
     ("arguments", "expected"),
     [
         (("--split=test",), "--workdir is missing"),
-        (("--workdir=x", "--split=test", "--count=0"), "--count=0"),
+        (("--workdir=x", "--split=test", "--count=0"), "--count: got '0'"),
         (("--workdir=x", "--split=test", "--out=nowhere/a.png"), "--out: got 'nowhere/a.png'"),
         (
             ("--workdir=x", "--split=test", "--config=configs/digits_resnet20.py"),
@@ -338,9 +338,9 @@ def test_no_run_and_no_checkpoint(tmp_path):
     ],
 )
 def test_wrong_command_lines_are_one_line(arguments, expected):
-    result = commands.call(*arguments, command="train.visualize")
-    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1), result.stderr
-    assert expected in result.stderr
+    result = in_process.call("visualize", *arguments)
+    assert (result.code, len(result.err.splitlines())) == (2, 1), result.err
+    assert expected in result.err
 
 
 def test_nothing_is_drawn_with_before_it_is_asked_for():

@@ -125,8 +125,10 @@ class Parser(argparse.ArgumentParser):
         name = argument.partition("=")[0]
         if name.startswith("--config.") and self._needs_config is not None:
             raise ConfigError(_unknown_field(name.removeprefix("--config.")))
-        near = difflib.get_close_matches(name, self._option_string_actions, n=1)
-        hint = f"did you mean {near[0]}?" if near else "--help lists the options."
+        # Without dashes, which would make all names alike.
+        options = [option[2:] for option in self._option_string_actions if option[:2] == "--"]
+        near = difflib.get_close_matches(name.lstrip("-"), options, n=1)
+        hint = f"did you mean --{near[0]}?" if near else "--help lists the options."
         raise ConfigError(f"unknown option {name}; {hint}")
 
     def _load_config(self, options: argparse.Namespace) -> None:
