@@ -13,8 +13,9 @@ def _text(value: Any, seeds: int) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _spread(mean: Estimate, seeds: int) -> str:
-    return f"{mean.mean:.2f} ± {'–' if mean.deviation is None else f'{mean.deviation:.2f}'}"
+def _spread(errors: Estimate, seeds: int) -> str:
+    deviation = "–" if errors.deviation is None else f"{errors.deviation:.2f}"
+    return f"{errors.mean:.2f} ± {deviation}"
 
 
 def _interval(difference: Estimate | None, seeds: int) -> str:

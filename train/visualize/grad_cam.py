@@ -1,4 +1,4 @@
-"""Grad-CAM: where in an image a network has found a class."""
+"""Grad-CAM: where in an image what speaks for a class is."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

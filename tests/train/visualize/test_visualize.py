@@ -24,7 +24,7 @@ from train.core.config.fields import replaced
 from train.core.data import on_device
 from train.core.data.on_host import crop
 from train.core.data.sources import registry
-from train.core.devices import mesh as mesh_lib
+from train.core.devices.mesh import by_rows, create, replicated
 from train.core.engine.experiment import create_model
 from train.core.errors import ConfigError, RunError
 from train.core.plotting import png
@@ -240,11 +240,11 @@ def test_last_and_best_checkpoint(saved):
 
 
 def test_parts_of_a_state_that_lay_on_several_devices(tmp_path):
-    mesh = mesh_lib.create(4, 2)
+    mesh = create(4, 2)
     values = np.arange(24, dtype=np.float32).reshape(8, 3)
     state = {
-        "params": {"fc": jax.device_put(values, mesh_lib.replicated(mesh))},
-        "batch_stats": {"bn": jax.device_put(values, mesh_lib.by_rows(mesh))},
+        "params": {"fc": jax.device_put(values, replicated(mesh))},
+        "batch_stats": {"bn": jax.device_put(values, by_rows(mesh))},
         "opt_state": (np.ones(3), None),
     }
     with Checkpoints(epath.Path(tmp_path), keep=2) as checkpoints:
