@@ -194,6 +194,7 @@ def test_a_failing_process_shows_its_error_last_and_ends_the_other(
         2,
         tmp_path / "run",
         *(*SHORT, *streamed(digits)),
+        module=TINY,
         own=lambda i: streamed(damaged) if i == 1 else (),
         **X64,
     ) as processes:

@@ -148,10 +148,10 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
 
 @contextlib.contextmanager
 def atomic(path: epath.PathLike) -> Iterator[epath.Path]:
-    """Gives a name to write a local file under, which gets its own when it is whole and on disk.
+    """Yields a temporary path; what is written there takes the file's place once it is on disk.
 
     Args:
-      path: Path of the file; what is there is replaced, or stays where an error is raised inside.
+      path: Path of a local file. What it held stays where an error is raised inside.
     """
     path = epath.Path(path)
     # Another process may write the same file.
