@@ -26,13 +26,12 @@ from train.core.command_line.values import text
 from train.core.config.fields import Config, DataConfig
 from train.core.data.sources import registry
 from train.core.devices import program_cost, topologies
+from train.core.devices.chips import GIB, memory_bytes
 from train.core.engine import assembly
 from train.core.engine import experiment as experiment_lib
 from train.core.engine.experiment import Experiment
 from train.core.errors import ConfigError, RunError
 from train.core.workdir.storage import write_json
-
-GIB = 2**30
 
 
 def build(config: Config, devices: Sequence[jax.Device]) -> Experiment:
@@ -77,13 +76,12 @@ def compile_step(experiment: Experiment) -> dict[str, Any]:
         raise RunError(refusal(str(error))) from error
     seconds = round(time.monotonic() - start, 1)
     devices = experiment.mesh.devices
-    available = topologies.MEMORY_GIB.get(devices.flat[0].device_kind)
     return {
         "devices": devices.size,
         "device_kind": devices.flat[0].device_kind,
         "batch_size": experiment.config.batch_size,
         **program_cost.figures(program),
-        "available_bytes": None if available is None else int(available * GIB),
+        "available_bytes": memory_bytes(devices.flat[0].device_kind),
         "collectives": {
             kind: dataclasses.asdict(found)
             for kind, found in program_cost.collectives(program.as_text()).items()

@@ -1,13 +1,43 @@
-"""Commands as a user starts them, in a process of their own."""
+"""Commands as a user starts them, in processes of their own; those of a run are on loopback.
 
+Each has some virtual devices.
+"""
+
+import json
+import os
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
+# A lost process is noticed after so long.
+HEARTBEAT_SECONDS = 10
+# Everything ends within this; only what hangs does not.
+LIMIT_SECONDS = 600
+
+# Compiling takes most of the time here.
+CACHE = tempfile.TemporaryDirectory()
+QUICK_COMPILATION = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+    "JAX_ENABLE_COMPILATION_CACHE": "true",
+    "JAX_COMPILATION_CACHE_DIR": CACHE.name,
+}
+
+# What trains: the command, or the same with the smallest network in place of the config's.
+MAIN, TINY = "train.main", "tests.helpers.tiny"
+# Attention would make compiling half as long again.
+PLAIN = ("--config.model.attention=none", "--config.optimizer.sparsity=0")
+
+Process = subprocess.Popen[str]
 
 
-def call(*arguments: str, command: str = "train.main") -> subprocess.CompletedProcess[str]:
+def call(*arguments: str, command: str = MAIN) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end, from the root of the repository."""
     return subprocess.run(
         [sys.executable, "-m", command, *arguments],
@@ -16,3 +46,98 @@ def call(*arguments: str, command: str = "train.main") -> subprocess.CompletedPr
         text=True,
         check=False,
     )
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+@contextmanager
+def started(
+    count: int,
+    workdir: Path,
+    *arguments: str,
+    module: str = MAIN,
+    devices: int = 2,
+    own: Callable[[int], Sequence[str]] = lambda i: (),
+    **environment: str,
+) -> Iterator[list[Process]]:
+    """Starts the processes of a run on the digits; none of them outlives the block.
+
+    Args:
+      count: Number of processes; one alone has no others to find.
+      workdir: Directory of the run.
+      *arguments: Arguments of all processes.
+      module: Module that is run, `MAIN` or `TINY`.
+      devices: Number of virtual devices of each process.
+      own: Gives the further arguments of a process, by its number.
+      **environment: Environment variables of all processes.
+    """
+    command = [sys.executable, "-m", module, "--config", "configs/digits_resnet20.py"]
+    flags = (f"--coordinator=localhost:{free_port()}", f"--num_processes={count}")
+    shared = (*flags, f"--heartbeat_seconds={HEARTBEAT_SECONDS}", "--workdir", str(workdir))
+    virtual = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    processes = [
+        subprocess.Popen(
+            [*command, *shared, f"--process_id={i}", *arguments, *own(i)],
+            cwd=REPOSITORY,
+            env=os.environ | QUICK_COMPILATION | virtual | environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for i in range(count)
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def finish(processes: Sequence[Process]) -> list[tuple[int, str, str]]:
+    """Exit code, standard output and standard error of each."""
+    outputs = [process.communicate(timeout=LIMIT_SECONDS) for process in processes]
+    return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
+
+
+def run(count: int, workdir: Path, *arguments: str, **options: Any) -> list[str]:
+    """Trains to the end; what each process printed."""
+    with started(count, workdir, *arguments, **options) as processes:
+        results = finish(processes)
+    assert [code for code, _, _ in results] == [0] * count, results
+    return [out for _, out, _ in results]
+
+
+def rows(workdir: Path, split: str = "train") -> list[dict[str, Any]]:
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [row for row in map(json.loads, lines) if row["split"] == split]
+
+
+def last_row(workdir: Path) -> dict[str, Any]:
+    """The last whole row of a run that may be writing; empty before the first."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    return json.loads(whole[-1]) if whole else {}
+
+
+def summary(workdir: Path) -> dict[str, Any]:
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def saved(workdir: Path) -> list[int]:
+    """Steps of the finished checkpoints."""
+    return sorted(int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdecimal())
+
+
+def wait_for(condition: Callable[[], Any], process: Process) -> None:
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -1,22 +1,53 @@
-"""The smallest network, for tests of what is around it: compiling real ones takes minutes."""
+"""The smallest network, for tests of what is around it: compiling real ones takes minutes.
+
+python -m tests.helpers.tiny runs train.main with it. A step takes STEP_SECONDS of the environment,
+where a test needs time between steps.
+"""
+
+import os
+import runpy
+import sys
+import time
 
 import jax.numpy as jnp
+import pytest
 from flax import linen as nn
 
 from nam_jax import models
+from train.core.devices.processes import Preemption
 
 
 class Tiny(nn.Module):
     """A BatchNorm and a linear layer."""
 
     num_classes: int
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x, train):
-        x = nn.BatchNorm(use_running_average=not train)(x.astype(jnp.float32))
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = nn.BatchNorm(use_running_average=not train, axis_name=self.axis_name)(x)
         return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
 
 
 def use(monkeypatch):
     """Makes every config's network this one."""
-    monkeypatch.setattr(models, "create", lambda name, *, num_classes, **_: Tiny(num_classes))
+
+    def create(name, *, num_classes, axis_name=None, **_):
+        return Tiny(num_classes, axis_name)
+
+    monkeypatch.setattr(models, "create", create)
+
+
+if __name__ == "__main__":
+    patch, reached = pytest.MonkeyPatch(), Preemption.reached
+    use(patch)
+
+    def slowly(preemption):
+        time.sleep(float(os.environ.get("STEP_SECONDS", "0")))
+        return reached(preemption)
+
+    patch.setattr(Preemption, "reached", slowly)
+    # It has no NAM.
+    sys.argv = ["train.main", *sys.argv[1:], "--config.optimizer.sparsity=0"]
+    runpy.run_module("train.main", run_name="__main__")

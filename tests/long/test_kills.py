@@ -11,37 +11,55 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.processes import LIMIT_SECONDS, Process, finish, last_row, rows, started, summary
+from tests.helpers.commands import (
+    LIMIT_SECONDS,
+    MAIN,
+    TINY,
+    Process,
+    finish,
+    last_row,
+    rows,
+    started,
+    summary,
+)
 from train.core.workdir import checkpoint_files
 
+pytestmark = pytest.mark.faults
 STEPS_PER_EPOCH = 22
 TIMED = {"images_per_second", "data_wait"}
 
 
-def start(workdir: Path) -> AbstractContextManager[list[Process]]:
+def start(workdir: Path, module: str) -> AbstractContextManager[list[Process]]:
     return started(
         1,
         workdir,
         *("--config.epochs=3", "--config.eval_every_epochs=1"),
         *("--config.checkpoint.every_steps=8", "--config.log_every_steps=1"),
+        module=module,
         devices=1,
-        # One run compiles for all; what makes compiling quick would make the steps slow.
-        JAX_DISABLE_MOST_OPTIMIZATIONS="false",
+        # One run compiles for all; what makes compiling quick would make real steps slow.
+        JAX_DISABLE_MOST_OPTIMIZATIONS=json.dumps(module == TINY),
     )
 
 
-def end(workdir: Path) -> str:
+def end(workdir: Path, module: str) -> str:
     """Starts the run and waits for its end; what it printed."""
-    with start(workdir) as processes:
+    with start(workdir, module) as processes:
         ((code, out, error),) = finish(processes)
     assert code == 0, error
     return out
 
 
+@pytest.fixture(scope="module", params=[TINY])
+def module(request: pytest.FixtureRequest) -> str:
+    """What is run."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(module: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("uninterrupted")
-    end(workdir)
+    end(workdir, module)
     return workdir
 
 
@@ -84,7 +102,7 @@ def checkpoint(workdir: Path) -> Callable[[], bool]:
 
 
 # What is killed, and how long after its beginning at most.
-MOMENTS = {start_up: 6.0, step: 0.3, evaluation: 0.05, checkpoint: 0.05}
+MOMENTS = {checkpoint: 0.05, step: 0.3, evaluation: 0.05, start_up: 6.0}
 
 
 def assert_whole(workdir: Path) -> None:
@@ -112,16 +130,25 @@ def assert_equal(workdir: Path, uninterrupted: Path) -> None:
     assert not (workdir / "damaged").exists()
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("module", "kills"),
+    [
+        (TINY, 1),
+        pytest.param(MAIN, 5, marks=pytest.mark.slow),
+        pytest.param(MAIN, 100, marks=pytest.mark.long),
+    ],
+    indirect=["module"],
+    scope="module",
+)
 def test_killed_runs_end_with_the_same_bits(
-    kills: int, uninterrupted: Path, tmp_path: Path
+    module: str, kills: int, uninterrupted: Path, tmp_path: Path
 ) -> None:
     chance, killed, runs = random.Random(kills), Counter[str](), 0
     moments = list(MOMENTS)
     while killed.total() < kills:
         moment = moments[killed.total() % len(moments)]
         workdir = tmp_path / str(runs)
-        with start(workdir) as (process,):
+        with start(workdir, module) as (process,):
             is_killed = kill(process, moment(workdir), chance.uniform(0, MOMENTS[moment]))
         if is_killed:
             killed[moment.__name__] += 1
@@ -129,12 +156,13 @@ def test_killed_runs_end_with_the_same_bits(
         else:
             assert_equal(workdir, uninterrupted)
             runs += 1
-    end(workdir)
+    end(workdir, module)
     assert_equal(workdir, uninterrupted)
     print(f"killed {dict(killed)} times in {runs + 1} runs")
 
 
-def test_finished_run_does_nothing(uninterrupted: Path) -> None:
+@pytest.mark.slow
+def test_finished_run_does_nothing(module: str, uninterrupted: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
-    assert "finished" in end(uninterrupted)
+    assert "finished" in end(uninterrupted, module)
     assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")} == before

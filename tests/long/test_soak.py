@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers.processes import Process, finish, last_row, started, summary, wait_for
+from tests.helpers.commands import Process, finish, last_row, started, summary, wait_for
+
+pytestmark = pytest.mark.faults
 
 STEPS, CHECKPOINTS = 4000, 400
 OPTIONS = (

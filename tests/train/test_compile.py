@@ -17,6 +17,7 @@ from configs import cifar100_resnet20, digits_resnet20
 from train import compile as compile_lib
 from train.core.config.fields import Config
 from train.core.devices import topologies
+from train.core.devices.chips import MEMORY_GIB
 from train.core.engine import assembly
 from train.core.engine import experiment as experiment_lib
 from train.core.errors import ConfigError, RunError
@@ -97,7 +98,7 @@ def test_slices_and_the_memory_of_their_devices(name: str, kind: str, count: int
     )
     with pytest.raises(jax.errors.JaxRuntimeError) as error:
         jax.jit(lambda x: x.T @ x).lower(matrix).compile()
-    assert f"available HBM ({topologies.MEMORY_GIB[kind]}G)" in str(error.value)
+    assert f"available HBM ({MEMORY_GIB[kind]}G)" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.commands import call
-from tests.helpers.processes import PLAIN, run, summary
+from tests.helpers.commands import PLAIN, call, run, summary
 
 CONFIG = ("--config", "configs/digits_resnet20.py")
 OPTIONS = ("--config.steps=6", "--config.data.image_size=16", *PLAIN)

@@ -43,15 +43,15 @@ def explaining_memory() -> Iterator[None]:
     """Says in one line that the memory of a device is too small.
 
     Raises:
-      RunError: it was, inside.
+      RunError: It was too small for what was called inside.
     """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        reason = str(error).splitlines()[0]
-        if "RESOURCE_EXHAUSTED" not in reason:
+        line = str(error).splitlines()[0]
+        if "RESOURCE_EXHAUSTED" not in line:
             raise
-        raise RunError(f"{reason}; a smaller config.batch_size takes less memory.") from error
+        raise RunError(f"{line}; a smaller config.batch_size takes less memory.") from error
 
 
 def reason(error: Exception) -> str:

@@ -6,6 +6,7 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -31,6 +32,8 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> NoReturn:
     _mend_output()
     # Orbax warns of every checkpoint that has no evaluation, and tells of errors that it raises.
     logging.set_verbosity(logging.FATAL)
+    # Orbax leaves coroutines behind where writing fails.
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
     sys.unraisablehook = _report_unraisable
     code = call(main, parser, sys.argv[1:])
     if code in (DONE, PREEMPTED):

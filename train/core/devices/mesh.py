@@ -26,13 +26,13 @@ def create(
     """Arranges devices as replica groups × devices of a group.
 
     Args:
-      batch_size: of a step, over all devices.
-      sync_bn_devices: devices of a group; -1: all.
-      devices: default: all there are.
-      accumulate_steps: parts in which each device takes its rows.
+      batch_size: Number of images of a step, over all devices.
+      sync_bn_devices: Number of devices of a group; -1: all.
+      devices: Devices to arrange; default: all there are.
+      accumulate_steps: Number of parts in which each device takes its rows.
 
     Raises:
-      ConfigError: the batch or the groups do not divide over the devices.
+      ConfigError: The batch or the groups do not divide over the devices.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
@@ -106,9 +106,9 @@ def put_rows(rows: Any, mesh: Mesh, batch_size: int) -> Any:
     """Makes a global batch of the rows that each process has.
 
     Args:
-      rows: a tree of arrays (n, …), the rows of `process_rows`.
-      mesh: of the run.
-      batch_size: of the global batch.
+      rows: Tree of arrays (n, …), the rows of `process_rows`.
+      mesh: Mesh over whose devices the rows are split.
+      batch_size: Number of rows of the global batch.
 
     Returns:
       The tree with arrays (batch_size, …), split over all devices.
@@ -125,9 +125,9 @@ def mean(tree: Any, *, at_once: bool = False) -> Any:
     """Averages over all devices, inside a sharded function.
 
     Args:
-      tree: of arrays.
-      at_once: as one array. GPUs and TPUs combine the messages without copying the arrays; the
-        processes of CPUs would send one for each.
+      tree: Tree of arrays, those of one device.
+      at_once: Whether all are sent as one array. GPUs and TPUs combine the messages without copying
+        the arrays; the processes of CPUs would send one for each.
     """
     if jax.lax.axis_size(AXES) == 1 or not at_once:
         return jax.lax.pmean(tree, AXES)
@@ -154,10 +154,10 @@ def jit_replicated(
     What it returns must be equal on all devices: sum or average it over them.
 
     Args:
-      function: to be run.
-      mesh: of the devices.
-      donate_argnums: arguments that are used up.
-      rows_argnum: the last argument, where that is a batch whose rows are split over the
+      function: Function that each device runs; it may use `mean`, `total` and `local_rows`.
+      mesh: Mesh of the devices.
+      donate_argnums: Numbers of the arguments that are used up.
+      rows_argnum: Number of the last argument, where that is a batch whose rows are split over the
         devices; -1: no argument is.
     """
     in_specs = P() if rows_argnum < 0 else (*[P()] * rows_argnum, P(AXES))

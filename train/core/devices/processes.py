@@ -1,7 +1,7 @@
 """The processes of a run: how they start, which one writes, and how they stop together.
 
 One process needs nothing. Several are connected by JAX's own runtime: automatically where it
-knows the cluster (TPU pods, Slurm, Kubernetes, Open MPI), and elsewhere by three flags.
+knows the cluster (TPU pods, Slurm, Kubernetes, Open MPI), and elsewhere by three options.
 """
 
 import os
@@ -40,8 +40,8 @@ def start(
       heartbeat_seconds: Seconds after which a process that is lost ends the others.
 
     Raises:
-      ConfigError: the arguments do not say who the others are.
-      RunError: the others are not found.
+      ConfigError: The arguments do not say who the others are.
+      RunError: The others are not found.
     """
     global _is_connected
     given = coordinator, num_processes, process_id
@@ -49,7 +49,7 @@ def start(
     if num_processes == 1 or (is_automatic and os.environ.get("SLURM_NTASKS") == "1"):
         return
     if not is_automatic:
-        _check(*given)
+        _check_given(*given)
     try:
         jax.distributed.initialize(*given, heartbeat_timeout_seconds=heartbeat_seconds)
         _is_connected = True
@@ -65,12 +65,12 @@ def start(
         ) from error
 
 
-def _check(coordinator_address: Any, num_processes: Any, process_id: Any) -> None:
-    got = f"got {coordinator_address!r}, {num_processes!r}, {process_id!r}"
+def _check_given(coordinator: Any, num_processes: Any, process_id: Any) -> None:
+    got = f"got {coordinator!r}, {num_processes!r}, {process_id!r}"
     names = "--coordinator, --num_processes and --process_id"
-    if None in (coordinator_address, num_processes, process_id):
+    if None in (coordinator, num_processes, process_id):
         raise ConfigError(f"{names} belong together; {got}.")
-    match = re.fullmatch(r".+:(\d{1,5})", coordinator_address)
+    match = re.fullmatch(r".+:(\d{1,5})", coordinator)
     if not match or int(match[1]) >= 2**16 or not 0 <= process_id < num_processes:
         raise ConfigError(
             f"{names}: {got}; allowed: HOST:PORT, at least 1, and 0 to one less than that."
@@ -98,10 +98,10 @@ def check_agreement(values: Mapping[str, Any]) -> None:
     """Checks that all processes train the same: each would wait for the others in vain.
 
     Args:
-      values: that have to be equal, by name.
+      values: Values that have to be equal, by their names.
 
     Raises:
-      ConfigError: in all processes, naming those that differ.
+      ConfigError: Some differ; raised in all processes, with their names.
     """
     if jax.process_count() == 1:
         return
@@ -120,6 +120,9 @@ def fail(code: int) -> NoReturn:
     """Ends this process without waiting, as leaving in peace would.
 
     Other processes are ended when its heartbeat is missed.
+
+    Args:
+      code: Exit code of the process.
     """
     if jax.distributed.is_initialized() and is_main():
         # The others may fail alike, and are cut off when this process is gone.

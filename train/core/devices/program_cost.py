@@ -28,7 +28,7 @@ def figures(program: Any) -> dict[str, Any]:
     """Operations, and bytes of memory and of traffic, of one device; None where it does not say.
 
     Args:
-      program: from `jax.jit(…).lower(…).compile()`.
+      program: Compiled program, from `jax.jit(…).lower(…).compile()`.
     """
     cost, memory = program.cost_analysis() or {}, program.memory_analysis()
     peak = memory.peak_memory_in_bytes
@@ -50,8 +50,8 @@ class Collective:
     """All operations of one kind.
 
     Attributes:
-      count: of operations in the text; one in a loop counts once.
-      bytes: of their results on one device.
+      count: Number of operations in the text; one in a loop counts once.
+      bytes: Size of their results on one device, in bytes.
     """
 
     count: int
@@ -62,10 +62,10 @@ def collectives(hlo: str) -> dict[str, Collective]:
     """Counts the collectives of a compiled program.
 
     Args:
-      hlo: its text, as `compiled.as_text()` gives it.
+      hlo: Text of the program, as `compiled.as_text()` gives it.
 
     Returns:
-      The kinds that occur, by name.
+      Count and bytes by the kinds that occur.
     """
     counts, sizes = collections.Counter[str](), collections.Counter[str]()
     for shape, kind in _INSTRUCTION.findall(_QUOTED.sub("", hlo)):

@@ -11,18 +11,6 @@ from train.core.errors import ConfigError, RunError
 
 EXAMPLES = "v4:2x2x1, v5e:2x2, v5e:16x16, v5p:2x2x1, v6e:4x4, tpu7x:2x2x1"
 
-# GiB that the compiler lets a program use on each device: libtpu's own figures, from its refusal
-# of a program that needs more. A v2, v3 or tpu7x chip is two devices, any other one.
-MEMORY_GIB = {
-    "TPU v2": 7.48,
-    "TPU v3": 15.48,
-    "TPU v4": 30.75,
-    "TPU v5 lite": 15.75,
-    "TPU v5": 95.74,
-    "TPU v6 lite": 31.25,
-    "TPU7x": 94.75,
-}
-
 # What libtpu would ask the metadata server of a TPU machine for; no compilation depends on it.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -38,10 +26,10 @@ def devices(name: str) -> list[jax.Device]:
     """The devices of a TPU slice: to compile for, not to run on.
 
     Args:
-      name: generation and chips along each dimension, such as v5e:16x16.
+      name: Generation and number of chips along each dimension, such as v5e:16x16.
 
     Raises:
-      ConfigError: there is no such slice.
+      ConfigError: There is no such slice.
       RunError: libtpu is not installed.
     """
     match = re.fullmatch(r"([a-z0-9]+):(\d{1,3}(?:x\d{1,3}){1,2})", name)

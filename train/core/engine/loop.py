@@ -42,7 +42,7 @@ class _Run:
     def check_lock(self) -> None:
         """Stops where another run has taken the directory over."""
         if self.lock:
-            self.lock.check()
+            self.lock.check_held()
 
 
 def train(
@@ -210,12 +210,11 @@ def _open_log(run: _Run, progress: Progress, start: int) -> Log:
     experiment = run.experiment
     return Log(
         run.workdir,
+        experiment.config,
         progress,
         start_step=start,
         total_steps=experiment.total_steps,
         steps_per_epoch=experiment.steps_per_epoch,
-        batch_size=experiment.config.batch_size,
-        log_every_steps=experiment.config.log_every_steps,
     )
 
 

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from etils import epath
 
+from train.core.config.fields import Config
 from train.core.devices import processes
-from train.core.engine.step import Metrics
-from train.core.monitor import metric_rows as rows_lib
+from train.core.monitor import metric_rows
 from train.core.monitor.metric_rows import Row
 from train.core.monitor.tensorboard import Events
 from train.core.monitor.terminal import Display
@@ -28,14 +28,21 @@ class Progress(NamedTuple):
     """What a run has counted, over all restarts.
 
     Attributes:
-      wall_seconds: that it has taken, without compilation.
-      train_seconds: of them, without evaluations and checkpoints.
-      bad_records: met since the last row.
+      wall_seconds: Seconds that it has taken, without compilation.
+      train_seconds: Seconds of them without evaluations and checkpoints.
+      bad_records: Number of unreadable records since the last row.
     """
 
     wall_seconds: float = 0.0
     train_seconds: float = 0.0
     bad_records: int = 0
+
+
+class _Dispatch(NamedTuple):
+    """Steps that were dispatched together, and their metrics, still on the device."""
+
+    steps: range
+    metrics: Mapping[str, jax.Array]
 
 
 class NonFiniteError(RuntimeError):
@@ -49,11 +56,11 @@ class Writer:
         """Drops what an earlier process wrote after start_step.
 
         Args:
-          workdir: of the run.
-          start_step: updates done so far.
-          total_steps: updates at the end of the run.
+          workdir: Directory of the run.
+          start_step: Number of updates done so far.
+          total_steps: Number of updates at the end of the run.
         """
-        self._rows = rows_lib.of(workdir)
+        self._rows = metric_rows.of(workdir)
         self._rows.truncate(start_step)
         self._events = _open_events(workdir, start_step)
         self._display = Display(total_steps)
@@ -62,8 +69,8 @@ class Writer:
         """Writes a row.
 
         Args:
-          row: of the run.
-          wall_seconds: that the run has taken up to it.
+          row: Row of metrics, of a training step or an evaluation.
+          wall_seconds: Seconds that the run has taken up to it.
         """
         self._rows.append(row)
         if self._events:
@@ -101,31 +108,28 @@ class Log:
     def __init__(
         self,
         workdir: epath.Path,
+        config: Config,
         progress: Progress,
         *,
         start_step: int,
         total_steps: int,
         steps_per_epoch: int,
-        batch_size: int,
-        log_every_steps: int,
     ):
         """Goes on from start_step.
 
         Args:
-          workdir: of the run.
-          progress: at start_step.
-          start_step: updates done so far.
-          total_steps: updates at the end of the run.
-          steps_per_epoch: updates of an epoch.
-          batch_size: images of an update.
-          log_every_steps: steps from row to row.
+          workdir: Directory of the run.
+          config: Config of the run.
+          progress: What the run has counted up to start_step.
+          start_step: Number of updates done so far.
+          total_steps: Number of updates at the end of the run.
+          steps_per_epoch: Number of updates of an epoch.
         """
         self._writer = Writer(workdir, start_step, total_steps) if processes.is_main() else None
+        self._config = config
         self._total_steps = total_steps
         self._steps_per_epoch = steps_per_epoch
-        self._batch_size = batch_size
-        self._log_every_steps = log_every_steps
-        self._pending: collections.deque[tuple[range, Metrics]] = collections.deque()
+        self._pending: collections.deque[_Dispatch] = collections.deque()
         self._bad_records = progress.bad_records
         self._wall = Stopwatch(progress.wall_seconds)
         self._training = Stopwatch(progress.train_seconds)
@@ -155,32 +159,32 @@ class Log:
         """Leaves what happens inside out of the training speed."""
         return self._training.paused()
 
-    def train(self, steps: range, metrics: Metrics) -> None:
+    def train(self, steps: range, metrics: Mapping[str, jax.Array]) -> None:
         """Takes the metrics of steps that were dispatched together, still on the device.
 
         Waits for the dispatch LAG before it: batches that are dispatched too early would fill the
         device's memory, and waiting for them be taken for waiting for data.
 
         Args:
-          steps: their numbers, from 1 on.
-          metrics: of one step, or of each along the first axis, which may be longer;
-            `bad_records` counts those of its batch.
+          steps: Numbers of the steps, from 1 on.
+          metrics: Metrics by name, of one step (), or of each along the first axis (n,), which may
+            be longer; `bad_records` counts those of its batch.
 
         Raises:
-          NonFiniteError: by then known of this step or an earlier one.
+          NonFiniteError: A loss that is known by then is NaN or infinite.
         """
-        self._pending.append((steps, metrics))
+        self._pending.append(_Dispatch(steps, metrics))
         if len(self._pending) > LAG:
-            done, late = self._pending[-1 - LAG]
-            jax.block_until_ready(late)
-            if done[-1] % self._log_every_steps == 0:
-                self._fetch(done[-1])
+            late = self._pending[-1 - LAG]
+            jax.block_until_ready(late.metrics)
+            if late.steps[-1] % self._config.log_every_steps == 0:
+                self._fetch(late.steps[-1])
 
     def flush(self, step: int) -> None:
         """Fetches, checks and writes all up to a step.
 
         Raises:
-          NonFiniteError: a step's loss is NaN or infinite.
+          NonFiniteError: A step's loss is NaN or infinite.
         """
         self._fetch(step)
         self._sync()
@@ -188,8 +192,12 @@ class Log:
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the row of an evaluation.
 
+        Args:
+          step: Number of updates before it.
+          metrics: Result of the evaluation, by name.
+
         Raises:
-          NonFiniteError: a figure of it is NaN or infinite.
+          NonFiniteError: A figure of it is NaN or infinite.
         """
         for value in metrics.values():
             _check_finite("the evaluation", step, value)
@@ -198,13 +206,13 @@ class Log:
 
     def _fetch(self, last: int) -> None:
         due = []
-        while self._pending and self._pending[0][0][-1] <= last:
+        while self._pending and self._pending[0].steps[-1] <= last:
             due.append(self._pending.popleft())
         speed: Row = {}
         for step, metrics in _by_step(due):
             _check_finite("the loss", step, metrics["loss"])
             self._bad_records += int(metrics["bad_records"])
-            if step % self._log_every_steps == 0 or step == self._total_steps:
+            if step % self._config.log_every_steps == 0 or step == self._total_steps:
                 # Rows that are fetched together share their speed.
                 speed = speed or self._speed(last)
                 bad = {"bad_records": self._bad_records}
@@ -217,8 +225,9 @@ class Log:
     def _speed(self, step: int) -> Row:
         (start_step, start_seconds), seconds = self._window_start, self._training.seconds
         elapsed = max(seconds - start_seconds, 1e-6)
+        images = (step - start_step) * self._config.batch_size
         speed = {
-            "images_per_second": round((step - start_step) * self._batch_size / elapsed, 1),
+            "images_per_second": round(images / elapsed, 1),
             "data_wait": round(self._waiting_seconds / elapsed, 4),
         }
         self._window_start, self._waiting_seconds = (step, seconds), 0.0
@@ -233,9 +242,8 @@ class Log:
             self._writer.sync()
 
 
-def _by_step(dispatched: Sequence[tuple[range, Metrics]]) -> Iterator[tuple[int, Row]]:
-    fetched = jax.device_get([metrics for _, metrics in dispatched])
-    for (steps, _), values in zip(dispatched, fetched, strict=True):
+def _by_step(dispatches: Sequence[_Dispatch]) -> Iterator[tuple[int, dict[str, float]]]:
+    for steps, values in jax.device_get(dispatches):
         for index, step in enumerate(steps):
             yield step, {name: float(np.atleast_1d(v)[index]) for name, v in values.items()}
 

@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 
 def of(workdir: epath.Path) -> "RowFile | RowSegments":
-    """The rows of a run, wherever its directory lies."""
+    """The rows of the run in a directory, on a disk or in a bucket."""
     if storage.is_bucket(workdir):
         return RowSegments(workdir / "metrics")
     return RowFile(workdir / "metrics.jsonl")
@@ -29,7 +29,7 @@ class RowFile:
         """All rows; a torn last line is left out.
 
         Raises:
-          RunError: another line is no row.
+          RunError: Another line is no row.
         """
         return _read(self._path)
 
@@ -63,7 +63,7 @@ class RowSegments:
         """All rows that are written.
 
         Raises:
-          RunError: a line is no row.
+          RunError: A line is no row.
         """
         return [row for path in self._paths() for row in _read(path)]
 

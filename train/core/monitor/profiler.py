@@ -22,11 +22,11 @@ def parse(text: str, workdir: epath.Path) -> Span:
     """Reads START:STOP.
 
     Args:
-      text: of the command line.
-      workdir: of the run, where the trace is written.
+      text: Value of --profile.
+      workdir: Directory of the run, where the trace is written.
 
     Raises:
-      ConfigError: it is something else, or no trace can be written there.
+      ConfigError: It is something else, or no trace can be written there.
     """
     if storage.is_bucket(workdir):
         raise ConfigError(f"--profile: a trace needs a local --workdir; got {workdir}.")
@@ -46,8 +46,8 @@ class Profiler:
         """Traces nothing yet.
 
         Args:
-          directory: for the trace.
-          span: None: no steps.
+          directory: Directory for the trace.
+          span: Steps to trace; None: no steps.
         """
         self._directory = directory
         self._span = span

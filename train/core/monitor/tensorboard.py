@@ -21,8 +21,8 @@ class Events:
         """Opens a file, and has TensorBoard forget what earlier ones hold after start_step.
 
         Args:
-          directory: of all files; it is made.
-          start_step: updates done so far.
+          directory: Directory for the files of all starts of a run; it is made.
+          start_step: Number of updates done so far.
         """
         directory.mkdir(exist_ok=True)
         self._writer = EventsWriter(str(directory / "events"), f".{start_step}")

@@ -18,8 +18,8 @@ class Display:
         """Prints a row.
 
         Args:
-          row: of the run.
-          wall_seconds: that the run has taken up to it.
+          row: Row of metrics, of a training step or an evaluation.
+          wall_seconds: Seconds that the run has taken up to it.
         """
         left = wall_seconds / row["step"] * (self._total_steps - row["step"])
         parts = [

@@ -12,7 +12,7 @@ class Laps:
         """Begins the first lap.
 
         Args:
-          begin: when, of `time.monotonic`; default: now.
+          begin: Time at which it began, in seconds of `time.monotonic`; default: now.
         """
         self._begin = self._last = time.monotonic() if begin is None else begin
         self._seconds: dict[str, float] = {}

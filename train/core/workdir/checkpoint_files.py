@@ -54,21 +54,21 @@ def json_sha256(value: Any) -> str:
 def saved_steps(directory: epath.Path) -> list[int]:
     """The steps of the finished checkpoints in a directory, or of what looks like one."""
     with storage.reporting(directory):
-        found = ocp.path.step.standard_name_format().find_all(directory)
-        return sorted(metadata.step for metadata in found)
+        finished = ocp.path.step.standard_name_format().find_all(directory)
+        return sorted(metadata.step for metadata in finished)
 
 
 def read(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads a checkpoint. Waits for no other process.
 
     Args:
-      path: `<directory>/<step>`.
+      path: Directory of the checkpoint, `<directory>/<step>`.
 
     Returns:
       The state, as trees of dicts and lists with NumPy arrays, and the progress.
 
     Raises:
-      DamagedError: it is not what was saved, or cannot be read.
+      DamagedError: It is not what was saved, or cannot be read.
     """
     with _finding_damage():
         progress, digests = _read_figures(path)
@@ -81,10 +81,10 @@ def read_figures(path: epath.Path) -> dict[str, Any]:
     """Reads the progress of a checkpoint, and checks all but its state.
 
     Args:
-      path: `<directory>/<step>`.
+      path: Directory of the checkpoint, `<directory>/<step>`.
 
     Raises:
-      DamagedError: it is not what was saved, or cannot be read.
+      DamagedError: It is not what was saved, or cannot be read.
     """
     with _finding_damage():
         progress, _ = _read_figures(path)
@@ -127,10 +127,9 @@ def _read_state(path: epath.Path) -> dict[str, Any]:
     )
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
     with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
-        found = reader.metadata(path / "state").item_metadata
-        if found is None:
+        description = reader.metadata(path / "state").item_metadata
+        if description is None:
             raise DamagedError("its state has no description that can be read")
-        saved = found.tree
         # Otherwise the devices that it was saved on would have to be there.
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), saved)
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), description.tree)
         return reader.restore(path / "state", ocp.args.PyTreeRestore(restore_args=as_numpy))

@@ -1,7 +1,7 @@
 """Checkpoints through Orbax: asynchronous, the latest ones and the best.
 
-`train.saved` has the layout of each. While one is being written its directory has a longer name;
-in a bucket it lacks `commit_success.txt`.
+`checkpoint_files` has the layout of each. While one is being written its directory has a longer
+name; in a bucket it lacks `commit_success.txt`.
 """
 
 import contextlib
@@ -13,7 +13,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from train.core.devices import mesh, processes
+from train.core.devices import processes
+from train.core.devices.mesh import put_copies
 from train.core.errors import RunError, reason
 from train.core.workdir import storage
 from train.core.workdir.checkpoint_files import (
@@ -31,15 +32,15 @@ State = TypeVar("State")
 
 def _as(like: State, state: dict[str, Any]) -> State:
     """The arrays of a state that was read, in the structure and on the devices of another."""
-    found, wanted = by_name(state), by_name(like)
-    for name in sorted(found.keys() | wanted.keys()):
-        shapes = [
+    saved, wanted = by_name(state), by_name(like)
+    for name in sorted(saved.keys() | wanted.keys()):
+        there, here = (
             (tree[name].dtype, tree[name].shape) if name in tree else "missing"
-            for tree in (found, wanted)
-        ]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"{name} is {shapes[0]} there and {shapes[1]} here")
-    arrays = [mesh.put_copies(found[name], leaf.sharding) for name, leaf in wanted.items()]
+            for tree in (saved, wanted)
+        )
+        if there != here:
+            raise ValueError(f"{name} is {there} there and {here} here")
+    arrays = [put_copies(saved[name], leaf.sharding) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(like), arrays)
 
 
@@ -58,12 +59,12 @@ class Checkpoints:
         """Opens the directory.
 
         Args:
-          directory: of all the checkpoints of a run.
-          keep: how many of the latest to keep, at least 2; the best is kept as well. None: only
+          directory: Directory of all the checkpoints of a run.
+          keep: Number of the latest ones to keep, at least 2; the best is kept as well. None: only
             to read, beside a run that may be writing.
 
         Raises:
-          RunError: what is in it cannot be read.
+          RunError: What is in it cannot be read.
         """
 
         def error(metrics: Mapping[str, float]) -> float:
@@ -116,7 +117,7 @@ class Checkpoints:
         """The step of the evaluation with the lowest top-1 error, the later one of equals.
 
         Raises:
-          RunError: the figures of a checkpoint are damaged.
+          RunError: The figures of a checkpoint are damaged.
         """
         with _explained(f"the checkpoints in {self._directory} cannot be compared"):
             for step in saved_steps(self._directory):
@@ -127,10 +128,10 @@ class Checkpoints:
         """The step of a checkpoint.
 
         Args:
-          which: `last` or `best`.
+          which: Which one is meant, `last` or `best`.
 
         Raises:
-          RunError: there is none yet, or the figures of one are damaged.
+          RunError: There is none yet, or the figures of one are damaged.
         """
         step = self.latest_step() if which == "last" else self.best_step()
         if step is None:
@@ -147,13 +148,13 @@ class Checkpoints:
         """Starts to write a checkpoint; the state may be donated as soon as this returns.
 
         Args:
-          step: of the state.
-          state: a tree of arrays.
-          progress: any figures to be restored beside it.
-          evaluation: the result at this step, with `top1_error`; None without one.
+          step: Number of updates that the state has seen.
+          state: Tree of arrays.
+          progress: Figures to be restored beside it.
+          evaluation: Result at this step, with `top1_error`; None without one.
 
         Raises:
-          RunError: this one or the one before cannot be written.
+          RunError: This one or the one before cannot be written.
         """
         digests = {
             "step": step,
@@ -176,7 +177,7 @@ class Checkpoints:
         """Waits until the last checkpoint is on disk.
 
         Raises:
-          RunError: it cannot be written.
+          RunError: It cannot be written.
         """
         with _explained(self._unwritten()):
             self._manager.wait_until_finished()
@@ -186,14 +187,14 @@ class Checkpoints:
         """Reads a checkpoint.
 
         Args:
-          step: of the checkpoint.
-          like: a state of the same structure, shapes, dtypes and shardings.
+          step: Step of the checkpoint.
+          like: State of the same structure, shapes, dtypes and shardings.
 
         Returns:
           The state and the progress, as saved.
 
         Raises:
-          RunError: it cannot be read, or is of another structure.
+          RunError: It cannot be read, or is of another structure.
         """
         with _explained(self._unread(step)):
             state, progress = read(self._path(step))
@@ -203,14 +204,14 @@ class Checkpoints:
         """Reads parts of a checkpoint's state, without a state of the same structure.
 
         Args:
-          step: of the checkpoint.
-          *names: of fields of the state, such as `params`.
+          step: Step of the checkpoint.
+          *names: Names of fields of the state, such as `params`.
 
         Returns:
           The parts by name: trees of dicts with NumPy arrays, whatever devices they were saved on.
 
         Raises:
-          RunError: it is damaged, or gone by now.
+          RunError: It is damaged, or gone by now.
         """
         with _explained(self._unread(step)):
             state, _ = read(self._path(step))

@@ -29,10 +29,10 @@ class Owner(NamedTuple):
     """Who holds a directory.
 
     Attributes:
-      host: its name.
-      pid: of the process.
-      token: of this start, unlike any other's.
-      beat: grows while the owner lives.
+      host: Name of its machine.
+      pid: Number of its process there.
+      token: Random text that no other start has.
+      beat: Number that grows while the owner lives.
     """
 
     host: str
@@ -51,11 +51,11 @@ class Lock:
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
 
-    def check(self) -> None:
+    def check_held(self) -> None:
         """Checks that the directory is still this run's.
 
         Raises:
-          RunError: another run took it over.
+          RunError: Another run took it over.
         """
         if self._other:
             raise RunError(
@@ -69,17 +69,17 @@ class Lock:
         self._thread.join()
         # What ended the run already matters more; a lock that is left behind does no harm.
         with suppress(OSError, RunError):
-            found = self._place.read()
-            if found and found.token == self._owner.token:
+            named = self._place.read()
+            if named and named.token == self._owner.token:
                 self._place.clear()
 
     def _beat(self) -> None:
         while not self._end.wait(BEAT_SECONDS):
             # A full disk or a lost network shows where something is saved.
             with suppress(OSError, RunError):
-                found = self._place.read()
-                if found and found.token != self._owner.token:
-                    self._other = found
+                named = self._place.read()
+                if named and named.token != self._owner.token:
+                    self._other = named
                     return
                 self._owner = self._owner._replace(beat=self._owner.beat + 1)
                 self._place.write(self._owner)
@@ -92,10 +92,10 @@ def locked(workdir: epath.Path) -> Iterator[Lock]:
     Waits up to a minute for a sign of life where an owner on another host left its name.
 
     Args:
-      workdir: of the run; it is made where it is missing.
+      workdir: Directory of the run; it is made where it is missing.
 
     Raises:
-      ConfigError: another run is going on there, or nothing can be written there.
+      ConfigError: Another run is going on there, or nothing can be written there.
     """
     path = workdir / "lock"
     owner = Owner(socket.gethostname(), os.getpid(), secrets.token_hex(8))
@@ -115,9 +115,9 @@ def locked(workdir: epath.Path) -> Iterator[Lock]:
 def _take(place: "_Place", owner: Owner, workdir: epath.Path) -> None:
     while True:
         is_ours = place.seize()
-        found = place.read()
-        if is_ours is False or (found and not _is_gone(found, place, is_ours)):
-            who = f"process {found.pid} on {found.host}" if found else "another process"
+        other = place.read()
+        if is_ours is False or (other and not _is_gone(other, place, is_ours)):
+            who = f"process {other.pid} on {other.host}" if other else "another process"
             raise ConfigError(
                 f"--workdir {workdir}: another run is going on in it, {who}. Wait for its end, or "
                 "give this run a directory of its own."
@@ -140,9 +140,9 @@ def _is_gone(owner: Owner, place: "_Place", is_ours: bool | None) -> bool:
     deadline = time.monotonic() + DEAD_SECONDS
     while time.monotonic() < deadline:
         time.sleep(min(1.0, DEAD_SECONDS / 10))
-        found = place.read()
-        if found != owner:
-            return found is None
+        named = place.read()
+        if named != owner:
+            return named is None
     return True
 
 

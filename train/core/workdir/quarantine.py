@@ -21,10 +21,10 @@ def set_damaged_aside(workdir: epath.Path) -> None:
     Called by all processes.
 
     Args:
-      workdir: of the run; what is moved goes to `damaged` in it.
+      workdir: Directory of the run; what is moved goes to `damaged` in it.
 
     Raises:
-      RunError: there are checkpoints, and none is whole; nothing is moved then.
+      RunError: There are checkpoints, and none is whole; nothing is moved then.
     """
     if processes.is_main():
         directory = workdir / "checkpoints"
@@ -39,17 +39,17 @@ def set_damaged_aside(workdir: epath.Path) -> None:
 def _damaged(directory: epath.Path) -> dict[str, str]:
     """What is wrong with checkpoints that are not whole, by their names."""
     damage: dict[str, str] = {}
-    is_found = False
+    has_whole = False
     for step in reversed(checkpoint_files.saved_steps(directory)):
         try:
-            if is_found:
+            if has_whole:
                 checkpoint_files.read_figures(directory / str(step))
             else:
                 checkpoint_files.read(directory / str(step))
-                is_found = True
+                has_whole = True
         except DamagedError as error:
             damage[str(step)] = f"is damaged: {error}"
-    if damage and not is_found:
+    if damage and not has_whole:
         reasons = "; ".join(f"{step} {reason}" for step, reason in damage.items())
         raise RunError(
             f"no checkpoint in {directory} is whole: {reasons} Nothing was changed; to start from "

@@ -23,11 +23,11 @@ def locate(text: str) -> epath.Path:
     """The directory that --workdir names.
 
     Args:
-      text: a local path, where a tilde is the user's home, or gs://BUCKET/DIRECTORY.
+      text: Local path, where a tilde is the user's home, or gs://BUCKET/DIRECTORY.
 
     Raises:
-      ConfigError: it is something else, or the bucket cannot be used.
-      RunError: the bucket cannot be reached.
+      ConfigError: It is something else, or the bucket cannot be used.
+      RunError: The bucket cannot be reached.
     """
     if "://" not in text:
         return epath.Path(text).expanduser()
@@ -79,7 +79,7 @@ def reporting(path: epath.PathLike) -> Iterator[None]:
     """Says in one line what goes wrong in a bucket, where it is not an OSError as on a disk.
 
     Raises:
-      RunError: another error was raised inside, and the path lies in a bucket.
+      RunError: Another error was raised inside, and the path lies in a bucket.
     """
     try:
         yield
@@ -142,19 +142,29 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
         with reporting(path):
             path.write_bytes(content)
         return
+    with naming(path), atomic(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def atomic(path: epath.PathLike) -> Iterator[epath.Path]:
+    """Yields a temporary path; what is written there takes the file's place once it is on disk.
+
+    Args:
+      path: Path of a local file. What it held stays where an error is raised inside.
+    """
+    path = epath.Path(path)
     # Another process may write the same file.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
-    with naming(path):
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def remove_temporary(directory: epath.Path) -> None:

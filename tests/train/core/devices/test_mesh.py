@@ -5,7 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.core.devices import mesh as mesh_lib
+from train.core.devices.mesh import (
+    AXES,
+    by_rows,
+    create,
+    jit_replicated,
+    local_rows,
+    mean,
+    norm_axis,
+    process_rows,
+    put_rows,
+    replicated,
+    total,
+)
 from train.core.errors import ConfigError
 
 # Groups of 1, 2 and all of the four devices.
@@ -18,7 +30,7 @@ each_group = pytest.mark.parametrize("group", [1, 2, 4])
 )
 def test_batch_that_does_not_divide_names_the_nearest_sizes(batch_size, num_devices, nearest):
     with pytest.raises(ConfigError, match=r"^config\.batch_size: ") as error:
-        mesh_lib.create(batch_size, devices=jax.devices()[:num_devices])
+        create(batch_size, devices=jax.devices()[:num_devices])
     message = str(error.value)
     assert f"{batch_size} images do not divide over {num_devices} devices" in message
     assert message.endswith(f": {nearest}.")
@@ -27,7 +39,7 @@ def test_batch_that_does_not_divide_names_the_nearest_sizes(batch_size, num_devi
 @pytest.mark.parametrize(("group", "num_devices"), [(3, 4), (8, 4), (2, 3)])
 def test_groups_that_do_not_divide_are_refused(group, num_devices):
     with pytest.raises(ConfigError, match=r"^config\.model\.sync_bn_devices: ") as error:
-        mesh_lib.create(12, group, jax.devices()[:num_devices])
+        create(12, group, jax.devices()[:num_devices])
     assert f"{num_devices} devices do not divide into groups of {group}" in str(error.value)
 
 
@@ -41,20 +53,20 @@ def test_groups_that_do_not_divide_are_refused(group, num_devices):
     ],
 )
 def test_groups_share_their_statistics(sync_bn_devices, shape, axis):
-    mesh = mesh_lib.create(8, sync_bn_devices)
+    mesh = create(8, sync_bn_devices)
     assert dict(mesh.shape) == shape
-    assert mesh_lib.norm_axis(mesh) == axis
+    assert norm_axis(mesh) == axis
 
 
 @pytest.mark.parametrize("sync_bn_devices", [1, -1])
 def test_one_device_has_no_one_to_share_with(sync_bn_devices):
-    mesh = mesh_lib.create(7, sync_bn_devices, jax.devices()[:1])
+    mesh = create(7, sync_bn_devices, jax.devices()[:1])
     assert dict(mesh.shape) == {"replica": 1, "group": 1}
-    assert mesh_lib.norm_axis(mesh) is None
+    assert norm_axis(mesh) is None
 
 
 def test_replicated_arrays_lie_whole_on_every_device():
-    array = jax.device_put(np.arange(6), mesh_lib.replicated(mesh_lib.create(8, 2)))
+    array = jax.device_put(np.arange(6), replicated(create(8, 2)))
     assert {shard.device for shard in array.addressable_shards} == set(jax.devices())
     for shard in array.addressable_shards:
         np.testing.assert_array_equal(shard.data, np.arange(6))
@@ -64,27 +76,27 @@ def on_every_device(function, mesh, *arguments):
     """What a function of one device gives, one row a device, in the order of their numbers."""
 
     def row(*arguments):
-        device = jax.lax.axis_index(mesh_lib.AXES)
+        device = jax.lax.axis_index(AXES)
         result = function(*arguments)
-        return mesh_lib.total(jnp.zeros((mesh.size, *result.shape)).at[device].set(result))
+        return total(jnp.zeros((mesh.size, *result.shape)).at[device].set(result))
 
-    return np.asarray(mesh_lib.jit_replicated(row, mesh)(*arguments))
+    return np.asarray(jit_replicated(row, mesh)(*arguments))
 
 
 @each_group
 @pytest.mark.parametrize("batch_size", [4, 24])
 def test_local_rows_are_each_row_of_the_batch_once(group, batch_size):
-    mesh = mesh_lib.create(batch_size, group)
-    rows = on_every_device(lambda: mesh_lib.local_rows(mesh, batch_size), mesh)
+    mesh = create(batch_size, group)
+    rows = on_every_device(lambda: local_rows(mesh, batch_size), mesh)
     # Contiguous, so that neighbours, which mixup pairs, stay on one device.
     np.testing.assert_array_equal(rows, np.arange(batch_size).reshape(4, -1))
 
 
 @each_group
 def test_devices_of_a_group_hold_neighbouring_rows(group):
-    mesh = mesh_lib.create(8, group)
+    mesh = create(8, group)
     rows = on_every_device(
-        lambda: jax.lax.all_gather(mesh_lib.local_rows(mesh, 8), "group", tiled=True), mesh
+        lambda: jax.lax.all_gather(local_rows(mesh, 8), "group", tiled=True), mesh
     )
     expected = np.arange(8).reshape(4 // group, -1).repeat(group, 0)
     np.testing.assert_array_equal(rows, expected)
@@ -93,25 +105,25 @@ def test_devices_of_a_group_hold_neighbouring_rows(group):
 @each_group
 @pytest.mark.parametrize("at_once", [False, True])
 def test_mean_and_total_are_those_of_all_rows_on_every_device(group, at_once):
-    mesh, values = mesh_lib.create(8, group), np.arange(8.0) ** 2
+    mesh, values = create(8, group), np.arange(8.0) ** 2
 
     def reduce(values):
-        local = values[mesh_lib.local_rows(mesh, 8)]
-        halves = mesh_lib.mean(list(local.reshape(2, -1).mean(1)), at_once=at_once)
-        return {"mean": (halves[0] + halves[1]) / 2, "total": mesh_lib.total(local.sum())}
+        local = values[local_rows(mesh, 8)]
+        halves = mean(list(local.reshape(2, -1).mean(1)), at_once=at_once)
+        return {"mean": (halves[0] + halves[1]) / 2, "total": total(local.sum())}
 
-    result = mesh_lib.jit_replicated(reduce, mesh)(values)
+    result = jit_replicated(reduce, mesh)(values)
     for name, expected in {"mean": values.mean(), "total": values.sum()}.items():
         shards = [float(shard.data) for shard in result[name].addressable_shards]
         assert shards == [expected] * 4
 
 
 def test_mean_at_once_is_one_message_and_keeps_shapes_and_dtypes():
-    mesh = mesh_lib.create(8)
+    mesh = create(8)
     tree = {"a": jnp.ones((2, 3)), "b": jnp.arange(4, dtype=jnp.bfloat16)}
 
     def program(at_once):
-        return mesh_lib.jit_replicated(lambda x: mesh_lib.mean(x, at_once=at_once), mesh)
+        return jit_replicated(lambda x: mean(x, at_once=at_once), mesh)
 
     counts = [program(at_once).lower(tree).as_text().count("all_reduce") for at_once in (0, 1)]
     assert counts == [2, 1]
@@ -120,21 +132,21 @@ def test_mean_at_once_is_one_message_and_keeps_shapes_and_dtypes():
 
 @each_group
 def test_mean_of_local_gradients_is_the_gradient_of_the_mean(group):
-    mesh, values = mesh_lib.create(8, group), jnp.arange(8.0)
+    mesh, values = create(8, group), jnp.arange(8.0)
 
     def gradient(weight):
         def loss(weight):
-            return (weight * values[mesh_lib.local_rows(mesh, 8)]).mean()
+            return (weight * values[local_rows(mesh, 8)]).mean()
 
-        return mesh_lib.mean(jax.grad(loss)(weight))
+        return mean(jax.grad(loss)(weight))
 
-    assert mesh_lib.jit_replicated(gradient, mesh)(2.0) == values.mean()
+    assert jit_replicated(gradient, mesh)(2.0) == values.mean()
 
 
 def test_donated_arguments_are_gone_and_others_stay():
-    mesh = mesh_lib.create(4)
-    first, second = (jax.device_put(np.ones(4), mesh_lib.replicated(mesh)) for _ in range(2))
-    mesh_lib.jit_replicated(lambda a, b: a + b, mesh, donate_argnums=0)(first, second)
+    mesh = create(4)
+    first, second = (jax.device_put(np.ones(4), replicated(mesh)) for _ in range(2))
+    jit_replicated(lambda a, b: a + b, mesh, donate_argnums=0)(first, second)
     assert first.is_deleted()
     assert not second.is_deleted()
 
@@ -142,22 +154,22 @@ def test_donated_arguments_are_gone_and_others_stay():
 @each_group
 @pytest.mark.parametrize("reverse", [False, True])
 def test_rows_of_this_process_become_a_global_batch(group, reverse):
-    mesh = mesh_lib.create(8, group, jax.devices()[:: -1 if reverse else 1])
-    rows = mesh_lib.process_rows(mesh, 8)
+    mesh = create(8, group, jax.devices()[:: -1 if reverse else 1])
+    rows = process_rows(mesh, 8)
     np.testing.assert_array_equal(rows, np.arange(8))
     images = np.arange(24).reshape(8, 3)
-    batch = mesh_lib.put_rows({"images": images, "labels": rows}, mesh, 8)
+    batch = put_rows({"images": images, "labels": rows}, mesh, 8)
     np.testing.assert_array_equal(batch["images"], images)
     np.testing.assert_array_equal(batch["labels"], rows)
-    assert batch["images"].sharding == mesh_lib.by_rows(mesh)
+    assert batch["images"].sharding == by_rows(mesh)
 
 
 def test_batch_split_over_devices_arrives_as_the_rows_that_are_theirs():
-    mesh, labels = mesh_lib.create(8), np.arange(8)
+    mesh, labels = create(8), np.arange(8)
 
     def check(whole, batch):
-        own = mesh_lib.local_rows(mesh, 8)
-        return mesh_lib.total(jnp.abs(batch - whole[own]).sum())
+        own = local_rows(mesh, 8)
+        return total(jnp.abs(batch - whole[own]).sum())
 
-    compiled = mesh_lib.jit_replicated(check, mesh, rows_argnum=1)
-    assert compiled(labels, mesh_lib.put_rows(labels, mesh, 8)) == 0
+    compiled = jit_replicated(check, mesh, rows_argnum=1)
+    assert compiled(labels, put_rows(labels, mesh, 8)) == 0

@@ -8,9 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.helpers import gcs_server, processes
-from tests.helpers.commands import REPOSITORY
+import pytest
+
+from tests.helpers import commands, gcs_server
+from tests.helpers.commands import LIMIT_SECONDS, QUICK_COMPILATION, REPOSITORY, finish, run
 from tests.helpers.gcs_server import Server
+
+# A kill in the midst of a checkpoint, and what lies where, are tested in test_storage.py too.
+pytestmark = pytest.mark.slow
 
 DIRECTORY = "runs/digits"
 WORKDIR: Any = f"gs://{gcs_server.BUCKET}/{DIRECTORY}"
@@ -28,15 +33,15 @@ def mark(step: int) -> str:
 
 def checkpoints(server: Server) -> dict[int, bool]:
     """By their steps: whether they are finished."""
-    found = {int(name.split("/")[3]) for name in server.blobs if "/checkpoints/" in name}
-    return {step: mark(step) in server.blobs for step in sorted(found)}
+    steps = {int(name.split("/")[3]) for name in server.blobs if "/checkpoints/" in name}
+    return {step: mark(step) in server.blobs for step in sorted(steps)}
 
 
 def stop_after_a_checkpoint(server: Server) -> None:
-    with processes.started(1, WORKDIR, *OPTIONS, **server.environment) as (process,):
-        processes.wait_for(lambda: mark(4) in server.blobs, process)
+    with commands.started(1, WORKDIR, *OPTIONS, **server.environment) as (process,):
+        commands.wait_for(lambda: mark(4) in server.blobs, process)
         process.send_signal(signal.SIGTERM)
-        ((code, _, error),) = processes.finish([process])
+        ((code, _, error),) = finish([process])
     assert code == 75, error
 
 
@@ -49,11 +54,8 @@ def call(server: Server, command: str, *arguments: str) -> str:
     return subprocess.run(
         [sys.executable, "-m", f"train.{command}", "--workdir", WORKDIR, *arguments],
         cwd=REPOSITORY,
-        env=os.environ
-        | {"JAX_PLATFORMS": "cpu"}
-        | processes.QUICK_COMPILATION
-        | server.environment,
-        timeout=processes.LIMIT_SECONDS,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | QUICK_COMPILATION | server.environment,
+        timeout=LIMIT_SECONDS,
         check=True,
         text=True,
         stdout=subprocess.PIPE,
@@ -65,8 +67,8 @@ def untimed(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_stopped_run_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None:
-    processes.run(1, tmp_path, *OPTIONS)
-    expected = processes.summary(tmp_path)
+    run(1, tmp_path, *OPTIONS)
+    expected = commands.summary(tmp_path)
     with gcs_server.serve() as server:
         stop_after_a_checkpoint(server)
         *_, before, last = checkpoints(server)
@@ -74,7 +76,7 @@ def test_stopped_run_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None
         del server.blobs[mark(last)]
         # Marked as finished, and without anything in it.
         server.blobs[mark(99)] = server.blobs[mark(before)]
-        (output,) = processes.run(1, WORKDIR, *OPTIONS, **server.environment)
+        (output,) = run(1, WORKDIR, *OPTIONS, **server.environment)
         assert "warning: checkpoints/99 is damaged: " in output
         assert f"going on from the checkpoint of step {before}\n" in output
         assert "no TensorBoard events in a bucket" in output

@@ -11,7 +11,8 @@ from etils import epath
 
 from tests.helpers import gcs_server
 from train.core.errors import ConfigError, reason
-from train.core.monitor.metric_rows import RowFile, RowSegments, of
+from train.core.monitor import metric_rows
+from train.core.monitor.metric_rows import RowFile, RowSegments
 from train.core.workdir import storage
 from train.core.workdir.checkpoint_files import saved_steps
 from train.core.workdir.checkpoints import Checkpoints
@@ -44,6 +45,7 @@ def test_write_that_fails_midway_leaves_the_old_file(tmp_path, monkeypatch, chan
     with pytest.raises(OSError, match="No space left"):
         change(path)
     assert path.read_text() == text
+    assert os.listdir(tmp_path) == ["rows"]
 
 
 def test_write_text_replaces_the_old_file(tmp_path):
@@ -144,8 +146,8 @@ def test_objects_are_replaced_and_listed(server):
 
 def test_rows_lie_in_segments_in_a_bucket_alone(server, tmp_path):
     directory = storage.locate("gs://bucket/run")
-    assert isinstance(of(epath.Path(tmp_path)), RowFile)
-    segments = of(directory)
+    assert isinstance(metric_rows.of(epath.Path(tmp_path)), RowFile)
+    segments = metric_rows.of(directory)
     assert isinstance(segments, RowSegments)
     segments.truncate(0)
     rows = [{"step": step, "epoch": step / 10, "split": "train"} for step in range(1, 7)]
@@ -154,7 +156,7 @@ def test_rows_lie_in_segments_in_a_bucket_alone(server, tmp_path):
         if row["step"] % 2 == 0:
             segments.sync()
     segments.truncate(3)
-    assert of(directory).rows() == rows[:3]
+    assert metric_rows.of(directory).rows() == rows[:3]
     assert list(server.blobs) == ["run/metrics/000000.jsonl", "run/metrics/000001.jsonl"]
 
 

@@ -2,24 +2,26 @@
 
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 from tests.helpers import tfds_writer
-from tests.helpers.commands import REPOSITORY
-from tests.helpers.processes import PLAIN, finish, rows, run, saved, started, summary, wait_for
+from tests.helpers.commands import (
+    MAIN,
+    PLAIN,
+    TINY,
+    finish,
+    rows,
+    run,
+    saved,
+    started,
+    summary,
+    wait_for,
+)
 from train.core.config.fields import default_config
 from train.core.data.sources import registry
-from train.core.devices import processes
-from train.core.errors import ConfigError, RunError
 
 # A signal reaches the processes within a second: enough steps are left then, on fast machines too.
 STEPS = 20
@@ -29,6 +31,8 @@ EXACT = (
 )
 SHORT = (*EXACT, *PLAIN)
 X64 = {"JAX_ENABLE_X64": "true"}
+# The smallest network would be at the end before the signal comes.
+SLOW_STEPS = X64 | {"STEP_SECONDS": "0.1"}
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +51,17 @@ def streamed(directory: Path) -> tuple[str, ...]:
     return tuple(f"--config.data.{name}={value}" for name, value in data.items())
 
 
+@pytest.fixture(scope="module", params=[TINY, pytest.param(MAIN, marks=pytest.mark.slow)])
+def module(request: pytest.FixtureRequest) -> str:
+    """What is run."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(module: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one process with one device."""
     workdir = tmp_path_factory.mktemp("alone")
-    run(1, workdir, *SHORT, devices=1, **X64)
+    run(1, workdir, *SHORT, module=module, devices=1, **X64)
     assert [row["step"] for row in rows(workdir)] == list(range(1, STEPS + 1))
     return workdir
 
@@ -59,12 +69,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assert_same_rows(actual: Path, expected: Path) -> None:
     """Sums over devices in another order differ in the last bits."""
     for split in ("train", "eval"):
-        found, wanted = rows(actual, split), rows(expected, split)
+        written, wanted = rows(actual, split), rows(expected, split)
         for name in ("step", "num_images"):
-            assert [row.get(name) for row in found] == [row.get(name) for row in wanted], name
+            assert [row.get(name) for row in written] == [row.get(name) for row in wanted], name
         for name in ("loss", "cross_entropy", "penalty", "top1_error"):
-            values = [row[name] for row in wanted]
-            assert [row[name] for row in found] == pytest.approx(values, rel=1e-9, abs=1e-9), name
+            values = pytest.approx([row[name] for row in wanted], rel=1e-9, abs=1e-9)
+            assert [row[name] for row in written] == values, name
 
 
 def assert_first_writes_logs_and_all_the_checkpoint(workdir: Path, printed: list[str]) -> None:
@@ -73,8 +83,9 @@ def assert_first_writes_logs_and_all_the_checkpoint(workdir: Path, printed: list
     assert parts == {f"ocdbt.process_{i}" for i in range(len(printed))}
 
 
-def test_two_processes_have_the_losses_of_one(alone: Path, tmp_path: Path) -> None:
-    printed = run(2, tmp_path, *SHORT, **X64)
+@pytest.mark.slow
+def test_two_processes_have_the_losses_of_one(module: str, alone: Path, tmp_path: Path) -> None:
+    printed = run(2, tmp_path, *SHORT, module=module, **X64)
     assert_same_rows(tmp_path, alone)
     assert_first_writes_logs_and_all_the_checkpoint(tmp_path, printed)
 
@@ -128,10 +139,10 @@ def saved_by(output: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def preempted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def preempted(module: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two processes with two devices each, of which one was told to stop."""
     workdir = tmp_path_factory.mktemp("preempted")
-    with started(2, workdir, *SHORT, **X64) as processes:
+    with started(2, workdir, *SHORT, module=module, **SLOW_STEPS) as processes:
         wait_for(lambda: len(rows(workdir)) >= 2, processes[0])
         processes[1].send_signal(signal.SIGTERM)
         results = finish(processes)
@@ -145,44 +156,32 @@ def preempted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.long)])
 def test_another_number_of_processes_and_devices_goes_on(
-    devices: int, preempted: Path, alone: Path, tmp_path: Path
+    module: str, devices: int, preempted: Path, alone: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(preempted, tmp_path, dirs_exist_ok=True)
-    (out,) = run(1, tmp_path, *SHORT, devices=devices, **X64)
+    (out,) = run(1, tmp_path, *SHORT, module=module, devices=devices, **X64)
     assert f"going on from the checkpoint of step {saved(preempted)[0]}" in out
     assert_same_rows(tmp_path, alone)
 
 
-def test_second_ctrl_c_leaves_at_once() -> None:
-    code = "import time\nfrom train.distributed import Preemption\nwith Preemption():\n"
-    code += "    print('ready', flush=True)\n    for _ in range(600): time.sleep(0.1)"
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, **pipes) as process:
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGINT)
-        assert process.stderr.readline() == "\n"
-        assert "Ctrl-C again leaves at once" in process.stderr.readline()
-        process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=60)[1] == "error: interrupted\n"
-        assert process.returncode == 1
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
 )
 def test_one_process_saves_and_goes_on_with_the_same_bits(
-    tmp_path: Path, alone: Path, number: signal.Signals
+    module: str, tmp_path: Path, alone: Path, number: signal.Signals
 ) -> None:
-    with started(1, tmp_path, *SHORT, devices=1, **X64) as (process,):
+    with started(1, tmp_path, *SHORT, module=module, devices=1, **SLOW_STEPS) as (process,):
         wait_for(lambda: len(rows(tmp_path)) >= 2, process)
         process.send_signal(number)
         ((code, out, error),) = finish([process])
     assert code == 75, error
     assert "the same command goes on" in out
-    run(1, tmp_path, *SHORT, devices=1, **X64)
+    run(1, tmp_path, *SHORT, module=module, devices=1, **X64)
     assert summary(tmp_path)["state_sha256"] == summary(alone)["state_sha256"]
 
 
+@pytest.mark.slow
 def test_a_failing_process_shows_its_error_last_and_ends_the_other(
     digits: Path, tmp_path: Path
 ) -> None:
@@ -195,6 +194,7 @@ def test_a_failing_process_shows_its_error_last_and_ends_the_other(
         2,
         tmp_path / "run",
         *(*SHORT, *streamed(digits)),
+        module=TINY,
         own=lambda i: streamed(damaged) if i == 1 else (),
         **X64,
     ) as processes:
@@ -205,6 +205,7 @@ def test_a_failing_process_shows_its_error_last_and_ends_the_other(
     assert error.splitlines()[-1].startswith("error: ")
 
 
+@pytest.mark.slow
 def test_different_data_are_refused_by_all(digits: Path, tmp_path: Path) -> None:
     images, labels = np.zeros((80, 8, 8, 1), np.uint8), np.arange(80) % 10
     for split in ("train", "test"):
@@ -226,48 +227,3 @@ def test_different_configs_are_refused_by_all(tmp_path: Path) -> None:
         assert code == 2
         assert error.splitlines()[-1].startswith(line)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.fixture
-def no_flags() -> Iterator[None]:
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-    with flagsaver.flagsaver(coordinator=None, num_processes=None, process_id=None):
-        yield
-
-
-@pytest.mark.usefixtures("no_flags")
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"coordinator": "localhost:1"},
-        {"num_processes": 2, "process_id": 0},
-        {"coordinator": "localhost", "num_processes": 2, "process_id": 0},
-        {"coordinator": "localhost:1", "num_processes": 2, "process_id": 2},
-        {"coordinator": "localhost:1", "num_processes": 2, "process_id": -1},
-    ],
-)
-def test_incomplete_or_wrong_flags_are_refused(values: dict[str, Any]) -> None:
-    with (
-        flagsaver.flagsaver(**values),
-        pytest.raises(ConfigError, match=r"^--coordinator, --num_processes and --process_id"),
-    ):
-        processes.start()
-
-
-@pytest.mark.usefixtures("no_flags")
-def test_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: object, **kwargs: object) -> None:
-        raise RuntimeError("Kubernetes API Error: 403 - Forbidden\nIt appears that")
-
-    monkeypatch.setattr("jax.distributed.initialize", fail)
-    with pytest.raises(RunError, match=r"the others: Kubernetes API Error: 403 - Forbidden; give"):
-        processes.start()
-
-
-@pytest.mark.usefixtures("no_flags")
-def test_one_process_asks_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jax.distributed.initialize", pytest.fail)
-    with flagsaver.flagsaver(num_processes=1):
-        processes.start()
-    assert processes.is_main()

@@ -10,15 +10,15 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from train.core.devices import mesh as mesh_lib
+from train.core.devices.mesh import AXES, create, replicated
 from train.core.workdir.checkpoint_files import state_sha256
 from train.core.workdir.checkpoints import Checkpoints
 
 
 def state_of(number=0.0):
     """A state of several dtypes, some of it sharded, that a number tells from others."""
-    mesh = mesh_lib.create(4, 2)
-    everywhere, split = mesh_lib.replicated(mesh), NamedSharding(mesh, P(mesh_lib.AXES))
+    mesh = create(4, 2)
+    everywhere, split = replicated(mesh), NamedSharding(mesh, P(AXES))
     values = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32) + number
     return {
         "params": {"kernel": jax.device_put(values, everywhere)},
@@ -28,9 +28,9 @@ def state_of(number=0.0):
     }
 
 
-def assert_identical(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+def assert_identical(restored, expected):
+    assert jax.tree.structure(restored) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True):
         assert a.dtype == b.dtype
         assert a.sharding == b.sharding
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
@@ -101,9 +101,9 @@ def test_parts_are_read_without_a_state_of_their_structure(tmp_path):
     with Checkpoints(tmp_path, 2) as checkpoints:
         checkpoints.save(7, state, {}, None)
     with Checkpoints(tmp_path) as checkpoints:
-        found = checkpoints.restore_parts(7, "params", "batch_stats")
-    assert found.keys() == {"params", "batch_stats"}
-    for name, tree in found.items():
+        parts = checkpoints.restore_parts(7, "params", "batch_stats")
+    assert parts.keys() == {"params", "batch_stats"}
+    for name, tree in parts.items():
         expected = jax.device_get(state[name])
         assert jax.tree.structure(tree) == jax.tree.structure(expected)
         for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
@@ -175,8 +175,8 @@ def test_digest_is_that_of_a_tree_as_it_is_read_back():
 
 
 def test_digest_is_of_the_values_wherever_they_lie():
-    mesh = mesh_lib.create(4)
-    for sharding in (mesh_lib.replicated(mesh), NamedSharding(mesh, P("replica"))):
+    mesh = create(4)
+    for sharding in (replicated(mesh), NamedSharding(mesh, P("replica"))):
         state = tree()
         state["params"]["b"] = jax.device_put(state["params"]["b"], sharding)
         assert state_sha256(state) == state_sha256(tree())

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.commands import REPOSITORY
-from tests.helpers.processes import (
+from tests.helpers.commands import (
     LIMIT_SECONDS,
     PLAIN,
     QUICK_COMPILATION,
+    REPOSITORY,
+    TINY,
     Process,
     finish,
     run,
@@ -24,6 +25,8 @@ from tests.helpers.processes import (
     wait_for,
 )
 from train.core.workdir.lock import locked
+
+pytestmark = pytest.mark.faults
 
 OPTIONS = (
     *("--config.epochs=2", "--config.eval_every_epochs=1", "--config.data.image_size=16"),
@@ -140,8 +143,10 @@ def test_file_that_may_not_grow(tmp_path: Path) -> None:
     # Without a disk of its own: as on one with a quota.
     code = "import resource, runpy, sys\n"
     code += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({MEGABYTE // 4},) * 2)\n"
-    code += "sys.argv[0] = 'train.main'\nrunpy.run_module('train.main', run_name='__main__')"
-    arguments = ("--config", "configs/digits_resnet20.py", "--workdir", str(tmp_path), *OPTIONS)
+    code += f"runpy.run_module('{TINY}', run_name='__main__')"
+    # The network is small, its images large, and so is its checkpoint.
+    options = (*OPTIONS, "--config.data.image_size=64")
+    arguments = ("--config", "configs/digits_resnet20.py", "--workdir", str(tmp_path), *options)
     environment = QUICK_COMPILATION | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     result = subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -157,6 +162,7 @@ def test_file_that_may_not_grow(tmp_path: Path) -> None:
     assert not saved(tmp_path)
 
 
+@pytest.mark.slow
 def test_directory_in_use_names_who_uses_it(tmp_path: Path) -> None:
     with locked(tmp_path):
         line = fails(tmp_path, 2)

@@ -17,13 +17,16 @@ from hypothesis import strategies as st
 
 from tests.helpers.damage import damaged, damages
 from train.core.errors import RunError
-from train.core.workdir import checkpoint_files as train_saved
-from train.core.workdir import quarantine
+from train.core.workdir.checkpoint_files import REMOVED
 from train.core.workdir.checkpoints import Checkpoints
+from train.core.workdir.quarantine import ASIDE, set_damaged_aside
 
 STEPS = (10, 20, 30)
-# Orbax leaves coroutines behind where reading fails.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.faults,
+    # Orbax leaves coroutines behind where reading fails.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 def state(step: int) -> dict[str, Any]:
@@ -55,15 +58,15 @@ def workdir(saved: Path, tmp_path: Path) -> epath.Path:
 
 def goes_on_from(workdir: epath.Path) -> int:
     """The step that a run finds; what it reads is what was saved, to the bit."""
-    quarantine.set_damaged_aside(workdir)
+    set_damaged_aside(workdir)
     with Checkpoints(workdir / "checkpoints", keep=2) as checkpoints:
         step = checkpoints.latest_step()
         assert step is not None
-        found, progress = checkpoints.restore(step, jax.tree.map(jnp.zeros_like, state(step)))
+        restored, progress = checkpoints.restore(step, jax.tree.map(jnp.zeros_like, state(step)))
         assert checkpoints.best_step() == step
     expected = state(step)
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    assert jax.tree.structure(restored) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True):
         assert a.dtype == b.dtype
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
     assert progress == {"wall_seconds": step / 3}
@@ -71,7 +74,7 @@ def goes_on_from(workdir: epath.Path) -> int:
 
 
 def set_aside(workdir: epath.Path) -> set[str]:
-    directory = workdir / quarantine.ASIDE
+    directory = workdir / ASIDE
     return {path.name for path in directory.iterdir()} if directory.exists() else set()
 
 
@@ -103,8 +106,8 @@ def test_any_damage_is_found_or_does_no_harm(saved: Path, data: st.DataObject) -
 def test_flipped_bit_of_a_weight_is_named(
     workdir: epath.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = [path for path in files(30, Path(workdir)) if "ocdbt.process" in str(path)]
-    largest = max(found, key=lambda path: path.stat().st_size)
+    paths = [path for path in files(30, Path(workdir)) if "ocdbt.process" in str(path)]
+    largest = max(paths, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
@@ -132,7 +135,7 @@ def test_foreign_directories_are_set_aside_and_files_left(workdir: epath.Path) -
     (workdir / "checkpoints" / "file").write_text("mine")
     assert goes_on_from(workdir) == 30
     assert set_aside(workdir) == {"notes", "31", "031"}
-    assert (workdir / quarantine.ASIDE / "notes" / "file").read_text() == "mine"
+    assert (workdir / ASIDE / "notes" / "file").read_text() == "mine"
     assert (workdir / "checkpoints" / "file").read_text() == "mine"
 
 
@@ -155,7 +158,7 @@ def test_without_a_whole_one_nothing_is_touched(workdir: epath.Path) -> None:
         (workdir / "checkpoints" / str(step) / "state" / "manifest.ocdbt").write_bytes(b"")
     before = snapshot(workdir)
     with pytest.raises(RunError) as error:
-        quarantine.set_damaged_aside(workdir)
+        set_damaged_aside(workdir)
     message = str(error.value)
     assert message.startswith(f"no checkpoint in {workdir}/checkpoints is whole: 30 is damaged: ")
     assert all(f"{step} is damaged" in message for step in STEPS)
@@ -189,7 +192,7 @@ def test_what_a_kill_left_of_one_that_is_not_kept_is_no_damage(
     with Checkpoints(workdir / "checkpoints", keep=2) as checkpoints:
         checkpoints.save(40, state(40), {"wall_seconds": 40 / 3}, evaluation(40))
     # Renamed at once, and removed afterwards.
-    left = workdir / "checkpoints" / train_saved.REMOVED / "10"
+    left = workdir / "checkpoints" / REMOVED / "10"
     assert sorted(p.name for p in left.iterdir()) == sorted(
         p.name for p in (workdir / "checkpoints" / "40").iterdir()
     )

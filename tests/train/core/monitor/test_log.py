@@ -1,6 +1,8 @@
-"""Rows as they follow from the steps, and TensorBoard events."""
+"""Rows as they follow from the steps, TensorBoard events, log lines, and traces of steps."""
 
 import struct
+import sys
+import time
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -9,10 +11,14 @@ import pytest
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
-from train.core.monitor import log as metrics_lib
-from train.core.monitor import metric_rows as rows_lib
+from train.core.config.fields import Config
+from train.core.errors import ConfigError
+from train.core.monitor import metric_rows
 from train.core.monitor.log import LAG, Log, NonFiniteError, Progress
 from train.core.monitor.metric_rows import RowFile, RowSegments
+from train.core.monitor.profiler import Profiler, parse
+from train.core.monitor.terminal import Display
+from train.core.monitor.timing import Laps
 
 SPEED = {"images_per_second", "data_wait"}
 
@@ -22,16 +28,15 @@ def clock(monkeypatch):
     """A clock that a test sets."""
     clock = SimpleNamespace(seconds=1000.0)
     fake = SimpleNamespace(monotonic=lambda: clock.seconds)
-    monkeypatch.setattr(metrics_lib, "time", fake)
+    for module in ("log", "timing"):
+        monkeypatch.setattr(f"train.core.monitor.{module}.time", fake)
     return clock
 
 
-OPTIONS = {"start_step": 0, "total_steps": 10, "steps_per_epoch": 3, "batch_size": 10}
-
-
 def open_log(workdir, progress=None, log_every_steps=2, **options):
-    options = OPTIONS | {"log_every_steps": log_every_steps} | options
-    return Log(workdir, progress or Progress(), **options)
+    config = Config(batch_size=10, log_every_steps=log_every_steps)
+    options = {"start_step": 0, "total_steps": 10, "steps_per_epoch": 3} | options
+    return Log(workdir, config, progress or Progress(), **options)
 
 
 def values(step, loss=None):
@@ -149,7 +154,7 @@ def test_rows_before_a_bad_loss_are_written(tmp_path):
 def test_rows_before_a_bad_loss_are_written_where_they_wait_for_a_sync(tmp_path, monkeypatch):
     (tmp_path / "metrics").mkdir()
     segments = RowSegments(epath.Path(tmp_path) / "metrics")
-    monkeypatch.setattr(rows_lib, "of", lambda workdir: segments)
+    monkeypatch.setattr(metric_rows, "of", lambda workdir: segments)
     with open_log(tmp_path, log_every_steps=2) as log:
         for step in range(1, 4):
             log.train(range(step, step + 1), values(step, np.nan if step == 3 else 1.0))
@@ -175,8 +180,8 @@ def test_restart_drops_later_rows_and_goes_on(tmp_path):
         for step in range(5, 11):
             log.train(range(step, step + 1), values(step, loss=7.0))
         log.flush(10)
-    found = [(row["step"], row["loss"] == 7.0) for row in written(tmp_path)]
-    assert found == [(step, step > 4) for step in range(1, 11)]
+    are_new = [(row["step"], row["loss"] == 7.0) for row in written(tmp_path)]
+    assert are_new == [(step, step > 4) for step in range(1, 11)]
     starts = [event.step for event in events(tmp_path) if event.HasField("session_log")]
     assert starts[-1] == 5  # from where on TensorBoard forgets what it has
 
@@ -197,15 +202,15 @@ def test_events_hold_the_scalars_of_the_rows(tmp_path):
             log.train(range(step, step + 1), values(step))
         log.flush(4)
         log.evaluation(4, {"loss": 0.25, "top1_error": 50.0})
-    found = [(v.tag, e.step, v.simple_value) for e in events(tmp_path) for v in e.summary.value]
+    scalars = [(v.tag, e.step, v.simple_value) for e in events(tmp_path) for v in e.summary.value]
     expected = [
         (f"{row['split']}/{name}", row["step"], np.float32(value))
         for row in written(tmp_path)
         for name, value in row.items()
         if name not in ("step", "split")
     ]
-    assert found == expected
-    assert len(found) == 2 * 6 + 3
+    assert scalars == expected
+    assert len(scalars) == 2 * 6 + 3
 
 
 def test_speed_covers_the_steps_since_the_row_before(tmp_path, clock):
@@ -221,3 +226,77 @@ def test_speed_covers_the_steps_since_the_row_before(tmp_path, clock):
     # The first row waits for the steps that the log is late by.
     rates = {row["step"]: (row["images_per_second"], row["data_wait"]) for row in written(tmp_path)}
     assert rates == {2: (10.0, 0.25), 4: (20.0, 0.25), 6: (20.0, 0.25)}
+
+
+ROWS = [
+    {"split": "train", "step": 5, "epoch": 2.5, "loss": 0.5, "top1_error": 12.5},
+    {"split": "eval", "step": 5, "epoch": 2.5, "loss": 0.25, "top1_error": 10.0},
+]
+LINES = [
+    "train  step 5/20  epoch 2.50  loss 0.5000  error 12.50 %  1,234 images/s  0:00:30 left",
+    "eval   step 5/20  epoch 2.50  loss 0.2500  error 10.00 %",
+]
+
+
+@pytest.mark.parametrize("columns", [120, 60])
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_display_prints_lines_or_on_a_terminal_a_live_one(
+    monkeypatch, capsys, is_terminal, columns
+):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    display = Display(total_steps=20)
+    for row in (ROWS[0], ROWS[0], ROWS[1], ROWS[0]):
+        display.show(row | {"images_per_second": 1234.0}, wall_seconds=10.0)
+    display.close()
+    expected = "{0}\n{0}\n{1}\n{0}\n".format(*LINES)
+    if is_terminal:
+        clear, lines = "\r\x1b[K", [line[: columns - 1] for line in LINES]
+        expected = "{2}{0}{2}{0}{2}{1}\n{2}{0}\n".format(*lines, clear)
+    assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize("text", ["", "3", "0:2", "3:2", "a:b", "1:2:3", "-1:2"])
+def test_wrong_spans_are_refused(text):
+    with pytest.raises(ConfigError, match=r"^--profile: got .* allowed: START:STOP"):
+        parse(text, epath.Path())
+
+
+def test_trace_needs_a_local_disk():
+    with pytest.raises(
+        ConfigError, match=r"^--profile: .* local --workdir; got gs://bucket/run\.$"
+    ):
+        parse("2:3", epath.Path("gs://bucket/run"))
+
+
+def test_a_span_is_traced(tmp_path):
+    with Profiler(tmp_path / "profile", parse("2:3", epath.Path())) as profiler:
+        for step in range(1, 5):
+            profiler.before(range(step, step + 1))
+            assert (tmp_path / "profile").exists() == (step > 3)
+            profiler.after(range(step, step + 1), jnp.zeros(2) + 1)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_steps_that_are_dispatched_together_are_traced_together(tmp_path):
+    with Profiler(tmp_path / "profile", parse("6:7", epath.Path())) as profiler:
+        for steps in (range(1, 6), range(6, 11), range(11, 16)):
+            profiler.before(steps)
+            profiler.after(steps, jnp.zeros(2) + 1)
+            assert (tmp_path / "profile").exists() == (steps[0] >= 6)
+
+
+def test_no_span_writes_nothing(tmp_path):
+    with Profiler(tmp_path / "profile", None) as profiler:
+        profiler.before(range(1, 2))
+        profiler.after(range(1, 2), jnp.zeros(2))
+    assert not (tmp_path / "profile").exists()
+
+
+def test_laps_add_up(monkeypatch):
+    times = iter([11.5, 12.0, 15.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
+    laps = Laps(10.0)
+    for name in ("imports", "data", "compilation"):
+        laps.end(name)
+    assert str(laps) == "5.0 s: imports 1.5, data 0.5, compilation 3.0"

@@ -1,0 +1,175 @@
+"""What programs cost: their collectives, what chips can do, where it runs, what is kept."""
+
+import datetime
+import functools
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from configs import digits_resnet20
+from tests.helpers import tiny
+from train.core.devices import compilation_cache, environment
+from train.core.devices.chips import memory_bytes, peak_flops
+from train.core.devices.program_cost import Collective, array_bytes, collectives
+from train.core.engine import loop
+from train.core.engine.experiment import build
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ("f32[]", 4),
+        ("f32[]{:T(128)}", 4),
+        ("bf16[3,3,64]{2,1,0:T(8,128)(2,1)S(1)}", 2 * 576),
+        ("pred[7]", 7),
+        ("s4[5]", 3),
+        ("f8e4m3fn[10]", 10),
+        ("c64[2]", 16),
+        ("f32[0,8]", 0),
+        ("token[]", 0),
+        ("(f32[16]{0:T(128)S(1)}, /*index=5*/u8[2,2]{1,0:T(8,128)(4,1)}, u32[]{:S(2)})", 72),
+    ],
+)
+def test_bytes_of_a_shape(shape: str, size: int) -> None:
+    assert array_bytes(shape) == size
+
+
+TEXT = """
+HloModule jit_step, is_scheduled=true
+%add (x: f32[], y: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%x, %y)
+}
+ENTRY %main {
+  %all-reduce.1 = (f32[16]{0:T(128)}, /*index=1*/bf16[4,4]{1,0}) all-reduce(%a, %b), to_apply=%add
+  %get-tuple-element.1 = f32[16]{0:T(128)} get-tuple-element(%all-reduce.1), index=0
+  ROOT %all-reduce.2 = f32[] all-reduce(%c), metadata={op_name="jit(step)/all-gather(x)"}
+  %all-gather-start.1 = (f32[8]{0}, f32[32]{0}) all-gather-start(%d), dimensions={0}
+  %all-gather-done.1 = f32[32]{0} all-gather-done(%all-gather-start.1)
+  %reduce-scatter.3 = u8[12]{0} reduce-scatter(%e), dimensions={0}, to_apply=%add
+  %collective-permute.4 = s32[2]{0} collective-permute(%f), source_target_pairs={{0,1}}
+  %all-to-all.5 = f32[4]{0} all-to-all(%g)
+  %fusion.5 = f32[9]{0} fusion(%h), metadata={op_name="a = f32[9] all-gather(x)"}
+  %fusion.6 = f32[4]{0} fusion(%h), calls=%all-reduce-computation
+}
+"""
+
+
+def test_kinds_counts_and_bytes() -> None:
+    assert collectives(TEXT) == {
+        "all-gather": Collective(1, 128),
+        "all-reduce": Collective(2, 64 + 32 + 4),
+        "all-to-all": Collective(1, 16),
+        "collective-permute": Collective(1, 8),
+        "reduce-scatter": Collective(1, 12),
+    }
+
+
+def test_program_of_one_device_has_none() -> None:
+    assert collectives(jax.jit(jnp.sin).lower(jnp.ones(3)).compile().as_text()) == {}
+
+
+def test_program_compiled_here() -> None:
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
+
+    @jax.jit
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=P("x"), out_specs=P(), check_vma=False)
+    def run(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.lax.psum(x, "x"), jax.lax.all_gather(x, "x")
+
+    occurring = collectives(run.lower(jnp.ones((8, 5))).compile().as_text())
+    assert occurring == {"all-gather": Collective(1, 160), "all-reduce": Collective(1, 40)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "tflops"),
+    [
+        ("TPU v5 lite", 197),
+        ("TPU v5", 459),
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA H100 PCIe", 756.5),
+        ("NVIDIA H200", 989.5),
+        ("NVIDIA H200 NVL", 835.5),
+    ],
+)
+def test_peak_of_a_device(kind: str, tflops: float) -> None:
+    assert peak_flops(kind) == 1e12 * tflops
+
+
+@pytest.mark.parametrize("kind", ["cpu", "TPU v3", "NVIDIA H100 NVL", "NVIDIA GeForce RTX 4090"])
+def test_peak_that_is_not_known(kind: str) -> None:
+    assert peak_flops(kind) is None
+
+
+@pytest.mark.parametrize(("kind", "size"), [("TPU v5 lite", 16911433728), ("cpu", None)])
+def test_memory_of_a_device(kind: str, size: int | None) -> None:
+    assert memory_bytes(kind) == size
+
+
+def test_versions_and_devices() -> None:
+    described = environment.describe()
+    keys = {"versions", "platform", "device_kind", "devices", "processes", "date"}
+    assert described.keys() == keys
+    packages = {"python", "jax", "jaxlib", "flax", "optax", "nam_jax"}
+    assert described["versions"].keys() == packages
+    assert all(version[0].isdigit() for version in described["versions"].values())
+    assert (described["device_kind"], described["devices"]) == ("cpu", 4)
+    assert described["processes"] == 1
+    datetime.date.fromisoformat(described["date"])
+
+
+def test_name_of_the_machine_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "secret-host"
+    uname = platform.uname()
+    monkeypatch.setattr(platform, "uname", lambda: uname._replace(node=name))
+    monkeypatch.setattr(platform, "node", lambda: name)
+    assert name not in json.dumps(environment.describe())
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_every_start_of_an_unfinished_run_writes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.use(monkeypatch)
+    config = digits_resnet20.get_config()
+    config.steps, config.optimizer.sparsity = 1, 0.0
+    file = tmp_path / "environment.json"
+    tmp_path.joinpath("checkpoints").mkdir()
+    file.write_text("of an earlier start")
+    loop.train(build(config), tmp_path)
+    assert json.loads(file.read_text()) == environment.describe()
+    file.write_text("of the run")
+    loop.train(build(config), tmp_path)
+    assert file.read_text() == "of the run"
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """What is set of JAX's config in this test; nothing comes of it."""
+    values: dict[str, Any] = {}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(jax.config, "update", values.__setitem__)
+    return values
+
+
+def test_compilations_are_kept_for_the_user(settings: dict[str, Any], tmp_path: Path) -> None:
+    compilation_cache.enable()
+    directory = Path(settings["jax_compilation_cache_dir"])
+    assert directory.is_relative_to(tmp_path / "nam_jax")
+    assert 0 < settings["jax_persistent_cache_min_compile_time_secs"] < 1
+
+
+def test_settings_of_the_compilation_cache_in_the_environment_hold(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "7")
+    compilation_cache.enable()
+    assert settings == {}
