@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from nam_jax.attention import NAMES as ATTENTIONS
+from nam_jax.attention import has_nam_scales
 from train.core.config.fields import Config
 from train.core.errors import ConfigError
 
@@ -41,6 +42,6 @@ def exchanged(config: Config, name: str) -> Config:
     """A copy of a config with another attention, and no penalty where that has no NAM scales."""
     config = config.copy_and_resolve_references()
     config.model.attention = name
-    if not name.startswith("nam"):
+    if not has_nam_scales(name):
         config.optimizer.sparsity = 0.0
     return config
