@@ -12,7 +12,8 @@ from nam_jax.attention import TiedNAM
 from nam_jax.models import mobilenet_v2
 from nam_jax.models.mobilenet_v2 import MobileNetV2, Stage
 from nam_jax.models.resnet import BasicBlock, ResNet
-from tests.helpers.parity import assert_close, formula, random_variables
+from tests.helpers.arrays import assert_close, formula
+from tests.helpers.networks import random_variables
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 IMAGES = np.random.default_rng(2).standard_normal((2, 8, 8, 3))

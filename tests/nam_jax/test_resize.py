@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from nam_jax import NAM, ChannelNAM, SpatialNAM, models, resize_spatial
-from tests.helpers.parity import random_variables
+from tests.helpers.networks import random_variables
 
 MODULES = [NAM(use_running_average=True), SpatialNAM(use_running_average=True)]
 each_module = pytest.mark.parametrize("module", MODULES, ids=["NAM", "SpatialNAM"])

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from nam_jax import NAM, SpatialNAM, resize_spatial
 from nam_jax.variables import abstract_variables
-from tests.helpers.bounded import unit
-from tests.helpers.hard_arrays import KINDS, hard_arrays
+from tests.helpers.arrays import KINDS, hard_arrays, unit
 
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 

@@ -12,7 +12,8 @@ from flax import linen as nn
 import nam_jax
 from nam_jax import NAM, ChannelNAM, SpatialNAM
 from nam_jax.sparsity import nam_scales
-from tests.helpers.parity import assert_close, random_variables
+from tests.helpers.arrays import assert_close
+from tests.helpers.networks import random_variables
 
 each_transformation = pytest.mark.parametrize(
     "transformation",

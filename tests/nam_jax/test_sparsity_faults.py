@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nam_jax
-from tests.helpers.bounded import growth, unit
-from tests.helpers.hard_arrays import hard_arrays
+from tests.helpers.arrays import growth, hard_arrays, unit
 
 RATE = 0.1
 TRANSFORMATIONS = {

@@ -12,7 +12,8 @@ from flax import traverse_util
 from nam_jax import models
 from nam_jax.attention import NAMES
 from nam_jax.sparsity import nam_scales
-from tests.helpers.parity import GOLDEN, assert_close, network
+from tests.helpers.arrays import assert_close
+from tests.helpers.networks import GOLDEN, network
 
 TAGS = (
     "cifar_resnet18_nam_channel",

@@ -14,7 +14,8 @@ from nam_jax.attention import NAMES
 from nam_jax.models import mobilenet_v2
 from nam_jax.models.mobilenet_v2 import MobileNetV2, Stage
 from nam_jax.models.resnet import BasicBlock, ResNet
-from tests.helpers.parity import assert_close, random_variables
+from tests.helpers.arrays import assert_close
+from tests.helpers.networks import random_variables
 
 # A residual block and one that halves the resolution: what there is to compile, and no more.
 STAGES = (Stage(1, 16, 1, 1), Stage(6, 16, 1, 1), Stage(6, 32, 1, 2))

@@ -8,7 +8,7 @@ import pytest
 from nam_jax.models import mobilenet_v2
 from nam_jax.models.mobilenet_v2 import MobileNetV2, Stage
 from nam_jax.models.resnet import BasicBlock, ResNet
-from tests.helpers.parity import assert_close
+from tests.helpers.arrays import assert_close
 
 FAMILIES = {
     "resnet": lambda **fields: ResNet(BasicBlock, (2, 1), width=8, **fields),

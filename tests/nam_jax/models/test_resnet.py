@@ -12,13 +12,8 @@ from flax import linen as nn
 from nam_jax.attention import NAMES
 from nam_jax.models import blocks
 from nam_jax.models.resnet import BasicBlock, Bottleneck, ResNet
-from tests.helpers.parity import (
-    assert_close,
-    random_variables,
-    reductions,
-    sharded_train_step,
-    train_step,
-)
+from tests.helpers.arrays import assert_close
+from tests.helpers.networks import random_variables, reductions, sharded_train_step, train_step
 
 # Of JAX's generators the one whose compilation takes the least time.
 KEY = jax.random.key(0, impl="rbg")

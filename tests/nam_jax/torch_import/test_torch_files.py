@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nam_jax import ChannelNAM, torch_import
-from tests.helpers.parity import GOLDEN
+from tests.helpers.networks import GOLDEN
 
 FOLDER = GOLDEN / "torch"
 FILES = ("zip.pth", "legacy.pth", "odd.pth", "odd_legacy.pth", "checkpoint.pth", "all.safetensors")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from nam_jax import models, torch_import
-from tests.helpers.parity import GOLDEN, assert_close, draw_state_dict, nhwc
+from tests.helpers.arrays import assert_close
+from tests.helpers.networks import GOLDEN, draw_state_dict, nhwc
 
 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2"])
