@@ -4,6 +4,7 @@ The formats of the vectors are those of the files in `golden/`: arrays NCHW, nam
 layouts PyTorch's. Everything is returned NHWC and in float64, as NumPy arrays.
 """
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,15 @@ class Block(nn.Module):
 def further_arguments(name: str, channels: int = SHAPE[-1]) -> dict[str, np.ndarray]:
     """What a module is called with beside x and what all are called with."""
     return {"scale": np.ones(channels, np.float32)} if name == "nam_tied" else {}
+
+
+def owns_parameters(name: str) -> bool:
+    if name == "none":
+        return False
+    init = functools.partial(
+        attention(name)(use_running_average=True).init, **further_arguments(name)
+    )
+    return "params" in jax.eval_shape(init, jax.random.key(0), image())
 
 
 def image(shape: tuple[int, ...] = SHAPE, seed: int = 0, dtype: Any = np.float32) -> np.ndarray:

@@ -34,6 +34,14 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 # gates are float32 whatever the dtype, so that a result is rounded once; NAM's twice, between
 # its two parts and at its end.
 BFLOAT16 = dict.fromkeys(MODULES, 2.0 ** (-8)) | {"nam": 2 * 2.0**-8}
+# CBAM stands for the two others that take long to compile, where a promise is all modules'.
+but_the_largest = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in ("bam", "tam") else name
+        for name in MODULES
+    ],
+)
 COMMON = ("use_running_average", "dtype", "param_dtype", "axis_name")
 
 
@@ -249,14 +257,14 @@ def test_statistics_of_the_batch_are_not_the_running_ones(name):
     assert np.array_equal(trained, evaluated) == (not statistics_of(name))
 
 
-@each_name
+@but_the_largest
 def test_jit_changes_nothing(name):
     block = Block(name)
     actual = block.apply(variables_of(name), image(), False, mutable="batch_stats")
     assert_close(actual, compiled(name, True)(variables_of(name), image()), 1e-5)
 
 
-@each_name
+@but_the_largest
 def test_vmap_over_parameters_is_a_loop(name):
     leaves, structure = jax.tree.flatten(variables_of(name))
     if not leaves:
@@ -370,7 +378,7 @@ def test_float64_stays_float64(x64, name):
     assert y.dtype == np.float64
 
 
-@each_name
+@but_the_largest
 def test_four_devices_are_one_batch(x64, name):
     x, cotangent = (image((8, 5, 3, 32), seed, np.float64) for seed in (0, 1))
     variables = random_variables(Block(name), x)
@@ -407,14 +415,7 @@ class End(nn.Module):
         return self.name_ == "nam_tied"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        # Two that are given none, or use none.
-        pytest.param(name, marks=pytest.mark.slow) if name in ("nam_tied", "bam") else name
-        for name in MODULES
-    ],
-)
+@but_the_largest
 def test_moments_change_no_number(x64, name):
     x, cotangent = (image((4, 3, 5, 6), seed, np.float64) for seed in (0, 1))
     variables = random_variables(End(name), x)
