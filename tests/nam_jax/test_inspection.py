@@ -116,7 +116,7 @@ def test_gates_of_a_training_call_are_those_of_its_batch(x64, module, mutable):
 
 
 def test_gates_of_rematerialised_blocks():
-    variables = resnet("nam").init(jax.random.key(0), IMAGES, train=False)
+    variables = random_variables(resnet("nam"), IMAGES, np.float32)
     plain, remat = (
         nam_jax.gates(resnet("nam", **fields), variables, IMAGES, train=False)
         for fields in ({}, {"remat": True})

@@ -38,7 +38,7 @@ def test_the_same_size_is_the_identity(x64, module):
 
 
 @each_module
-@pytest.mark.parametrize("factor", [2, 3])
+@pytest.mark.parametrize("factor", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_an_enlarged_input_gets_the_enlarged_gate(x64, module, factor):
     x = image(7, 5)
     variables = variables_of(module, x)

@@ -19,6 +19,8 @@ from nam_jax.sparsity import nam_scales
 from tests.helpers.arrays import assert_close, growth, hard_arrays, unit
 from tests.helpers.networks import random_variables
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RATE = 0.1
 
 
