@@ -58,7 +58,7 @@ class BAM(AttentionModule, kw_only=True):
 
         Args:
           x: Input (N, H, W, C).
-          use_running_average: Overrides the attribute of this name.
+          use_running_average: The attribute of this name, unless given at construction.
           moments: Not used.
 
         Returns:

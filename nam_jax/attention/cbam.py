@@ -55,7 +55,7 @@ class CBAM(AttentionModule, kw_only=True):
 
         Args:
           x: Input (N, H, W, C).
-          use_running_average: Overrides the attribute of this name.
+          use_running_average: The attribute of this name, unless given at construction.
           moments: Moments of x, as `nam_jax.BatchNorm` returns them, of which only the array
             `moments.of` is used, in place of x in reductions.
 

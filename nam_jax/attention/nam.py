@@ -181,7 +181,7 @@ class ChannelNAM(NormalizationAttention, kw_only=True):
 
         Args:
           x: Input (N, ..., C).
-          use_running_average: Overrides the attribute of this name.
+          use_running_average: The attribute of this name, unless given at construction.
           moments: Mean and variance of x per channel, as `nam_jax.BatchNorm` returns them
             for its output; the module then makes no pass over x to compute them. They must
             be taken over the devices of `axis_name`. Ignored under running statistics.
@@ -264,7 +264,7 @@ class SpatialNAM(NormalizationAttention, kw_only=True):
 
         Args:
           x: Input (N, H, W, C).
-          use_running_average: Overrides the attribute of this name.
+          use_running_average: The attribute of this name, unless given at construction.
           moments: Moments of x, of which only the array `moments.of` is used, in place of x
             in reductions: moments per channel say nothing about pixels.
 
@@ -335,7 +335,7 @@ class NAM(NormalizationAttention, kw_only=True):
 
         Args:
           x: Input (N, H, W, C).
-          use_running_average: Overrides the attribute of this name.
+          use_running_average: The attribute of this name, unless given at construction.
           moments: Mean and variance of x per channel, for the channel part, see ChannelNAM; and
             the array `moments.of`, for the statistics of the pixels.
 

@@ -168,7 +168,7 @@ class BatchNorm(nn.Module):
 
         Args:
           x: Input (N, ..., C), with the default `axis`.
-          use_running_average: Overrides the attribute of this name.
+          use_running_average: The attribute of this name, unless given at construction.
           return_moments: Whether to return also the moments of the output, with the output itself,
             unrounded, as `moments.of`.
 
@@ -198,7 +198,7 @@ class BatchNorm(nn.Module):
 
         Args:
           x: Input (N, ..., C), with the default `axis`.
-          use_running_average: Overrides the attribute of this name.
+          use_running_average: The attribute of this name, unless given at construction.
           moments: Moments of x where they are known; x is then not read. Ignored under
             running statistics.
 

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 import nam_jax
 from nam_jax import NAM, ChannelNAM, Moments, SpatialNAM
+from nam_jax.attention import TiedNAM
 from nam_jax.attention.nam import attention_weights
 from tests.helpers.arrays import assert_close, formula
 from tests.helpers.networks import random_variables, train_step
@@ -294,6 +295,11 @@ def test_tied_form_owns_nothing(norm):
         "params": ["nam_bn"],
         "batch_stats": ["nam_bn"],
     }
+
+
+def test_tied_form_without_a_scale_is_refused():
+    with pytest.raises(ValueError, match="nam_tied needs scale="):
+        TiedNAM().init(jax.random.key(0), image(), use_running_average=True)
 
 
 @each_norm

@@ -36,19 +36,22 @@ def cut_short(name, attention="none", **fields):
 
 # One name of each kind of network, of those that differ in depth alone; and one of each family.
 KINDS = list({cut_short(name): name for name in reversed(models.NAMES)}.values())
-FAMILIES = {type(cut_short(name)): name for name in reversed(models.NAMES)}.values()
+FAMILIES = list({type(cut_short(name)): name for name in reversed(models.NAMES)}.values())
 
 
-def pairs(is_quick):
-    """Every kind of network with every attention; the quick ones not only in `make test-all`."""
+# Every family with every attention, and what a kind may do in its own way.
+PAIRS = [
+    (name, attention)
+    for name in KINDS
+    for attention in (ATTENTIONS if name in FAMILIES else ("none", "nam_tied", "nam", "bam"))
+]
+
+
+def pairs(is_quick, chosen=PAIRS):
+    """Networks with attention; those that are not quick are in `make test-all` alone."""
     return pytest.mark.parametrize(
         ("name", "attention"),
-        [
-            pytest.param(name, attention, marks=() if quick else pytest.mark.slow)
-            for name in KINDS
-            for attention in ATTENTIONS
-            for quick in [name in FAMILIES and is_quick(name, attention)]
-        ],
+        [pytest.param(*pair, marks=() if is_quick(*pair) else pytest.mark.slow) for pair in chosen],
     )
 
 
@@ -58,7 +61,7 @@ FEW = (
     ("resnet18", "bam"),
     ("mobilenet_v2", "se"),
 )
-each_pair = pairs(lambda name, attention: True)
+each_pair = pairs(lambda name, attention: name in FAMILIES)
 mainly_few = pairs(lambda name, attention: (name, attention) in FEW)
 
 IMAGES = (2, 12, 6, 3)
@@ -209,7 +212,10 @@ def test_penalty_finds_scales_where_there_are_some(name, attention):
 # Blocks that are computed anew in the backward pass: the same numbers from less memory.
 
 
-@pairs(lambda name, attention: (name, attention) == ("resnet18", "nam_channel"))
+@pairs(
+    lambda name, attention: name == "resnet18" and attention == "nam_channel",
+    [("resnet18", "nam"), ("mobilenet_v2", "se"), *((name, "nam_channel") for name in KINDS)],
+)
 def test_remat_changes_neither_variables_nor_gradients_nor_statistics(x64, name, attention):
     variables = variables_of(name, attention)
     anew = Called(cut_short(name, attention, remat=True))
@@ -223,7 +229,7 @@ def test_remat_changes_neither_variables_nor_gradients_nor_statistics(x64, name,
     assert_close(anew, jax.tree.map(np.asarray, kept))
 
 
-@pairs(lambda name, attention: attention == "nam")
+@pairs(lambda name, attention: name in FAMILIES, [(name, "nam") for name in KINDS])
 def test_remat_keeps_less_for_the_backward_pass(name, attention):
     def residual_bytes(remat):
         called = Called(cut_short(name, attention, remat=remat))
