@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import jax
 
-from nam_jax.layers.convolution import convolution
+from nam_jax import convolution
 from train.benchmark import turns
 from train.core import tables
 from train.core.workdir.storage import write_json

@@ -14,7 +14,7 @@ import optax
 from flax import linen as nn
 
 import nam_jax
-from nam_jax.attention import NAMES
+from nam_jax.attention import NAMES, has_nam_scales
 
 
 class Block(nn.Module):
@@ -56,7 +56,7 @@ def train(attention: str, steps: int = 10) -> list[float]:
     variables = model.init(jax.random.key(0), images, train=False)
     params, batch_stats = variables["params"], variables["batch_stats"]
     # The penalty goes first: before momentum, and refused where there are no NAM scales.
-    penalty = [nam_jax.add_sparsity_penalty(1e-4)] if attention.startswith("nam") else []
+    penalty = [nam_jax.add_sparsity_penalty(1e-4)] if has_nam_scales(attention) else []
     tx = optax.chain(*penalty, optax.sgd(0.1, momentum=0.9))
     opt_state = tx.init(params)
 

@@ -5,6 +5,7 @@ from nam_jax.attention import BAM, CBAM, SqueezeExcite, TripletAttention, attent
 from nam_jax.attention.nam import NAM, ChannelNAM, SpatialNAM
 from nam_jax.inspection import gates, saliency
 from nam_jax.layers.batch_norm import BatchNorm, Moments
+from nam_jax.layers.convolution import convolution
 from nam_jax.resize import resize_spatial
 from nam_jax.sparsity import add_sparsity_penalty, proximal_sparsity, sparsity_penalty
 
@@ -22,6 +23,7 @@ __all__ = [
     "TripletAttention",
     "add_sparsity_penalty",
     "attention",
+    "convolution",
     "gates",
     "models",
     "proximal_sparsity",

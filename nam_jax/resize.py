@@ -22,16 +22,16 @@ def resize_spatial(
     is repeated k × k times has the gate repeated k × k times.
 
     Args:
-      variables: of the module, as trained; arrays, not traced.
-      module: a network that is called with images and `train`, or an attention module.
-      input_shape: the new shape of its input, NHWC.
+      variables: Variables of the module, as trained; arrays, not traced.
+      module: Network that is called with images and `train`, or an attention module.
+      input_shape: New shape of its input, (N, H, W, C).
 
     Returns:
       Variables for inputs of that shape; what is not of a spatial NAM is as it was.
 
     Raises:
       ValueError: the module's other variables do not have the shapes of these, or input_shape
-        is none.
+        is not four whole numbers of at least 1.
 
     Example:
       >>> import jax, jax.numpy as jnp, nam_jax

@@ -57,8 +57,8 @@ def sparsity_penalty(params: optax.Params, strength: float | jax.Array) -> jax.A
     """The penalty of equation 4: p (Σ|γ| + Σ|λ|) over all NAM scales.
 
     Args:
-      params: the parameters of a model.
-      strength: p, at least 0.
+      params: Parameters of a model.
+      strength: Strength p of the penalty, at least 0.
 
     Returns:
       A scalar, at least float32; 0 where params hold no NAM scale.
@@ -88,7 +88,7 @@ def add_sparsity_penalty(strength: ScalarOrSchedule) -> optax.GradientTransforma
     as differentiating the loss with the penalty added. Do not add it to the loss as well.
 
     Args:
-      strength: p, at least 0, or a schedule of the number of updates.
+      strength: Strength p of the penalty, at least 0, or a schedule of the number of updates.
 
     Returns:
       A transformation whose update needs params.
@@ -140,8 +140,8 @@ def proximal_sparsity(
     gradient of the BatchNorm that it belongs to, and may come back.
 
     Args:
-      strength: p, at least 0, or a schedule of the number of updates.
-      learning_rate: η of the chain before, or its schedule.
+      strength: Strength p of the penalty, at least 0, or a schedule of the number of updates.
+      learning_rate: Learning rate η of the chain before, at least 0, or its schedule.
 
     Returns:
       A transformation whose update needs params.

@@ -17,9 +17,9 @@ def initial_variables(module: nn.Module, key: jax.Array, x: Any) -> Any:
     """Initialises a module for evaluation, whether it takes `train` or `use_running_average`.
 
     Args:
-      module: an attention module, or a network that is called with x and `train`.
-      key: random key.
-      x: its input.
+      module: Attention module, or network that is called with x and `train`.
+      key: Random key.
+      x: Input of the module.
     """
     if hasattr(module, "use_running_average"):
         return module.clone(use_running_average=True).init(key, x)
@@ -30,8 +30,8 @@ def abstract_variables(module: nn.Module, input_shape: tuple[int, ...]) -> Any:
     """Shapes and dtypes of a module's variables.
 
     Args:
-      module: as for `initial_variables`.
-      input_shape: NHWC.
+      module: Attention module, or network that is called with images and `train`.
+      input_shape: Shape of its input, (N, H, W, C).
     """
     x = jax.ShapeDtypeStruct(input_shape, jnp.float32)
     return jax.eval_shape(lambda x: initial_variables(module, jax.random.key(0), x), x)

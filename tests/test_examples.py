@@ -17,7 +17,7 @@ QUICK = ("none", "nam", "bam")
 @pytest.mark.parametrize(
     "attention",
     [
-        pytest.param(name, marks=() if name in QUICK else pytest.mark.long)
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
         for name in NAMES
         if name != "nam_tied"
     ],

@@ -3,8 +3,7 @@
 from nam_jax.attention.bam import BAM
 from nam_jax.attention.base import AttentionModule
 from nam_jax.attention.cbam import CBAM
-from nam_jax.attention.nam import NAM, ChannelNAM, SpatialNAM
-from nam_jax.attention.nam_tied import TiedNAM
+from nam_jax.attention.nam import NAM, ChannelNAM, NormalizationAttention, SpatialNAM, TiedNAM
 from nam_jax.attention.se import SqueezeExcite
 from nam_jax.attention.triplet import TripletAttention
 
@@ -27,11 +26,11 @@ def attention(name: str) -> type[AttentionModule] | None:
     """Looks up an attention module by its name.
 
     Args:
-      name: `none`, `nam_channel`, `nam_spatial`, `nam`, `nam_tied`, `se`, `bam`, `cbam` or
-        `tam`.
+      name: Name of the attention: `none` or a module such as `nam` or `cbam`; the error of a
+        wrong one lists them all.
 
     Returns:
-      The class of the module, or None for `none`. A module of `nam_tied` has to be called
+      Class of the module, or None for `none`. A module of `nam_tied` has to be called
       with `scale=`, the scale of the BatchNorm that it gates.
 
     Raises:
@@ -44,3 +43,16 @@ def attention(name: str) -> type[AttentionModule] | None:
     if name not in _MODULES:
         raise ValueError(f"There is no attention {name!r}; choose one of {', '.join(NAMES)}.")
     return _MODULES[name]
+
+
+def has_nam_scales(name: str) -> bool:
+    """Whether a network with this attention has NAM scales, for the sparsity penalty.
+
+    Args:
+      name: Name of the attention, see `attention`.
+
+    Raises:
+      ValueError: there is no such attention.
+    """
+    module = attention(name)
+    return module is not None and issubclass(module, NormalizationAttention)

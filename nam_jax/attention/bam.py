@@ -4,7 +4,7 @@ import jax
 from flax import linen as nn
 
 from nam_jax.attention.base import AttentionModule, check_at_least_1, shared_fields
-from nam_jax.attention.mlp import MLP, hidden_features
+from nam_jax.attention.parts import MLP, hidden_features
 from nam_jax.layers import initializers
 from nam_jax.layers.batch_norm import Moments
 from nam_jax.layers.convolution import convolution
@@ -23,12 +23,12 @@ class BAM(AttentionModule, kw_only=True):
     layers have biases. Unlike the other modules it stands between the stages of a network.
 
     Attributes:
-      reduction: how many times fewer features than channels both branches have inside (at
-        least one is left).
-      dilation: of the 3×3 convolutions.
-      momentum: decay of the running statistics, in [0, 1].
-      epsilon: added to the variance.
-      use_running_average, dtype, param_dtype, axis_name: see `nam_jax.module.AttentionModule`.
+      reduction: Number of channels for every feature inside both branches (at least one
+        feature is left).
+      dilation: Dilation of the 3×3 convolutions, in pixels.
+      momentum: Decay rate for the running statistics, in [0, 1].
+      epsilon: Small positive number added to the variance.
+      use_running_average, dtype, param_dtype, axis_name: see `AttentionModule`.
 
     Example:
       >>> import jax, jax.numpy as jnp, nam_jax
@@ -57,12 +57,12 @@ class BAM(AttentionModule, kw_only=True):
         """Gates x.
 
         Args:
-          x: (N, H, W, C).
-          use_running_average: see the attribute of this name.
-          moments: not used.
+          x: Input (N, H, W, C).
+          use_running_average: The attribute of this name, unless given at construction.
+          moments: Not used.
 
         Returns:
-          (1 + sigmoid(M_c M_s)) x, of the shape of x.
+          Gated input (1 + sigmoid(M_c M_s)) x, of the shape of x.
 
         Raises:
           ValueError: x is no (N, H, W, C) array, or a hyper-parameter is out of its range.

@@ -1,14 +1,11 @@
 """What all attention modules share."""
 
 import dataclasses
-import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from flax.linen.dtypes import canonicalize_dtype
 from flax.typing import Dtype
@@ -25,12 +22,12 @@ class AttentionModule(nn.Module, kw_only=True):
     stands between the BatchNorm that gave them and the module.
 
     Attributes:
-      use_running_average: normalise with the running statistics instead of the batch's;
-        given either here or at the call.
-      dtype: of the result (default: inferred from x and the parameters). Gates are
+      use_running_average: Whether to normalise with the running statistics instead of the
+        batch's; given either here or at the call.
+      dtype: Dtype of the result (default: inferred from x and the parameters). Gates are
         computed in float32 or wider.
-      param_dtype: of the parameters.
-      axis_name: mapped axis (or axes) of devices that share their batch statistics.
+      param_dtype: Dtype of the parameters.
+      axis_name: Mapped axis (or axes) of devices that share their batch statistics.
     """
 
     use_running_average: bool | None = None
@@ -70,64 +67,3 @@ def check_at_least_1(module: nn.Module, *names: str) -> None:
         value = getattr(module, name)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} has to be a whole number of at least 1; got {value!r}.")
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def mean_and_maximum(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Mean and maximum along some axes; the maximum's gradient goes to its first place alone.
-
-    That of jnp.max compares x with its maximum. Where the compiler computes x anew and rounds
-    it otherwise, no place compares equal, and the gradient is 0 / 0.
-    """
-    return x.mean(axes), x.max(axes)
-
-
-@mean_and_maximum.defjvp
-def _mean_and_maximum_jvp(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any:
-    *values, first = _mean_maximum_place(*primals, axes)
-    return tuple(values), _tangents(first, tangents[0], axes)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _mean_maximum_place(
-    x: jax.Array, axes: tuple[int, ...]
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Also the first place of the maximum, all in one reduction: for one pass over x."""
-    count = math.prod(x.shape[axis] for axis in axes)
-    start = (x.dtype.type(0), x.dtype.type(-np.inf), np.int32(count))
-    total, highest, first = jax.lax.reduce(
-        (x, x, _places(x.shape, axes)), start, _sum_and_higher, axes
-    )
-    return total / count, highest, first
-
-
-@_mean_maximum_place.defjvp
-def _mean_maximum_place_jvp(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any:
-    values = _mean_maximum_place(*primals, axes)
-    first = values[2]
-    no_tangent = np.zeros(first.shape, jax.dtypes.float0)
-    return values, (*_tangents(first, tangents[0], axes), no_tangent)
-
-
-def _tangents(
-    first: jax.Array, tangent: jax.Array, axes: tuple[int, ...]
-) -> tuple[jax.Array, jax.Array]:
-    """Those of mean and maximum, from that of x and the first place of the maximum."""
-    is_first = _places(tangent.shape, axes) == jnp.expand_dims(first, axes)
-    return tangent.mean(axes), jnp.where(is_first, tangent, 0).sum(axes)
-
-
-def _places(shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
-    """Numbers the places along the axes, in row-major order."""
-    places = jnp.zeros(shape, jnp.int32)
-    for axis in axes:
-        places = shape[axis] * places + jax.lax.broadcasted_iota(jnp.int32, shape, axis)
-    return places
-
-
-def _sum_and_higher(
-    a: tuple[jax.Array, jax.Array, jax.Array], b: tuple[jax.Array, jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    (sum_a, x, i), (sum_b, y, j) = a, b
-    take_a = (x > y) | jnp.isnan(x) | ((x == y) & (i < j))
-    return sum_a + sum_b, jnp.where(take_a, x, y), jnp.where(take_a, i, j)

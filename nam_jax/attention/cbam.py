@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from nam_jax.attention.base import AttentionModule, mean_and_maximum, shared_fields
-from nam_jax.attention.mlp import MLP
-from nam_jax.attention.pooled_gate import PooledGate
+from nam_jax.attention.base import AttentionModule, shared_fields
+from nam_jax.attention.parts import MLP, PooledGate, mean_and_maximum
 from nam_jax.layers.batch_norm import Moments, to_reduce
 from nam_jax.layers.dtypes import widened
 
@@ -21,12 +20,12 @@ class CBAM(AttentionModule, kw_only=True):
     (`conv`, without bias, and `bn`).
 
     Attributes:
-      reduction: how many times fewer features than channels the MLP has between its layers
-        (at least one is left).
-      kernel_size: of the convolution, odd.
-      momentum: decay of the running statistics, in [0, 1].
-      epsilon: added to the variance.
-      use_running_average, dtype, param_dtype, axis_name: see `nam_jax.module.AttentionModule`.
+      reduction: Number of channels for every feature between the MLP's layers (at least one
+        feature is left).
+      kernel_size: Height and width of the convolution's kernel, odd.
+      momentum: Decay rate for the running statistics, in [0, 1].
+      epsilon: Small positive number added to the variance.
+      use_running_average, dtype, param_dtype, axis_name: see `AttentionModule`.
 
     Example:
       >>> import jax, jax.numpy as jnp, nam_jax
@@ -55,13 +54,13 @@ class CBAM(AttentionModule, kw_only=True):
         """Gates x.
 
         Args:
-          x: (N, H, W, C).
-          use_running_average: see the attribute of this name.
-          moments: of x, as `nam_jax.BatchNorm` returns them; used is `moments.of`, x itself
-            where it is to be reduced.
+          x: Input (N, H, W, C).
+          use_running_average: The attribute of this name, unless given at construction.
+          moments: Moments of x, as `nam_jax.BatchNorm` returns them, of which only the array
+            `moments.of` is used, in place of x in reductions.
 
         Returns:
-          M_s M_c x, of the shape of x.
+          Gated input M_s M_c x, of the shape of x.
 
         Raises:
           ValueError: x is no (N, H, W, C) array, or a hyper-parameter is out of its range.

@@ -28,15 +28,15 @@ def attention_weights(scale: jax.Array, *, gradient: bool = False) -> jax.Array:
     when a scale turns negative.
 
     Args:
-      scale: γ (C,) or λ (H, W).
-      gradient: let the gradient flow through W; the authors' code detaches it.
+      scale: Scales γ (C,) or λ (H, W).
+      gradient: Whether gradients flow through W; the authors' code detaches it.
 
     Returns:
-      W, of the shape of scale, in [0, 1], at least float32.
+      The weights W, in [0, 1], of the shape of scale, at least float32.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from nam_jax.nam import attention_weights
+      >>> from nam_jax.attention.nam import attention_weights
       >>> print(attention_weights(jnp.array([1.0, -3.0])))
       [0.25 0.75]
     """
@@ -65,11 +65,11 @@ def gate_affine(
     M = sigmoid(multiplier x + offset)
 
     Args:
-      moments: mean and variance of every channel, (C,), or of every pixel, (H, W).
-      scale: γ (C,) or λ (H, W).
-      bias: the shift, of the same shape.
-      epsilon: added to the variance.
-      weight_gradient: let the gradient flow through W.
+      moments: Mean and variance of every channel, (C,), or of every pixel, (H, W).
+      scale: Scales γ (C,) or λ (H, W).
+      bias: Shifts, of the shape of scale.
+      epsilon: Small positive number added to the variance.
+      weight_gradient: Whether gradients flow through W.
 
     Returns:
       The multiplier and the offset, of the shape of scale, at least float32.
@@ -83,12 +83,12 @@ def gate(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
     """The gate of both equations: M = sigmoid(multiplier x + offset).
 
     Args:
-      x: array of any shape.
-      multiplier: of a shape that broadcasts to that of x.
-      offset: likewise.
+      x: Array of any shape.
+      multiplier: Factor of x, of a shape that broadcasts to that of x.
+      offset: Summand, of a shape that broadcasts to that of x.
 
     Returns:
-      M, in [0, 1], of the shape of x.
+      The gate M, in [0, 1], of the shape of x.
     """
     return 0.5 + 0.5 * jnp.tanh(0.5 * multiplier * x + 0.5 * offset)
 
@@ -103,9 +103,9 @@ def gated(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
     and a derivative in as few operations as there can be.
 
     Args:
-      x: array of any shape.
-      multiplier: of a shape that broadcasts to that of x.
-      offset: likewise.
+      x: Array of any shape.
+      multiplier: Factor of x, of a shape that broadcasts to that of x.
+      offset: Summand, of a shape that broadcasts to that of x.
 
     Returns:
       The gated array, of the shape of x.
@@ -125,7 +125,7 @@ def _gated_jvp(
     return y, (m + multiplier * slope) * dx + slope * (x * dmultiplier + doffset)
 
 
-class _NormalizationAttention(AttentionModule, kw_only=True):
+class NormalizationAttention(AttentionModule, kw_only=True):
     """What the three modules share: the fields of their BatchNorm, and of its weights."""
 
     momentum: float = 0.9
@@ -143,7 +143,7 @@ class _NormalizationAttention(AttentionModule, kw_only=True):
         )
 
 
-class ChannelNAM(_NormalizationAttention, kw_only=True):
+class ChannelNAM(NormalizationAttention, kw_only=True):
     """Channel attention from batch-norm scales: y = M_c x.
 
     M_c = sigmoid(W_γ BN(x)),  W_γ = |γ| / Σ|γ|  (equation 2)
@@ -153,11 +153,11 @@ class ChannelNAM(_NormalizationAttention, kw_only=True):
     the module then owns nothing and M_c = sigmoid(W_γ x).
 
     Attributes:
-      momentum: decay of the running statistics, in [0, 1].
-      epsilon: added to the variance.
-      weight_gradient: let the gradient flow through W_γ. The authors' code detaches it;
+      momentum: Decay rate for the running statistics, in [0, 1].
+      epsilon: Small positive number added to the variance.
+      weight_gradient: Whether gradients flow through W_γ. The authors' code detaches it;
         γ still learns through BN's own affine.
-      use_running_average, dtype, param_dtype, axis_name: see `nam_jax.module.AttentionModule`.
+      use_running_average, dtype, param_dtype, axis_name: see `AttentionModule`.
 
     Example:
       >>> import jax, jax.numpy as jnp, nam_jax
@@ -180,15 +180,15 @@ class ChannelNAM(_NormalizationAttention, kw_only=True):
         """Gates x.
 
         Args:
-          x: (N, ..., C).
-          use_running_average: see the attribute of this name.
-          moments: mean and variance of x per channel, as `nam_jax.BatchNorm` returns them
-            for its output; the module then makes no pass over x to find them. They must
+          x: Input (N, ..., C).
+          use_running_average: The attribute of this name, unless given at construction.
+          moments: Mean and variance of x per channel, as `nam_jax.BatchNorm` returns them
+            for its output; the module then makes no pass over x to compute them. They must
             be taken over the devices of `axis_name`. Ignored under running statistics.
-          scale: the scale (C,) of the BatchNorm whose output x is: the parameter-free form.
+          scale: Scale (C,) of the BatchNorm whose output x is: the parameter-free form.
 
         Returns:
-          M_c x, of the shape of x.
+          Gated input M_c x, of the shape of x.
         """
         return self._result(x, gated(x, *self.affine(x, use_running_average, moments, scale)))
 
@@ -200,7 +200,7 @@ class ChannelNAM(_NormalizationAttention, kw_only=True):
         moments: Moments | None,
         scale: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """The multiplier and the offset of x in M_c's sigmoid; the arguments are `__call__`'s."""
+        """Multiplier and offset of x in M_c's sigmoid, for the arguments of `__call__`."""
         if scale is not None:
             weights = attention_weights(scale, gradient=self.weight_gradient)
             return weights, jnp.zeros_like(weights)
@@ -208,7 +208,27 @@ class ChannelNAM(_NormalizationAttention, kw_only=True):
         return self._affine_of(bn, bn.statistics(x, use_running_average, moments))
 
 
-class SpatialNAM(_NormalizationAttention, kw_only=True):
+class TiedNAM(ChannelNAM, kw_only=True):
+    """ChannelNAM in its parameter-free form only: called without `scale` it raises."""
+
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        moments: Moments | None = None,
+        scale: jax.Array | None = None,
+    ) -> jax.Array:
+        """Gates x by the scale of the BatchNorm whose output it is; see ChannelNAM.
+
+        Raises:
+          ValueError: scale is missing.
+        """
+        if scale is None:
+            raise ValueError("nam_tied needs scale=, that of the BatchNorm whose output x is.")
+        return super().__call__(x, use_running_average, moments, scale)
+
+
+class SpatialNAM(NormalizationAttention, kw_only=True):
     """Spatial attention from the scales of a pixel normalisation: y = M_s x.
 
     M_s = sigmoid(W_λ BN_s(x)),  W_λ = |λ| / Σ|λ|  (equation 3)
@@ -218,10 +238,10 @@ class SpatialNAM(_NormalizationAttention, kw_only=True):
     map that it was initialised with.
 
     Attributes:
-      momentum: decay of the running statistics, in [0, 1].
-      epsilon: added to the variance.
-      weight_gradient: let the gradient flow through W_λ.
-      use_running_average, dtype, param_dtype, axis_name: see `nam_jax.module.AttentionModule`.
+      momentum: Decay rate for the running statistics, in [0, 1].
+      epsilon: Small positive number added to the variance.
+      weight_gradient: Whether gradients flow through W_λ.
+      use_running_average, dtype, param_dtype, axis_name: see `AttentionModule`.
 
     Example:
       >>> import jax, jax.numpy as jnp, nam_jax
@@ -243,13 +263,13 @@ class SpatialNAM(_NormalizationAttention, kw_only=True):
         """Gates x.
 
         Args:
-          x: (N, H, W, C).
-          use_running_average: see the attribute of this name.
-          moments: moments per channel say nothing about pixels; used is `moments.of`, x itself
-            where it is to be reduced.
+          x: Input (N, H, W, C).
+          use_running_average: The attribute of this name, unless given at construction.
+          moments: Moments of x, of which only the array `moments.of` is used, in place of x
+            in reductions: moments per channel say nothing about pixels.
 
         Returns:
-          M_s x, of the shape of x.
+          Gated input M_s x, of the shape of x.
 
         Raises:
           ValueError: x is no (N, H, W, C) array, or its map has not the size that the
@@ -259,7 +279,7 @@ class SpatialNAM(_NormalizationAttention, kw_only=True):
 
     @nn.compact
     def affine(self, x: jax.Array, use_running_average: bool | None) -> tuple[jax.Array, jax.Array]:
-        """The multiplier and the offset of x in M_s's sigmoid; the arguments are `__call__`'s."""
+        """Multiplier and offset of x in M_s's sigmoid, for the arguments of `__call__`."""
         self._check_map(x)
         bn = self._batch_norm("nam_bn", axis=(1, 2))
         multiplier, offset = self._affine_of(bn, bn.statistics(x, use_running_average))
@@ -277,7 +297,7 @@ class SpatialNAM(_NormalizationAttention, kw_only=True):
             )
 
 
-class NAM(_NormalizationAttention, kw_only=True):
+class NAM(NormalizationAttention, kw_only=True):
     """Normalization-based attention: channel attention, then spatial attention.
 
     y = M_s(z) z,  z = M_c(x) x  (equations 2 and 3)
@@ -285,10 +305,10 @@ class NAM(_NormalizationAttention, kw_only=True):
     The children are `channel`, a ChannelNAM, and `spatial`, a SpatialNAM.
 
     Attributes:
-      momentum: decay of the running statistics, in [0, 1].
-      epsilon: added to the variance.
-      weight_gradient: let the gradient flow through W_γ and W_λ.
-      use_running_average, dtype, param_dtype, axis_name: see `nam_jax.module.AttentionModule`.
+      momentum: Decay rate for the running statistics, in [0, 1].
+      epsilon: Small positive number added to the variance.
+      weight_gradient: Whether gradients flow through W_γ and W_λ.
+      use_running_average, dtype, param_dtype, axis_name: see `AttentionModule`.
 
     Example:
       >>> import jax, jax.numpy as jnp, nam_jax
@@ -314,18 +334,18 @@ class NAM(_NormalizationAttention, kw_only=True):
         """Gates x.
 
         Args:
-          x: (N, H, W, C).
-          use_running_average: see the attribute of this name.
-          moments: mean and variance of x per channel, for the channel part, see ChannelNAM; and
-            `moments.of`, for the statistics of the pixels.
+          x: Input (N, H, W, C).
+          use_running_average: The attribute of this name, unless given at construction.
+          moments: Mean and variance of x per channel, for the channel part, see ChannelNAM; and
+            the array `moments.of`, for the statistics of the pixels.
 
         Returns:
-          M_s M_c x, of the shape of x.
+          Gated input M_s M_c x, of the shape of x.
 
         Raises:
-          ValueError: as SpatialNAM.
+          ValueError: x is not what SpatialNAM takes.
         """
-        fields = shared_fields(self, _NormalizationAttention)
+        fields = shared_fields(self, NormalizationAttention)
         channel = ChannelNAM(**fields, name="channel").affine(x, use_running_average, moments)
         spatial = SpatialNAM(**fields, name="spatial").affine(
             gated(to_reduce(x, moments), *channel), use_running_average

@@ -4,7 +4,7 @@ import jax
 from flax import linen as nn
 
 from nam_jax.attention.base import AttentionModule, shared_fields
-from nam_jax.attention.mlp import MLP
+from nam_jax.attention.parts import MLP
 from nam_jax.layers.batch_norm import Moments, to_reduce
 from nam_jax.layers.dtypes import widened
 
@@ -17,9 +17,9 @@ class SqueezeExcite(AttentionModule, kw_only=True):
     W₁, (C, C/reduction), and W₂, (C/reduction, C), have no bias here: `mlp/fc1`, `mlp/fc2`.
 
     Attributes:
-      reduction: how many times fewer features than channels there are between the two
-        layers (at least one is left).
-      use_running_average, dtype, param_dtype, axis_name: see `nam_jax.module.AttentionModule`;
+      reduction: Number of channels for every feature between the two layers (at least one
+        feature is left).
+      use_running_average, dtype, param_dtype, axis_name: see `AttentionModule`;
         nothing is normalised here.
 
     Example:
@@ -46,13 +46,13 @@ class SqueezeExcite(AttentionModule, kw_only=True):
         """Gates x.
 
         Args:
-          x: (N, H, W, C).
-          use_running_average: not needed.
-          moments: of x, as `nam_jax.BatchNorm` returns them; used is `moments.of`, x itself
-            where it is to be reduced.
+          x: Input (N, H, W, C).
+          use_running_average: Not used: nothing is normalised.
+          moments: Moments of x, as `nam_jax.BatchNorm` returns them, of which only the array
+            `moments.of` is used, in place of x in reductions.
 
         Returns:
-          s x, of the shape of x.
+          Gated input s x, of the shape of x.
 
         Raises:
           ValueError: x is no (N, H, W, C) array, or a hyper-parameter is out of its range.

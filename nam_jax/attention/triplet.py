@@ -4,7 +4,7 @@ import jax
 from flax import linen as nn
 
 from nam_jax.attention.base import AttentionModule, shared_fields
-from nam_jax.attention.pooled_gate import PooledGate
+from nam_jax.attention.parts import PooledGate
 from nam_jax.layers.batch_norm import Moments, to_reduce
 
 
@@ -17,10 +17,10 @@ class TripletAttention(AttentionModule, kw_only=True):
     `gate_h`, `gate_w` and `gate_c` have a convolution without bias, `conv`, and `bn`.
 
     Attributes:
-      kernel_size: of the convolutions, odd.
-      momentum: decay of the running statistics, in [0, 1].
-      epsilon: added to the variance.
-      use_running_average, dtype, param_dtype, axis_name: see `nam_jax.module.AttentionModule`.
+      kernel_size: Height and width of the convolutions' kernels, odd.
+      momentum: Decay rate for the running statistics, in [0, 1].
+      epsilon: Small positive number added to the variance.
+      use_running_average, dtype, param_dtype, axis_name: see `AttentionModule`.
 
     Example:
       >>> import jax, jax.numpy as jnp, nam_jax
@@ -49,13 +49,13 @@ class TripletAttention(AttentionModule, kw_only=True):
         """Gates x.
 
         Args:
-          x: (N, H, W, C).
-          use_running_average: see the attribute of this name.
-          moments: of x, as `nam_jax.BatchNorm` returns them; used is `moments.of`, x itself
-            where it is to be reduced.
+          x: Input (N, H, W, C).
+          use_running_average: The attribute of this name, unless given at construction.
+          moments: Moments of x, as `nam_jax.BatchNorm` returns them, of which only the array
+            `moments.of` is used, in place of x in reductions.
 
         Returns:
-          (g_h + g_w + g_c) x / 3, of the shape of x.
+          Gated input (g_h + g_w + g_c) x / 3, of the shape of x.
 
         Raises:
           ValueError: x is no (N, H, W, C) array, or a hyper-parameter is out of its range.

@@ -19,9 +19,9 @@ class Moments(NamedTuple):
     """Mean and biased variance of an array over all axes but its features'.
 
     Attributes:
-      mean: of the shape of the features' axes.
-      var: of the same shape.
-      of: where it is given, the array itself, unrounded and computed a second time, for
+      mean: Mean, of the shape of the features' axes.
+      var: Biased variance, of the shape of the mean.
+      of: Where it is given, the array itself, unrounded and computed a second time, for
         reductions to read. The gradient through these then joins the other one only behind
         BatchNorm's own reductions, which the compiler makes in fewer passes of each alone
         than of their sum.
@@ -59,13 +59,13 @@ def batch_norm_affine(
     mean of 100 standard deviations it is exact to 5e-6.
 
     Args:
-      moments: mean and variance that normalise x.
-      scale: γ, of the shape of the moments.
-      bias: β, of the same shape.
-      epsilon: added to the variance.
+      moments: Mean and variance that normalise x.
+      scale: Scales γ, of the shape of the mean.
+      bias: Shifts β, of the shape of the mean.
+      epsilon: Small positive number added to the variance.
 
     Returns:
-      The multiplier and the offset, of the same shape.
+      The multiplier and the offset, of the shape of the mean.
     """
     multiplier = scale * jax.lax.rsqrt(moments.var + epsilon)
     return multiplier, bias - moments.mean * multiplier
@@ -80,9 +80,9 @@ def batch_moments(x: jax.Array, axes: Sequence[int], axis_name: AxisNames | None
     is smaller than 1e-7 mean².
 
     Args:
-      x: array of any shape and floating dtype.
-      axes: the axes to average over.
-      axis_name: mapped axis (or axes) of devices to average over as well.
+      x: Array of any shape and floating dtype.
+      axes: Axes to average over.
+      axis_name: Mapped axis (or axes) of devices to average over as well.
 
     Returns:
       The moments, of the shape of the axes that remain, in float32 or wider.
@@ -105,16 +105,16 @@ class BatchNorm(nn.Module):
     E[y] = bias,  Var[y] = scale² var / (var + epsilon)
 
     Attributes:
-      use_running_average: normalise with the running statistics instead of the batch's;
-        given either here or at the call.
-      axis: the feature axis or axes; statistics are taken over all others.
-      momentum: decay of the running statistics, in [0, 1].
-      epsilon: added to the variance.
-      dtype: of the result (default: inferred from x and the parameters).
-      param_dtype: of `scale` and `bias`.
-      scale_init: initialiser of `scale`.
-      bias_init: initialiser of `bias`.
-      axis_name: mapped axis (or axes) of devices that share their batch statistics.
+      use_running_average: Whether to normalise with the running statistics instead of the
+        batch's; given either here or at the call.
+      axis: Feature axis or axes; statistics are taken over all others.
+      momentum: Decay rate for the running statistics, in [0, 1].
+      epsilon: Small positive number added to the variance.
+      dtype: Dtype of the result (default: inferred from x and the parameters).
+      param_dtype: Dtype of `scale` and `bias`.
+      scale_init: Initialiser of `scale`.
+      bias_init: Initialiser of `bias`.
+      axis_name: Mapped axis (or axes) of devices that share their batch statistics.
 
     Example:
       >>> import jax, jax.numpy as jnp, nam_jax
@@ -167,14 +167,14 @@ class BatchNorm(nn.Module):
         """Normalises x.
 
         Args:
-          x: (N, ..., C) with the default `axis`.
-          use_running_average: see the attribute of this name.
-          return_moments: also return the moments of the output, with the output itself,
+          x: Input (N, ..., C), with the default `axis`.
+          use_running_average: The attribute of this name, unless given at construction.
+          return_moments: Whether to return also the moments of the output, with the output itself,
             unrounded, as `moments.of`.
 
         Returns:
-          y, of the shape of x; with `return_moments` the pair (y, moments), where moments is
-          None under running statistics: those of this batch are then not known.
+          Normalised input y, of the shape of x; with `return_moments` the pair (y, moments), where
+          moments is None under running statistics: those of this batch are then not known.
         """
         wide = widened(x)
         moments = self.statistics(wide, use_running_average)
@@ -197,9 +197,9 @@ class BatchNorm(nn.Module):
         """The statistics that normalise x; updates the running ones in training.
 
         Args:
-          x: (N, ..., C) with the default `axis`.
-          use_running_average: see the attribute of this name.
-          moments: the moments of x where they are known; x is then not read. Ignored under
+          x: Input (N, ..., C), with the default `axis`.
+          use_running_average: The attribute of this name, unless given at construction.
+          moments: Moments of x where they are known; x is then not read. Ignored under
             running statistics.
 
         Returns:

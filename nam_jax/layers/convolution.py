@@ -41,24 +41,23 @@ def convolution(
     matrix products. The results differ by rounding alone. All others are XLA's own.
 
     Args:
-      x: (N, H, W, C).
-      kernel: (height, width, C / feature_group_count, features), of the dtype of x.
-      strides: of the window, for both axes.
+      x: Input (N, H, W, C).
+      kernel: Kernel (height, width, C / feature_group_count, features), of the dtype of x.
+      strides: Strides of the window along both axes, in pixels.
       padding: "SAME", "VALID", or pixels before and after, for both axes.
-      lhs_dilation: of x, for both axes.
-      rhs_dilation: of the kernel, for both axes.
-      dimension_numbers: the layout; any but the one above is left to XLA.
-      feature_group_count: the number of groups of channels.
-      precision: of the products.
+      lhs_dilation: Dilation of x along both axes, in pixels.
+      rhs_dilation: Dilation of the kernel along both axes, in pixels.
+      dimension_numbers: Layout of x, kernel and output; any but the default is left to XLA.
+      feature_group_count: Number of groups of channels.
+      precision: Precision of the products.
 
     Returns:
-      (N, H', W', features).
+      Output (N, H', W', features), of the dtype of x.
 
     Example:
-      >>> import jax, jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp, nam_jax
       >>> from flax import linen as nn
-      >>> from nam_jax.convolution import convolution
-      >>> conv = nn.Conv(8, (3, 3), conv_general_dilated=convolution)
+      >>> conv = nn.Conv(8, (3, 3), conv_general_dilated=nam_jax.convolution)
       >>> x = jnp.ones((2, 4, 4, 3))
       >>> conv.apply(conv.init(jax.random.key(0), x), x).shape
       (2, 4, 4, 8)
@@ -92,10 +91,10 @@ def convolution(
 
 def _has_layout(x: jax.Array, kernel: jax.Array, dimension_numbers: Any) -> bool:
     shapes = x.shape, kernel.shape
-    found, wanted = (
+    actual, wanted = (
         jax.lax.conv_dimension_numbers(*shapes, numbers) for numbers in (dimension_numbers, LAYOUT)
     )
-    return found == wanted
+    return actual == wanted
 
 
 def _cheaper_on_cpu(

@@ -17,7 +17,7 @@ def bias(fan_in: int) -> Initializer:
     """Uniform in ±1 / sqrt(fan_in), as PyTorch initialises biases.
 
     Args:
-      fan_in: inputs of every output of the layer.
+      fan_in: Number of inputs of every output of the layer.
     """
     bound = fan_in**-0.5
 

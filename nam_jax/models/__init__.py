@@ -36,12 +36,12 @@ def create(
     """Builds a network by its name.
 
     Args:
-      name: `resnet18`, `resnet34`, `resnet50`, `resnet101`, `resnet20` or `mobilenet_v2`.
-      num_classes: number of logits.
-      attention: a name of `nam_jax.attention`.
-      stem: `imagenet` or `cifar`.
-      dtype: of the computation (default: inferred from inputs and parameters).
-      **options: further fields of the network, such as `axis_name`, or `width_multiplier` of
+      name: Name of the network, one of `nam_jax.models.NAMES`.
+      num_classes: Number of logits.
+      attention: Name of an attention, see `nam_jax.attention`.
+      stem: First layers, `imagenet` or `cifar`.
+      dtype: Dtype of the computation (default: inferred from inputs and parameters).
+      **options: Further fields of the network, such as `axis_name`, or `width_multiplier` of
         MobileNetV2.
 
     Returns:

@@ -53,9 +53,9 @@ def batch_norm(
     """A BatchNorm with the momentum of PyTorch's, which is 0.1 in its own terms.
 
     Args:
-      options: from `shared_options`.
-      name: of the module.
-      scale_init: initialiser of the scale.
+      options: Fields from `shared_options`.
+      name: Name of the module.
+      scale_init: Initialiser of the scale.
     """
     return BatchNorm(**options, momentum=0.9, scale_init=scale_init, name=name)
 
@@ -75,11 +75,11 @@ def norm_and_attention(
     scale, and the attention owns nothing. BAM stands between stages, not in blocks.
 
     Args:
-      x: (N, H, W, C).
-      attention_name: a name of `nam_jax.attention`.
-      options: from `shared_options`.
-      norm_name: name of the BatchNorm where it is not `nam_bn`.
-      scale_init: initialiser of the BatchNorm's scale.
+      x: Output of the block's last convolution, (N, H, W, C).
+      attention_name: Name of an attention, see `nam_jax.attention`.
+      options: Fields from `shared_options`.
+      norm_name: Name of the BatchNorm where it is not `nam_bn`.
+      scale_init: Initialiser of the BatchNorm's scale.
     """
     tied = attention_name == "nam_tied"
     module = None if attention_name == "bam" else attention(attention_name)
@@ -99,10 +99,10 @@ def between_stages(
     """The attention where the resolution is about to drop: BAM, or none.
 
     Args:
-      x: (N, H, W, C).
-      attention_name: a name of `nam_jax.attention`.
-      options: from `shared_options`.
-      name: of the module.
+      x: Output of a stage, (N, H, W, C).
+      attention_name: Name of an attention, see `nam_jax.attention`.
+      options: Fields from `shared_options`.
+      name: Name of the module.
     """
     return BAM(**options, name=name)(x) if attention_name == "bam" else x
 

@@ -35,8 +35,8 @@ def scaled(features: int, width_multiplier: float) -> int:
     """Features of a wider or narrower network: the nearest multiple of 8, never 10 % less.
 
     Args:
-      features: of the network of width 1.
-      width_multiplier: above 0.
+      features: Number of features in the network of width 1.
+      width_multiplier: Factor of the number of features, above 0.
 
     Raises:
       ValueError: width_multiplier is not above 0.
@@ -54,12 +54,12 @@ class InvertedResidual(nn.Module):
     The input is added where it has the shape of the output.
 
     Attributes:
-      features: of the output.
-      strides: of the depthwise convolution.
-      expansion: how many times more features there are inside; 1: there is no expansion.
-      attention: a name of `nam_jax.attention`, for after the projection's BatchNorm.
-      options: from `blocks.shared_options`.
-      zero_init_last_scale: let the branch start at zero where the input is added.
+      features: Number of features of the output.
+      strides: Stride of the depthwise convolution, in pixels.
+      expansion: Number of features inside for every channel of the input; 1: no expansion.
+      attention: Name of the attention after the projection's BatchNorm.
+      options: Fields from `blocks.shared_options`.
+      zero_init_last_scale: Whether the branch starts at zero where the input is added.
     """
 
     features: int
@@ -98,19 +98,19 @@ class MobileNetV2(nn.Module):
     so on; `last_conv`, `last_bn`; and `fc`.
 
     Attributes:
-      num_classes: number of logits.
-      attention: a name of `nam_jax.attention`.
+      num_classes: Number of logits.
+      attention: Name of an attention, see `nam_jax.attention`.
       stem: `imagenet`, which divides the resolution by 32, or `cifar`, which divides it by
         8: the first convolution and the first blocks with 24 features have stride 1.
-      width_multiplier: of the features of all layers but the last, which never has less
-        than 1280.
-      zero_init_last_scale: start every residual branch at zero, through the scale of its
-        last BatchNorm (P. Goyal et al. 2017, https://arxiv.org/abs/1706.02677).
-      remat: compute the inside of every block anew in the backward pass, in place of keeping it:
-        less memory for more computation.
-      dtype: of the computation (default: inferred); pooling and classifier are at least
+      width_multiplier: Factor of the number of features of all layers, above 0; the last
+        never has less than 1280.
+      zero_init_last_scale: Whether every residual branch starts at zero, through the scale of
+        its last BatchNorm (P. Goyal et al. 2017, https://arxiv.org/abs/1706.02677).
+      remat: Whether the inside of every block is computed anew in the backward pass, in place
+        of being kept: less memory for more computation.
+      dtype: Dtype of the computation (default: inferred); pooling and classifier are at least
         float32.
-      axis_name: mapped axis (or axes) of devices that share their batch statistics.
+      axis_name: Mapped axis (or axes) of devices that share their batch statistics.
 
     Example:
       >>> import jax, jax.numpy as jnp, nam_jax
@@ -140,8 +140,9 @@ class MobileNetV2(nn.Module):
         """Classifies images.
 
         Args:
-          x: (N, H, W, channels), normalised.
-          train: normalise with the statistics of the batch and update the running ones.
+          x: Normalised images (N, H, W, channels).
+          train: Whether to normalise with the statistics of the batch and update the running
+            ones.
 
         Returns:
           Logits (N, num_classes), at least float32.

@@ -82,21 +82,22 @@ class ResNet(nn.Module):
     attention of a block is its child `attention`, the BAM after stage 1 `bam1`, and so on.
 
     Attributes:
-      block: BasicBlock or Bottleneck.
-      stage_sizes: blocks of every stage; all stages but the first halve the resolution.
-      num_classes: number of logits.
-      attention: a name of `nam_jax.attention`.
+      block: Class of the blocks, BasicBlock or Bottleneck.
+      stage_sizes: Number of blocks of every stage; all stages but the first halve the
+        resolution.
+      num_classes: Number of logits.
+      attention: Name of an attention, see `nam_jax.attention`.
       stem: `imagenet` (7×7 convolution and max-pool, each of stride 2) or `cifar` (3×3).
-      width: features of the first stage; every further stage doubles them.
-      projection: shortcuts between stages are 1×1 convolutions; otherwise they subsample
-        and pad with zero channels, without parameters.
-      zero_init_last_scale: start every residual branch at zero, through the scale of its
-        last BatchNorm (P. Goyal et al. 2017, https://arxiv.org/abs/1706.02677).
-      remat: compute the inside of every block anew in the backward pass, in place of keeping it:
-        less memory for more computation.
-      dtype: of the computation (default: inferred); pooling and classifier are at least
+      width: Number of features of the first stage; every further stage doubles it.
+      projection: Whether shortcuts between stages are 1×1 convolutions; otherwise they
+        subsample and pad with zero channels, without parameters.
+      zero_init_last_scale: Whether every residual branch starts at zero, through the scale of
+        its last BatchNorm (P. Goyal et al. 2017, https://arxiv.org/abs/1706.02677).
+      remat: Whether the inside of every block is computed anew in the backward pass, in place
+        of being kept: less memory for more computation.
+      dtype: Dtype of the computation (default: inferred); pooling and classifier are at least
         float32.
-      axis_name: mapped axis (or axes) of devices that share their batch statistics.
+      axis_name: Mapped axis (or axes) of devices that share their batch statistics.
 
     Example:
       >>> import jax, jax.numpy as jnp, nam_jax
@@ -128,8 +129,9 @@ class ResNet(nn.Module):
         """Classifies images.
 
         Args:
-          x: (N, H, W, channels), normalised.
-          train: normalise with the statistics of the batch and update the running ones.
+          x: Normalised images (N, H, W, channels).
+          train: Whether to normalise with the statistics of the batch and update the running
+            ones.
 
         Returns:
           Logits (N, num_classes), at least float32.

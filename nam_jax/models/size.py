@@ -26,9 +26,9 @@ class Layer(NamedTuple):
     """A module with a size of its own, or a whole attention module.
 
     Attributes:
-      path: names of the modules from the network down to this one; () is the network.
-      shape: of its output for one image, (H, W, C) or (features,).
-      size: without that of other layers inside it.
+      path: Names of the modules from the network down to this one; () is the network.
+      shape: Shape of its output for one image, (H, W, C) or (features,).
+      size: Size without that of other layers inside it.
     """
 
     path: Path
@@ -45,8 +45,8 @@ def multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Multiply-adds of all convolutions and linear layers for one image.
 
     Args:
-      model: takes images (N, H, W, C) and `train`.
-      image_shape: (H, W, C).
+      model: Network that is called with images (N, H, W, C) and `train`.
+      image_shape: Shape of one image, (H, W, C).
     """
     return total(layers(model, image_shape)).multiply_adds
 
@@ -61,8 +61,8 @@ def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
     """The layers of a network in the order in which they run. Traces it, computes nothing.
 
     Args:
-      model: takes images (N, H, W, C) and `train`.
-      image_shape: (H, W, C).
+      model: Network that is called with images (N, H, W, C) and `train`.
+      image_shape: Shape of one image, (H, W, C).
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)

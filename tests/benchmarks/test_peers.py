@@ -6,7 +6,7 @@ import pytest
 from flax import traverse_util
 
 import nam_jax
-from tests.helpers.parity import assert_close
+from tests.helpers.arrays import assert_close
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from nam_jax import torch_import
-from tests.helpers.parity import GOLDEN
+from tests.helpers.networks import GOLDEN
 
 # Files that PyTorch and safetensors wrote.
 FOLDER = GOLDEN / "torch"

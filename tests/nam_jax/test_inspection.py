@@ -9,10 +9,12 @@ from flax import linen as nn
 import nam_jax
 from nam_jax import NAM, ChannelNAM, SpatialNAM
 from nam_jax.attention import TiedNAM
+from nam_jax.inspection import SMALL_WEIGHT, count_small_weights, small_weight_percentage
 from nam_jax.models import mobilenet_v2
 from nam_jax.models.mobilenet_v2 import MobileNetV2, Stage
 from nam_jax.models.resnet import BasicBlock, ResNet
-from tests.helpers.parity import assert_close, formula, random_variables
+from tests.helpers.arrays import assert_close, formula
+from tests.helpers.networks import random_variables
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 IMAGES = np.random.default_rng(2).standard_normal((2, 8, 8, 3))
@@ -114,7 +116,7 @@ def test_gates_of_a_training_call_are_those_of_its_batch(x64, module, mutable):
 
 
 def test_gates_of_rematerialised_blocks():
-    variables = resnet("nam").init(jax.random.key(0), IMAGES, train=False)
+    variables = random_variables(resnet("nam"), IMAGES, np.float32)
     plain, remat = (
         nam_jax.gates(resnet("nam", **fields), variables, IMAGES, train=False)
         for fields in ({}, {"remat": True})
@@ -213,3 +215,35 @@ def test_gates_of_mobilenet_are_in_the_order_of_the_call(monkeypatch):
 
     jax.eval_shape(trace)
     assert paths == [f"block{number}/attention" for number in range(1, 12)]
+
+
+# Small weights.
+
+
+def attention_of(scale):
+    return {"attention": {"nam_bn": {"scale": jnp.asarray(scale, jnp.float32)}}}
+
+
+def test_threshold_is_a_part_of_the_mean():
+    weights = (
+        np.array([[0.9 * SMALL_WEIGHT, 1.1 * SMALL_WEIGHT], [1.0, 3.0 - 2 * SMALL_WEIGHT]]) / 4
+    )
+    assert count_small_weights(weights) == 1
+    assert count_small_weights(np.full(10, 0.1)) == 0
+
+
+def test_all_weights_of_a_dead_layer_are_small():
+    assert count_small_weights(np.zeros((2, 3))) == 6
+
+
+def test_percentage_is_of_all_weights_not_the_mean_of_the_layers():
+    params = {
+        "a": attention_of([1.0, -1.0]),
+        "b": attention_of([[0.0, 1.0, -1.0], [1e-3, 1.0, 2.0]]),
+        "bn": {"scale": jnp.zeros(5)},
+    }
+    assert small_weight_percentage(params) == pytest.approx(100 * 2 / 8)
+
+
+def test_network_without_nam_has_none():
+    assert small_weight_percentage({"bn": {"scale": jnp.zeros(5)}}) is None

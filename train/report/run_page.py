@@ -8,8 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from nam_jax import saliency, small_weights
-from nam_jax.small_weights import SMALL
+from nam_jax.inspection import SMALL_WEIGHT, count_small_weights, saliency
 from train.core.config.fields import default_config
 from train.core.config.parsing import flattened
 from train.core.errors import ConfigError, RunError
@@ -122,8 +121,8 @@ def _nam(workdir: epath.Path, rows: Sequence[Row], folder: epath.Path) -> str:
         return page.section(heading, page.paragraph(f"Left out: {error}"))
     text = (
         f"Of the checkpoint of step {step:,}. A weight is the share of a channel or pixel in the "
-        f"scales of its layer; one below {SMALL:g} of the mean of its layer is small: its gate "
-        "hardly depends on the image."
+        f"scales of its layer; one below {SMALL_WEIGHT:g} of the mean of its layer is small: its "
+        "gate hardly depends on the image."
     )
     return page.section(
         heading,
@@ -143,7 +142,7 @@ def _by_kind(weights: Weights) -> dict[str, Weights]:
 
 def _plots(weights: Weights, rows: Sequence[Row]) -> Iterator[Plot]:
     if any("small_weights" in row for row in rows):
-        yield curves.small_weights(rows, SMALL)
+        yield curves.small_weights(rows, SMALL_WEIGHT)
     kinds = _by_kind(weights)
     yield from (weight_plots.sorted_weights(layers, kind) for kind, layers in kinds.items())
     yield from (weight_plots.heat_map(layers, kind) for kind, layers in kinds.items())
@@ -190,7 +189,7 @@ def _tables(weights: Weights) -> str:
 
 
 def _counts(layers: Sequence[np.ndarray]) -> tuple[str, ...]:
-    total, small = sum(w.size for w in layers), sum(map(small_weights.count, layers))
+    total, small = sum(w.size for w in layers), sum(map(count_small_weights, layers))
     largest = max(float(w.max()) * w.size for w in layers)
     return f"{total:,}", f"{small:,}", f"{100 * small / total:.2f}", f"{largest:.3g}"
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nam_jax import small_weights
-from nam_jax.small_weights import SMALL
+from nam_jax.inspection import SMALL_WEIGHT, count_small_weights
 from train.core.plotting import CYCLE
 from train.report.page import Plot
 
@@ -60,7 +59,7 @@ def sorted_weights(weights: Weights, kind: str) -> Plot:
         colors = _depth(len(weights))
         for layer, color in zip(weights.values(), colors.to_rgba(range(len(weights))), strict=True):
             axes.plot(_percent(layer.size), _sorted(layer), color=color, linewidth=1)
-        axes.axhline(SMALL, color=CYCLE[2], linestyle=":", linewidth=1.2)
+        axes.axhline(SMALL_WEIGHT, color=CYCLE[2], linestyle=":", linewidth=1.2)
         axes.set_xlabel(f"{kind} of the layer, %, largest weight first")
         axes.set_ylabel("weight / mean of the layer")
         axes.set_ylim(bottom=0)
@@ -87,7 +86,7 @@ def heat_map(weights: Weights, kind: str) -> Plot:
       kind: What they are of, `channels` or `pixels`.
     """
     lines = np.stack([_resampled(layer) for layer in weights.values()])
-    small = [small_weights.count(layer) / layer.size for layer in weights.values()]
+    small = [count_small_weights(layer) / layer.size for layer in weights.values()]
 
     def draw(figure: "Figure") -> None:
         axes = figure.subplots()

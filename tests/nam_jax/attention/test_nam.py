@@ -1,23 +1,45 @@
-"""NAM's numbers: an independent formula, and the edge cases."""
+"""NAM's numbers: an independent formula, the edge cases, its BatchNorm and the tied form."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
-from nam_jax import NAM, ChannelNAM, SpatialNAM
+import nam_jax
+from nam_jax import NAM, ChannelNAM, Moments, SpatialNAM
+from nam_jax.attention import TiedNAM
 from nam_jax.attention.nam import attention_weights
-from tests.helpers.parity import assert_close, formula, random_variables, train_step, vectors
+from tests.helpers.arrays import assert_close, formula
+from tests.helpers.networks import random_variables, train_step
 
-GOLDEN = {"nam_channel": ChannelNAM, "nam_spatial": SpatialNAM, "nam": NAM}
-each_vector = pytest.mark.parametrize("name", GOLDEN)
-each_module = pytest.mark.parametrize("module", GOLDEN.values())
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+MODULES = [ChannelNAM, SpatialNAM, NAM]
+each_module = pytest.mark.parametrize("module", MODULES)
 each_gradient = pytest.mark.parametrize("weight_gradient", [False, True])
+# Where both have the same way to go, the one with more in it.
+mainly_with_gradient = pytest.mark.parametrize(
+    "weight_gradient", [pytest.param(False, marks=pytest.mark.slow), True]
+)
+each_norm = pytest.mark.parametrize("norm", [nn.BatchNorm, nam_jax.BatchNorm])
 
 
 def image(*shape, seed=0):
-    return 0.5 + 2 * np.random.default_rng(seed).standard_normal(shape)
+    return 0.5 + 2 * np.random.default_rng(seed).standard_normal(shape or (4, 3, 5, 6))
+
+
+def dtypes(tree):
+    return {str(leaf.dtype) for leaf in jax.tree.leaves(tree)}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def call(module, variables, x, use_running_average=False):
+    """Output and new statistics."""
+    return module.apply(variables, x, use_running_average, mutable="batch_stats")
 
 
 def with_scales(params, function):
@@ -27,60 +49,35 @@ def with_scales(params, function):
     )
 
 
-@each_vector
-def test_reference_scales_have_both_signs(name):
-    scales = [
-        s
-        for s in jax.tree.leaves(vectors(name, GOLDEN[name]()).variables["params"])
-        if (s < 0).any()
-    ]
-    assert scales, "The vectors say nothing about the absolute values in W."
-
-
 @each_module
 @pytest.mark.parametrize("sign", [1, -1])
 def test_training_output_is_the_formula(x64, module, sign):
     x = image(4, 5, 3, 6)
     variables = random_variables(module(), x)
     params = with_scales(variables["params"], lambda scale: sign * np.abs(scale))
-    y, _ = module().apply({**variables, "params": params}, x, False, mutable="batch_stats")
+    y, _ = call(module(), {**variables, "params": params}, x)
     assert_close(y, formula(params, x))
 
 
 @each_gradient
 @each_module
-def test_parameter_gradient_is_that_of_the_formula(x64, module, weight_gradient):
+def test_gradients_are_those_of_the_formula(x64, module, weight_gradient):
     x, cotangent = image(2, 2, 3, 4), image(2, 2, 3, 4, seed=1)
     module = module(weight_gradient=weight_gradient)
     variables = random_variables(module, x)
-    flat, unravel = ravel_pytree(variables["params"])
+    flat, unravel = ravel_pytree((variables["params"], x))
 
     def loss(flat):
-        params = unravel(flat)
+        params, x = unravel(flat)
         # Detached weights are constants: they do not move with the scales.
         weights_of = params if weight_gradient else variables["params"]
-        return (formula(params, x, weights_of) * cotangent).sum()
+        return (formula(params, np.asarray(x), weights_of) * cotangent).sum()
 
     steps = 1e-5 * np.eye(flat.size)
-    expected = [(loss(flat + step) - loss(flat - step)) / 2e-5 for step in steps]
-    actual = train_step(module, variables, x, cotangent).dparams
-    assert_close(ravel_pytree(actual)[0], np.array(expected), 1e-7)
-
-
-@each_gradient
-@each_module
-def test_input_gradient_is_that_of_the_formula(x64, module, weight_gradient):
-    x, cotangent = image(2, 2, 3, 2), image(2, 2, 3, 2, seed=1)
-    module = module(weight_gradient=weight_gradient)
-    variables = random_variables(module, x)
-
-    def loss(x):
-        return (formula(variables["params"], x) * cotangent).sum()
-
-    steps = 1e-5 * np.eye(x.size).reshape(-1, *x.shape)
-    expected = [(loss(x + step) - loss(x - step)) / 2e-5 for step in steps]
-    actual = train_step(module, variables, x, cotangent).dx
-    assert_close(actual.reshape(-1), np.array(expected), 1e-7)
+    expected = unravel(np.array([(loss(flat + s) - loss(flat - s)) / 2e-5 for s in steps]))
+    actual = train_step(module, variables, x, cotangent)
+    assert_close(actual.dparams, expected[0], 1e-7)
+    assert_close(actual.dx, expected[1], 1e-7)
 
 
 def test_weights_are_shares_of_the_absolute_scales():
@@ -93,7 +90,7 @@ def test_weights_are_zero_where_all_scales_are():
     np.testing.assert_array_equal(attention_weights(jnp.zeros((2, 3))), np.zeros((2, 3)))
 
 
-@each_gradient
+@mainly_with_gradient
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize(("module", "halvings"), [(ChannelNAM, 1), (SpatialNAM, 1), (NAM, 2)])
 def test_zero_scales_open_the_gate_by_exactly_half(module, halvings, train, weight_gradient):
@@ -101,11 +98,11 @@ def test_zero_scales_open_the_gate_by_exactly_half(module, halvings, train, weig
     module = module(weight_gradient=weight_gradient)
     variables = random_variables(module, x, np.float32)
     variables["params"] = with_scales(variables["params"], np.zeros_like)
-    y, _ = module.apply(variables, x, not train, mutable="batch_stats")
+    y, _ = call(module, variables, x, not train)
     np.testing.assert_array_equal(y, x / 2**halvings)
 
 
-@each_gradient
+@mainly_with_gradient
 @each_module
 def test_zero_scales_have_finite_gradients(module, weight_gradient):
     x = image(3, 4, 5, 6).astype(np.float32)
@@ -117,7 +114,7 @@ def test_zero_scales_have_finite_gradients(module, weight_gradient):
     assert np.abs(step.dx).max() > 0
 
 
-@each_gradient
+@mainly_with_gradient
 @each_module
 def test_one_pixel_of_one_image_trains(module, weight_gradient):
     # A variance of zero per channel and, of equal channels, per pixel; the reference fails.
@@ -133,7 +130,7 @@ def test_one_pixel_of_one_image_trains(module, weight_gradient):
 def test_one_pixel_of_one_image_is_the_formula(x64, module):
     x = image(1, 1, 1, 6)
     variables = random_variables(module(), x)
-    y, _ = module().apply(variables, x, False, mutable="batch_stats")
+    y, _ = call(module(), variables, x)
     assert_close(y, formula(variables["params"], x))
 
 
@@ -141,19 +138,185 @@ def test_one_pixel_of_one_image_is_the_formula(x64, module):
 def test_another_map_size_is_refused_by_name(module):
     variables = random_variables(module(), image(2, 10, 6, 4), np.float32)
     with pytest.raises(ValueError, match=r"initialised for 10×6 maps .*got 6×10"):
-        module().apply(variables, jnp.ones((2, 6, 10, 4)), use_running_average=True)
+        jax.eval_shape(functools.partial(call, module()), variables, jnp.ones((2, 6, 10, 4)))
 
 
 @pytest.mark.parametrize("module", [SpatialNAM, NAM])
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 3), (2, 4, 4, 4, 3)])
 def test_pixels_need_four_axes(module, shape):
     with pytest.raises(ValueError, match=r"\(N, H, W, C\)"):
-        module().init(jax.random.key(0), jnp.ones(shape), use_running_average=True)
+        jax.eval_shape(lambda: module().init(jax.random.key(0), jnp.ones(shape), True))
 
 
 def test_channels_need_only_the_last_axis(x64):
     x = image(8, 3, 2, 5)
     variables = random_variables(ChannelNAM(), x)
     expected = formula(variables["params"], x)
-    y, _ = ChannelNAM().apply(variables, x.reshape(48, 5), False, mutable="batch_stats")
+    y, _ = call(ChannelNAM(), variables, x.reshape(48, 5))
     assert_close(y.reshape(x.shape), expected)
+
+
+# The BatchNorm inside: its fields, its statistics and dtypes.
+
+
+@each_module
+def test_initialisation_is_neutral(module):
+    # Scales 1, so that W is 1 over their number; statistics those of a normalised input,
+    # whatever the input at initialisation was.
+    init = jax.jit(lambda key: module().init(key, image(), use_running_average=False))
+    variables = init(jax.random.key(0))
+    expected = {"scale": 1, "bias": 0, "mean": 0, "var": 1}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        np.testing.assert_array_equal(leaf, np.full(leaf.shape, expected[path[-1].key]))
+
+
+@each_module
+@pytest.mark.parametrize("momentum", [0.7, 1.0])
+def test_momentum_decays_the_running_statistics(x64, module, momentum):
+    x = image()
+    variables = random_variables(module(), x)
+    _, batch = call(module(momentum=0.0), variables, x)
+    _, actual = call(module(momentum=momentum), variables, x)
+    expected = jax.tree.map(
+        lambda old, new: momentum * old + (1 - momentum) * new,
+        variables["batch_stats"],
+        batch["batch_stats"],
+    )
+    assert_close(actual["batch_stats"], expected)
+
+
+def test_statistics_are_mean_and_biased_variance(x64):
+    x = image()
+    variables = random_variables(NAM(), x)
+    _, update = call(NAM(momentum=0.0), variables, x)
+    y, _ = call(ChannelNAM(), {"params": variables["params"]["channel"]}, x)
+    expected = {
+        "channel": {"nam_bn": {"mean": x.mean((0, 1, 2)), "var": x.var((0, 1, 2))}},
+        # The pixels are those of the channel part's output.
+        "spatial": {"nam_bn": {"mean": y.mean((0, 3)), "var": y.var((0, 3))}},
+    }
+    assert_close(update["batch_stats"], expected)
+
+
+@each_module
+@pytest.mark.parametrize("epsilon", [1e-5, 0.3])
+def test_epsilon_is_added_to_the_variance(x64, module, epsilon):
+    x = image()
+    module = module(epsilon=epsilon)
+    variables = random_variables(module, x)
+    y, _ = call(module, variables, x)
+    assert_close(y, formula(variables["params"], x, epsilon=epsilon))
+
+
+@each_module
+@pytest.mark.parametrize("dtype", [None, jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("x_dtype", [jnp.float32, jnp.bfloat16])
+def test_dtype_of_the_result(module, dtype, x_dtype):
+    x = jnp.asarray(image(), x_dtype)
+    variables = random_variables(module(), x, np.float32)
+    y, update = jax.eval_shape(functools.partial(call, module(dtype=dtype)), variables, x)
+    # By default that of the parameters, which are float32, as flax.linen.BatchNorm has it.
+    assert y.dtype == (dtype or jnp.float32)
+    assert dtypes(update) == {"float32"}
+
+
+@each_module
+def test_bfloat16_parameters_are_computed_with_in_float32(module):
+    x = image().astype(np.float32)
+    rounded = random_variables(module(), x, jnp.bfloat16)["params"]
+    params = jax.tree.map(lambda leaf: leaf.astype(np.float32), rounded)
+    expected, _ = call(module(), {"params": params}, x)
+    actual, _ = call(module(param_dtype=jnp.bfloat16), {"params": rounded}, x)
+    assert_close(actual, expected, 1e-6)
+
+
+@each_module
+def test_float64_stays_float64(x64, module):
+    x = image()
+    variables = random_variables(module(), x, np.float32)
+    y, update = jax.eval_shape(functools.partial(call, module()), variables, x)
+    assert y.dtype == np.float64
+    assert dtypes(update) == {"float64"}
+
+
+@each_module
+def test_wrong_moments_are_ignored_under_running_statistics(module):
+    x = image().astype(np.float32)
+    variables = random_variables(module(), x, np.float32)
+    moments = Moments(jnp.full(6, 7.0), jnp.full(6, 9.0))
+    expected, _ = call(module(), variables, x, True)
+    actual = jax.jit(module().apply, static_argnums=2)(variables, x, True, moments)
+    np.testing.assert_array_equal(actual, expected)
+
+
+# The parameter-free form: ChannelNAM with the scale of the BatchNorm that it gates.
+
+
+class Tied(nn.Module):
+    """A BatchNorm and the parameter-free attention over its output."""
+
+    norm: type[nn.Module]
+    weight_gradient: bool = False
+
+    @nn.compact
+    def __call__(self, x, use_running_average):
+        bn = self.norm(use_running_average=use_running_average, name="nam_bn")
+        y = bn(x)
+        attention = ChannelNAM(weight_gradient=self.weight_gradient, name="attention")
+        return attention(y, scale=bn.variables["params"]["scale"])
+
+
+@each_norm
+@mainly_with_gradient
+def test_tied_form_is_the_formula(x64, norm, weight_gradient):
+    x, cotangent = image(), image(seed=1)
+    module = Tied(norm, weight_gradient)
+    variables = random_variables(module, x)
+
+    def loss(params, x):
+        bn = norm(use_running_average=False)
+        y, _ = bn.apply({**variables, "params": params["nam_bn"]}, x, mutable="batch_stats")
+        magnitude = jnp.abs(params["nam_bn"]["scale"])
+        weights = magnitude / magnitude.sum()
+        weights = weights if weight_gradient else jax.lax.stop_gradient(weights)
+        gated = y * jax.nn.sigmoid(weights * y)
+        return (gated * cotangent).sum(), gated
+
+    grads, y = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(variables["params"], x)
+    step = train_step(module, variables, x, cotangent)
+    assert_close(step.y, y)
+    assert_close((step.dparams, step.dx), grads)
+
+
+@each_norm
+def test_tied_form_owns_nothing(norm):
+    variables = random_variables(Tied(norm), image(), np.float32)
+    assert {name: list(tree) for name, tree in variables.items()} == {
+        "params": ["nam_bn"],
+        "batch_stats": ["nam_bn"],
+    }
+
+
+def test_tied_form_without_a_scale_is_refused():
+    with pytest.raises(ValueError, match="nam_tied needs scale="):
+        TiedNAM().init(jax.random.key(0), image(), use_running_average=True)
+
+
+@each_norm
+def test_tied_form_without_scales_halves(norm):
+    x = image().astype(np.float32)
+    variables = random_variables(Tied(norm), x, np.float32)
+    variables["params"]["nam_bn"]["scale"] *= 0
+    expected = variables["params"]["nam_bn"]["bias"] / 2
+    step = train_step(Tied(norm), variables, x, np.ones_like(x))
+    np.testing.assert_array_equal(step.y, np.broadcast_to(expected, x.shape))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(step))
+
+
+def test_tied_form_gates_in_float32():
+    x = jnp.asarray(image(), jnp.bfloat16)
+    scale = np.random.default_rng(2).standard_normal(6).astype(np.float32)
+    exact = ChannelNAM().apply({}, x.astype(jnp.float32), scale=scale)
+    rounded = ChannelNAM(dtype=jnp.bfloat16).apply({}, x, scale=scale)
+    assert rounded.dtype == jnp.bfloat16
+    assert (np.abs(rounded.astype(jnp.float32) - exact) <= 2.0**-8 * np.abs(exact)).all()

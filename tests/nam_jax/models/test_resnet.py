@@ -1,6 +1,7 @@
-"""ResNets from the inside: blocks, head, precision, running statistics and devices."""
+"""ResNets: where attention stands, how they start, blocks, head, statistics and devices."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -8,17 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import traverse_util
 
+from nam_jax import models
 from nam_jax.attention import NAMES
 from nam_jax.models import blocks
 from nam_jax.models.resnet import BasicBlock, Bottleneck, ResNet
-from tests.helpers.parity import (
-    assert_close,
+from nam_jax.sparsity import nam_scales
+from nam_jax.variables import abstract_variables
+from tests.helpers.arrays import assert_close
+from tests.helpers.networks import (
+    owns_parameters,
     random_variables,
     reductions,
     sharded_train_step,
     train_step,
 )
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 # Of JAX's generators the one whose compilation takes the least time.
 KEY = jax.random.key(0, impl="rbg")
@@ -132,6 +140,7 @@ each_network = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 def test_four_devices_are_one_batch(x64):
     x, cotangent = np.float64(images(8, 6, 4, 3)), np.float64(images(8, 3, seed=1))
     network = Network(BasicBlock, "nam")
@@ -166,3 +175,128 @@ def test_evaluation_leaves_the_statistics_alone(block, attention):
     apply = jax.jit(functools.partial(network.apply, mutable="batch_stats"), static_argnums=2)
     _, update = apply(variables, x, True)
     jax.tree.map(np.testing.assert_array_equal, update["batch_stats"], variables["batch_stats"])
+
+
+# Whole networks.
+
+
+@functools.cache
+def shapes(name, attention):
+    """Shapes of a network's variables; the weights themselves are never drawn."""
+    model = models.create(name, num_classes=10, attention=attention, stem="cifar")
+    return abstract_variables(model, (1, 32, 32, 3))
+
+
+@pytest.mark.parametrize(
+    ("attention", "per_block"),
+    [("none", 0), ("nam_channel", 1), ("nam_spatial", 1), ("nam", 2), ("nam_tied", 1)],
+)
+@pytest.mark.parametrize(
+    ("name", "blocks"), [("resnet20", 9), pytest.param("resnet50", 16, marks=pytest.mark.slow)]
+)
+def test_sparsity_finds_every_scale(name, blocks, attention, per_block):
+    scales = nam_scales(shapes(name, attention)["params"])
+    assert len(scales) == blocks * per_block
+
+
+IN_BLOCKS = [name for name in NAMES if name not in ("none", "nam_tied", "bam")]
+
+
+@pytest.mark.parametrize("attention", IN_BLOCKS)
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [("resnet20", (3, 3, 3)), pytest.param("resnet50", (3, 4, 6, 3), marks=pytest.mark.slow)],
+)
+def test_every_block_has_attention(name, stages, attention):
+    params = shapes(name, attention)["params"]
+    expected = {f"layer{s}_{b}" for s, blocks in enumerate(stages, 1) for b in range(blocks)}
+    with_own = expected if owns_parameters(attention) else set()
+    assert {block for block, tree in params.items() if "attention" in tree} == with_own
+    assert expected | {"conv1", "bn1", "fc"} == set(params)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("resnet20", 2), ("resnet18", 3), pytest.param("resnet50", 3, marks=pytest.mark.slow)],
+)
+def test_bam_stands_after_all_stages_but_the_last(name, count):
+    plain, bam = (shapes(name, attention)["params"] for attention in ("none", "bam"))
+    names = {f"bam{stage}" for stage in range(1, count + 1)}
+    assert set(bam) == set(plain) | names
+    assert {block: tree for block, tree in bam.items() if block not in names} == plain
+    # BAM 1 gates what stage 1 puts out, and so on.
+    for stage in range(1, count + 1):
+        features = bam[f"bam{stage}"]["channel"]["fc2"]["bias"].shape
+        assert bam[f"layer{stage + 1}_0"]["conv1"]["kernel"].shape[2:3] == features
+
+
+@pytest.mark.parametrize(
+    ("name", "last"), [("resnet20", "bn2"), pytest.param("resnet50", "bn3", marks=pytest.mark.slow)]
+)
+def test_tied_attention_renames_the_last_norm(name, last):
+    plain, tied = (shapes(name, attention) for attention in ("none", "nam_tied"))
+    renamed = {
+        (*path[:2], "nam_bn", *path[3:]) if path[1] != "bn1" and path[2] == last else path: leaf
+        for path, leaf in traverse_util.flatten_dict(plain).items()
+    }
+    assert traverse_util.flatten_dict(tied) == renamed
+
+
+@functools.cache
+def initial(name, attention="none", leaves="", **options):
+    """Initial parameters of a network of width 16 by path, those whose path ends in leaves."""
+    model = models.create(
+        name, num_classes=10, attention=attention, stem="cifar", width=16, **options
+    )
+
+    def init(key):
+        params = model.init(key, jnp.zeros((1, 8, 8, 3)), train=False)["params"]
+        flat = traverse_util.flatten_dict(params, sep="/")
+        return {path: leaf for path, leaf in flat.items() if path.endswith(leaves)}
+
+    # Compiled, so that the forward pass and the leaves not asked for cost nothing.
+    return jax.jit(init)(KEY)
+
+
+def test_convolutions_start_he_uniform():
+    kernels = [leaf for leaf in initial("resnet18", "nam").values() if leaf.ndim == 4]
+    assert len(kernels) == 1 + 8 * 2 + 3
+    for kernel in kernels:
+        bound = math.sqrt(6 / math.prod(kernel.shape[:3]))
+        # Of 400 and more uniform draws one comes within 3 % of the bound, all but surely.
+        assert 0.97 * bound < np.abs(kernel).max() <= bound
+        assert np.abs(kernel.mean()) < 0.1 * bound
+
+
+def test_classifier_starts_as_in_pytorch():
+    params = initial("resnet18", "nam")
+    bound = 1 / math.sqrt(128)
+    assert 0.97 * bound < np.abs(params["fc/kernel"]).max() <= bound
+    assert 0.5 * bound < np.abs(params["fc/bias"]).max() <= bound
+
+
+def test_norms_start_at_the_identity():
+    norms = {k: v for k, v in initial("resnet18", "nam").items() if v.ndim < 4 and "fc" not in k}
+    assert len(norms) == 2 * (1 + 8 * 4 + 3)
+    for path, leaf in norms.items():
+        np.testing.assert_array_equal(leaf, np.full(leaf.shape, path.endswith("scale")))
+
+
+@pytest.mark.parametrize("zero", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize(
+    ("name", "attention", "last"),
+    [
+        ("resnet18", "none", "bn2"),
+        ("resnet18", "nam", "bn2"),
+        pytest.param("resnet50", "nam_channel", "bn3", marks=pytest.mark.slow),
+        ("resnet50", "nam_tied", "nam_bn"),
+    ],
+)
+def test_zero_init_is_of_every_last_norm(name, attention, last, zero):
+    scales = initial(name, attention, "scale", zero_init_last_scale=zero)
+    zeros = {path for path, leaf in scales.items() if not leaf.any()}
+    # layer1_0/bn2/scale, but not layer1_0/attention/nam_bn/scale.
+    lasts = {path for path in scales if path.startswith("layer") and path.split("/")[1] == last}
+    assert len(lasts) == {"resnet18": 8, "resnet50": 16}[name]
+    assert zeros == (lasts if zero else set())
+    assert all((leaf == 1).all() for path, leaf in scales.items() if path not in zeros)

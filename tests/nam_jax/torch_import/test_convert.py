@@ -15,7 +15,8 @@ from nam_jax.attention import NAMES, attention
 from nam_jax.models.resnet import BasicBlock, ResNet
 from nam_jax.variables import abstract_variables
 from tests.helpers import torch_layers
-from tests.helpers.parity import GOLDEN, assert_close, draw_state_dict, nhwc
+from tests.helpers.arrays import assert_close
+from tests.helpers.networks import GOLDEN, draw_state_dict, nhwc
 from tests.helpers.torch_layers import (
     INPUT,
     assert_imported,

@@ -9,7 +9,8 @@ from flax import linen as nn
 from nam_jax.models import mobilenet_v2
 from nam_jax.models.mobilenet_v2 import MobileNetV2, Stage
 from nam_jax.models.resnet import BasicBlock, Bottleneck, ResNet
-from tests.helpers.parity import assert_close, random_variables
+from tests.helpers.arrays import assert_close
+from tests.helpers.networks import random_variables
 from train.visualize.grad_cam import grad_cam
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

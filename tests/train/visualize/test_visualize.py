@@ -19,7 +19,7 @@ from nam_jax.models.mobilenet_v2 import MobileNetV2, Stage
 from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.helpers import imagenet, in_process, tfds_writer
 from tests.helpers.commands import REPOSITORY
-from tests.helpers.parity import random_variables
+from tests.helpers.networks import random_variables
 from train.core.config.fields import replaced
 from train.core.data import on_device
 from train.core.data.on_host import crop

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from nam_jax.attention import has_nam_scales
 from train.core.config.fields import FIELDS, Config, flatten
 from train.core.errors import ConfigError
 
@@ -93,7 +94,7 @@ def _shown(value: Any) -> str:
 
 def _check_optimizer(config: Config) -> None:
     attention, optimizer = config.model.attention, config.optimizer
-    if optimizer.sparsity > 0 and not attention.startswith("nam"):
+    if optimizer.sparsity > 0 and not has_nam_scales(attention):
         raise ConfigError(
             f"config.optimizer.sparsity: {optimizer.sparsity} with config.model.attention="
             f"{attention!r}, which has no NAM scales; set it to 0."

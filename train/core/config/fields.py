@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from nam_jax import models
 from nam_jax.attention import NAMES as ATTENTIONS
+from nam_jax.attention import has_nam_scales
 from nam_jax.models.resnet import STEMS
 from nam_jax.torch_import import SUFFIXES
 from train.core.config.spec import (
@@ -281,6 +282,6 @@ def reference() -> str:
 def with_attention(config: Config, name: str) -> Config:
     """A copy of a config with another attention, and no penalty where that has no NAM scales."""
     changes: dict[str, Any] = {"model.attention": name}
-    if not name.startswith("nam"):
+    if not has_nam_scales(name):
         changes["optimizer.sparsity"] = 0.0
     return replaced(config, changes)

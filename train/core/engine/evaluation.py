@@ -6,7 +6,8 @@ from typing import Any
 import jax
 from etils import epath
 
-from nam_jax import small_weights, sparsity_penalty
+from nam_jax import sparsity_penalty
+from nam_jax.inspection import small_weight_percentage
 from train.core.config.fields import marked
 from train.core.config.spec import Mark
 from train.core.data.feed import Feed
@@ -33,7 +34,7 @@ def evaluate(
     Returns:
       `num_images`, `bad_records`, `loss`, `cross_entropy`, `penalty`, and `top1_error` and
       `top5_error` in percent, and with NAM `small_weights`, the percentage of its weights below
-      `small_weights.SMALL` of their layer's mean; the same of the averaged weights, where there
+      `inspection.SMALL_WEIGHT` of their layer's mean; the same of the averaged weights, where there
       are any, with the prefix `ema_`.
 
     Raises:
@@ -89,7 +90,7 @@ def evaluate_checkpoint(
 def _errors(sums: dict[str, float], variables: Any, sparsity: float) -> dict[str, float]:
     penalty = float(sparsity_penalty(variables["params"], sparsity))
     cross_entropy = sums["cross_entropy"] / sums["count"]
-    small = small_weights.percentage(variables["params"])
+    small = small_weight_percentage(variables["params"])
     return {
         "loss": cross_entropy + penalty,
         "cross_entropy": cross_entropy,

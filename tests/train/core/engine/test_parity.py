@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.helpers.parity import assert_close, network
+from tests.helpers.arrays import assert_close
+from tests.helpers.networks import network
 from train.core.config.fields import default_config
 from train.core.devices import mesh as mesh_lib
 from train.core.engine import optimizer, step

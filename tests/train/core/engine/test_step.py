@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from nam_jax.models.resnet import BasicBlock, ResNet
-from tests.helpers.parity import assert_close
+from tests.helpers.arrays import assert_close
 from train.core.config.fields import Config, default_config
 from train.core.data import resident
 from train.core.devices import mesh as mesh_lib

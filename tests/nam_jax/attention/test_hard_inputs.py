@@ -1,4 +1,4 @@
-"""Every module on hard arrays, and with something in them that is not a number."""
+"""Every attention module, and BatchNorm, on hard arrays; and gradients by finite differences."""
 
 import functools
 
@@ -6,16 +6,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.flatten_util import ravel_pytree
 
 import nam_jax
-from tests.helpers.blocks import MODULES
-from tests.helpers.bounded import Bounded, growth, rounded, unit
-from tests.helpers.hard_arrays import hard_arrays, in_float64
-from tests.helpers.parity import assert_close, random_variables
+from nam_jax.attention import has_nam_scales
+from tests.helpers.arrays import (
+    Bounded,
+    assert_close,
+    formula,
+    growth,
+    hard_arrays,
+    in_float64,
+    rounded,
+    unit,
+)
+from tests.helpers.networks import MODULES, further_arguments, random_variables
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.faults]
 
 SHAPE = (2, 3, 5, 4)
 NAMES = ["bn", *MODULES]
@@ -52,7 +62,8 @@ def compiled(name):
             y, statistics = apply(name, {**variables, "params": params}, x, True)
             return (y * cotangent).sum(), (y, statistics)
 
-        grads, trained = jax.grad(loss, (0, 1), has_aux=True)(variables["params"], x)
+        params = variables.get("params", {})
+        grads, trained = jax.grad(loss, (0, 1), has_aux=True)(params, x)
         return {True: trained, False: apply(name, variables, x, False)}, grads
 
     both = jax.jit(both)
@@ -61,10 +72,9 @@ def compiled(name):
 
 @functools.cache
 def variables_of(name, shape=SHAPE):
-    x = np.zeros(shape, np.float32)
     if name == "nam_tied":
         return {"params": {"scale": np.linspace(-1, 2, shape[-1], dtype=np.float32)}}
-    return random_variables(module(name), x, np.float32)
+    return random_variables(module(name), np.zeros(shape, np.float32), np.float32)
 
 
 def is_finite(tree):
@@ -109,19 +119,24 @@ def test_finite_in_finite_out(name, shape, data):
 
 
 def affected(name, train, place):
-    """What may depend on one place of x."""
+    """What may depend on one place of x, and whether all of it does."""
     distance = [np.abs(axis - at) for axis, at in zip(np.indices(SHAPE), place, strict=True)]
     n, h, w, c = (d == 0 for d in distance)
     near_h, near_w, near_c = (d <= 1 for d in distance[1:])
     if name in ("bam", "cbam", "tam", "nam") and train:
-        return np.full(SHAPE, True)
+        return np.full(SHAPE, True), True
     if name in ("se", "bam", "cbam"):
-        return n
+        return n, True
     if name == "tam":
-        return n & (near_h & near_w | near_h & near_c | near_w & near_c)
+        return n & (near_h & near_w | near_h & near_c | near_w & near_c), True
     if name in ("bn", "nam_channel") and train:
-        return c
-    return h & w if name == "nam_spatial" and train else n & h & w & c
+        return c, True
+    if name == "nam_spatial" and train:
+        return h & w, True
+    if name in ("bn", "nam_channel", "nam_spatial", "nam", "nam_tied"):
+        return n & h & w & c, True
+    # Of any other module it is known that, in evaluation, images do not meet.
+    return (np.full(SHAPE, True) if train else n), False
 
 
 @each_name
@@ -136,10 +151,10 @@ def test_what_is_not_finite_goes_where_it_must_and_nowhere_else(name, seed, plac
     x[place] = value
     outputs, _ = compiled(name)(variables, x, np.ones_like(x))
     for train, (y, statistics) in outputs.items():
-        reached = affected(name, train, place)
+        reached, is_all = affected(name, train, place)
         assert not np.isfinite(y[place])
         # An infinite value may, elsewhere, saturate a ReLU or a gate.
-        if np.isnan(value) or name.startswith(("nam", "bn")):
+        if is_all and (np.isnan(value) or name == "bn" or has_nam_scales(name)):
             assert not np.isfinite(y[reached]).any()
         np.testing.assert_array_equal(y[~reached], clean[train][0][~reached])
         if not train:
@@ -210,7 +225,8 @@ def of_batches(name):
     return jax.jit(jax.vmap(functools.partial(apply, name, train=True), (None, 0)))
 
 
-@pytest.mark.parametrize("name", ["bn", "nam", "se", "bam", "cbam", "tam"])
+# The parts of NAM are tested as parts of it.
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith("nam_")])
 @in_float64
 @given(seed=st.integers(0, 999))
 def test_batches_of_a_batch_are_independent(x64, name, seed):
@@ -220,3 +236,139 @@ def test_batches_of_a_batch_are_independent(x64, name, seed):
     alone = [of_batches(name)(variables_of(name), np.stack([batch] * 3)) for batch in batches]
     expected = jax.tree.map(lambda *leaves: np.stack([leaf[0] for leaf in leaves]), *alone)
     assert_close(actual, expected)
+
+
+# Gradients in float64.
+
+SMALL = (2, 3, 2, 4)
+STEP = 1e-6
+# What a function's value may be off by, relative to the sum of its terms.
+ROUNDING = 1e3 * np.finfo(np.float64).eps
+
+
+class Case(nn.Module):
+    """One attention as it comes, or after a BatchNorm that hands on its moments; or that alone."""
+
+    name_: str
+    after_norm: bool = False
+    train: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        moments = None
+        if self.after_norm:
+            norm = nam_jax.BatchNorm(use_running_average=False, name="norm")
+            x, moments = norm(x, return_moments=True)
+        if self.name_ == "norm":
+            return x, moments
+        # Detached weights are no constants, for finite differences.
+        fields = {"weight_gradient": True} if has_nam_scales(self.name_) else {}
+        call = further_arguments(self.name_, SMALL[-1])
+        if call:
+            call = {"scale": self.param("scale", nn.initializers.ones, SMALL[-1:])}
+        attention = MODULES[self.name_](**fields, name="attention")
+        return attention(x, not self.train, moments, **call)
+
+
+CASES = {
+    "norm": Case("norm", after_norm=True),
+    **{name: Case(name) for name in MODULES},
+    "nam in evaluation": Case("nam", train=False),
+    "nam after norm": Case("nam", after_norm=True),
+}
+
+
+@functools.cache
+def shapes_of(case):
+    return jax.eval_shape(lambda: case.init(jax.random.key(0), np.zeros(SMALL)))
+
+
+def drawn(case, seed, far=0.0):
+    """Parameters and an input, a direction in which to move them, and the statistics."""
+    normal = np.random.default_rng(seed).standard_normal
+    shapes = shapes_of(case)
+    point, direction = (
+        jax.tree.map(lambda leaf: normal(leaf.shape), (shapes.get("params", {}), np.zeros(SMALL)))
+        for _ in range(2)
+    )
+    positive = np.random.default_rng(seed + 1)
+    statistics = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: (
+            0.5 + positive.random(leaf.shape)
+            if path[-1].key == "var"
+            else positive.standard_normal(leaf.shape)
+        ),
+        shapes.get("batch_stats", {}),
+    )
+    return (point[0], far + point[1]), direction, {"batch_stats": statistics}
+
+
+def moved(point, direction, steps):
+    return jax.tree.map(lambda p, d: p + steps * STEP * d, point, direction)
+
+
+def product(gradient, direction):
+    return sum(jax.tree.leaves(jax.tree.map(np.vdot, gradient, direction)))
+
+
+@functools.cache
+def value_and_gradient(case):
+    """Of a sum of all that a case returns, in random weights; and the sum of the terms' sizes."""
+
+    def loss(point, statistics):
+        params, x = point
+        output, _ = case.apply({**statistics, "params": params}, x, mutable="batch_stats")
+        y, _ = ravel_pytree(output)
+        terms = y * jnp.cos(jnp.arange(y.size))
+        return terms.sum(), jnp.abs(terms).sum()
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def check_slope(before, at, after, slope, size):
+    """Whether a slope is that of the values one step before, at and after a point.
+
+    It is between the differences on either side, also where a maximum or a ReLU changes in
+    between; they differ by no more than the slope does within a step.
+    """
+    left, right = (at - before) / STEP, (after - at) / STEP
+    assert abs(slope - (left + right) / 2) <= abs(right - left) + 4 * ROUNDING * size / STEP
+
+
+@pytest.mark.parametrize("case", CASES)
+@in_float64
+@given(seed=st.integers(0, 999), far=st.sampled_from([0.0, 10.0]))
+def test_gradient_is_that_of_finite_differences(x64, case, seed, far):
+    point, direction, statistics = drawn(CASES[case], seed, far)
+    run = value_and_gradient(CASES[case])
+    (before, _), _ = run(moved(point, direction, -1), statistics)
+    (at, size), gradient = run(point, statistics)
+    (after, _), _ = run(moved(point, direction, 1), statistics)
+    check_slope(before, at, after, product(gradient, direction), size)
+
+
+@functools.cache
+def detached_gradient(name):
+    def loss(point, cotangent):
+        params, x = point
+        y, _ = MODULES[name]().apply({"params": params}, x, False, mutable="batch_stats")
+        return (y * cotangent).sum()
+
+    return jax.jit(jax.grad(loss))
+
+
+@pytest.mark.parametrize("name", ["nam_channel", "nam_spatial", "nam"])
+@in_float64
+@given(seed=st.integers(0, 999))
+def test_detached_weights_are_constants_of_the_papers_formula(x64, name, seed):
+    ((params, x), (to, dx), _) = drawn(Case(name), seed)
+    point, direction = (params["attention"], x), (to["attention"], dx)
+    cotangent = np.random.default_rng(seed + 1).standard_normal(SMALL)
+
+    def terms(steps):
+        params, x = moved(point, direction, steps)
+        return formula(params, x, weights_of=point[0]) * cotangent
+
+    before, at, after = (terms(steps) for steps in (-1, 0, 1))
+    slope = product(detached_gradient(name)(point, cotangent), direction)
+    check_slope(before.sum(), at.sum(), after.sum(), slope, np.abs(at).sum())

@@ -1,9 +1,10 @@
-"""The stored vectors of the PyTorch reference, and what comparing with them takes.
+"""Attention modules and networks to be built and called alike, and the vectors of their reference.
 
-The formats are those of the files in `golden/`: arrays NCHW, names and weight layouts PyTorch's.
-Everything is returned NHWC and in float64, as NumPy arrays.
+The formats of the vectors are those of the files in `golden/`: arrays NCHW, names and weight
+layouts PyTorch's. Everything is returned NHWC and in float64, as NumPy arrays.
 """
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import pytest
+from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 import nam_jax
+from nam_jax.attention import NAMES, attention
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -28,6 +32,48 @@ ELEMENTS = {
     "gate_w": "nhc",
     "gate_c": "nhw",
 }
+
+
+MODULES = {name: attention(name) for name in NAMES if name != "none"}
+each_name = pytest.mark.parametrize("name", MODULES)
+each_mode = pytest.mark.parametrize("train", [False, True])
+
+SHAPE = (4, 5, 3, 32)
+
+
+class Block(nn.Module):
+    """A module that is called alike whatever its name; nam_tied gets its scale."""
+
+    name_: str
+    dtype: Any = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, use_running_average: bool) -> jax.Array:
+        options = {"dtype": self.dtype, "axis_name": self.axis_name, "name": "attention"}
+        call = {}
+        if self.name_ == "nam_tied":
+            call = {"scale": self.param("scale", nn.initializers.ones, x.shape[-1:])}
+        module = attention(self.name_)(**options)
+        return module(x, use_running_average=use_running_average, moments=None, **call)
+
+
+def further_arguments(name: str, channels: int = SHAPE[-1]) -> dict[str, np.ndarray]:
+    """What a module is called with beside x and what all are called with."""
+    return {"scale": np.ones(channels, np.float32)} if name == "nam_tied" else {}
+
+
+def owns_parameters(name: str) -> bool:
+    if name == "none":
+        return False
+    init = functools.partial(
+        attention(name)(use_running_average=True).init, **further_arguments(name)
+    )
+    return "params" in jax.eval_shape(init, jax.random.key(0), image())
+
+
+def image(shape: tuple[int, ...] = SHAPE, seed: int = 0, dtype: Any = np.float32) -> np.ndarray:
+    return (0.5 + 2 * np.random.default_rng(seed).standard_normal(shape)).astype(dtype)
 
 
 class Network(NamedTuple):
@@ -103,13 +149,13 @@ def vectors(name: str, module: Any) -> Vectors:
     x = nhwc(stored["x"])
 
     def load(params: str, statistics: str) -> Any:
-        found = {
+        state_dict = {
             key.removeprefix(prefix): value
             for prefix in (params, statistics)
             for key, value in stored.items()
             if key.startswith(prefix)
         }
-        return nam_jax.torch_import.variables(module, found, x.shape)
+        return nam_jax.torch_import.variables(module, state_dict, x.shape)
 
     before = load("param:", "buffer:")
     after = load("train:grad:", "train:buffer:")
@@ -186,38 +232,16 @@ def _step(module: Any, variables: Any, x: Any, cotangent: Any) -> Step:
         )
         return (y * cotangent).sum(), (y, update.get("batch_stats", {}))
 
-    grads, (y, statistics) = jax.grad(loss, argnums=(0, 1), has_aux=True)(variables["params"], x)
+    params = variables.get("params", {})
+    grads, (y, statistics) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x)
     return Step(y, statistics, *grads)
-
-
-def formula(params: Any, x: np.ndarray, weights_of: Any = None, epsilon: float = 1e-5) -> Any:
-    """The three modules in training, in NumPy, straight from equations 1 to 3.
-
-    The weights W come from the scales of weights_of, by default those of params.
-    """
-    weights_of = weights_of or params
-    if "channel" in params:
-        x = formula(params["channel"], x, weights_of["channel"], epsilon)
-        return formula(params["spatial"], x, weights_of["spatial"], epsilon)
-    scale, bias = (np.asarray(params["nam_bn"][key]) for key in ("scale", "bias"))
-    weights = np.abs(np.asarray(weights_of["nam_bn"]["scale"]))
-    weights = weights / weights.sum()
-    others = tuple(range(x.ndim - 1))
-    if scale.ndim == 2:  # pixels: (H, W) against (N, H, W, C)
-        scale, bias, weights = scale[..., None], bias[..., None], weights[..., None]
-        others = (0, 3)
-    normalised = (x - x.mean(others, keepdims=True)) / np.sqrt(
-        x.var(others, keepdims=True) + epsilon
-    )
-    return x / (1 + np.exp(-weights * (scale * normalised + bias)))
 
 
 def reductions(function: Any, *args: Any, larger_than: int = 0) -> int:
     """How many reductions of arrays of more than so many values a function has."""
-    found = _equations(jax.make_jaxpr(function)(*args).jaxpr)
     sizes = [
         max(value.aval.size for value in equation.invars)
-        for equation in found
+        for equation in _equations(jax.make_jaxpr(function)(*args).jaxpr)
         if equation.primitive.name.startswith("reduce_")
         and equation.primitive.name != "reduce_precision"
     ]
@@ -233,14 +257,3 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
                 inner = getattr(inner, "jaxpr", inner)
                 if hasattr(inner, "eqns"):
                     yield from _equations(inner)
-
-
-def assert_close(actual: Any, expected: Any, tolerance: float = 1e-9) -> None:
-    """Compares arrays, or trees of them, relative to the largest value expected."""
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    pairs = list(zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True))
-    largest = max(np.abs(e).max() for _, e in pairs)
-    assert largest > 0, "Only zeros are expected: a comparison relative to them says nothing."
-    for a, e in pairs:
-        assert a.shape == e.shape
-        assert np.abs(np.asarray(a) - e).max() <= tolerance * largest

@@ -1,0 +1,286 @@
+"""What every network has to do with every attention, whichever the registries list."""
+
+import functools
+import math
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import serialization, traverse_util
+
+from nam_jax import models
+from nam_jax.attention import NAMES as ATTENTIONS
+from nam_jax.attention import has_nam_scales
+from nam_jax.models import mobilenet_v2
+from nam_jax.models.mobilenet_v2 import MobileNetV2, Stage
+from nam_jax.models.resnet import STEMS, ResNet
+from nam_jax.sparsity import nam_scales
+from tests.helpers.arrays import assert_close
+from tests.helpers.networks import GOLDEN, network, owns_parameters, random_variables
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+# An expansion of 1, a residual block, and one that halves the resolution.
+STAGES = (Stage(1, 16, 1, 1), Stage(6, 16, 1, 1), Stage(6, 32, 1, 2))
+
+
+def cut_short(name, attention="none", **fields):
+    """A network of few and narrow blocks: what there is to compile, and no more."""
+    model = models.create(name, num_classes=5, attention=attention, stem="cifar", **fields)
+    if isinstance(model, ResNet):
+        return model.clone(stage_sizes=(1, 1), width=16)
+    return model.clone(width_multiplier=0.5) if isinstance(model, MobileNetV2) else model
+
+
+# One name of each kind of network, of those that differ in depth alone; and one of each family.
+KINDS = list({cut_short(name): name for name in reversed(models.NAMES)}.values())
+FAMILIES = list({type(cut_short(name)): name for name in reversed(models.NAMES)}.values())
+
+
+# Every family with every attention, and what a kind may do in its own way.
+PAIRS = [
+    (name, attention)
+    for name in KINDS
+    for attention in (ATTENTIONS if name in FAMILIES else ("none", "nam_tied", "nam", "bam"))
+]
+
+
+def pairs(is_quick, chosen=PAIRS):
+    """Networks with attention; those that are not quick are in `make test-all` alone."""
+    return pytest.mark.parametrize(
+        ("name", "attention"),
+        [pytest.param(*pair, marks=() if is_quick(*pair) else pytest.mark.slow) for pair in chosen],
+    )
+
+
+FEW = (
+    ("resnet18", "nam"),
+    ("resnet18", "nam_tied"),
+    ("resnet18", "bam"),
+    ("mobilenet_v2", "se"),
+)
+each_pair = pairs(lambda name, attention: name in FAMILIES)
+mainly_few = pairs(lambda name, attention: (name, attention) in FEW)
+
+IMAGES = (2, 12, 6, 3)
+ONE_IMAGE = (1, 6, 4, 3)
+# Every one of 12 layers rounds to 2⁻⁸, in no common direction.
+BFLOAT16 = math.sqrt(12) * 2.0**-8
+# What takes the least time to compile. Gradients of a maximum come out as NaN at level 0 (XLA for
+# the CPU, of `jnp.max(x * a + b)` alone too), so that they are compiled as usual.
+CHEAP = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def images(shape=IMAGES, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+class Called:
+    """A network called as attention modules are, with MobileNetV2's stages cut short."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def init(self, key, x, use_running_average):
+        with mock.patch.object(mobilenet_v2, "STAGES", STAGES):
+            return self.module.init(key, x, train=not use_running_average)
+
+    def apply(self, variables, x, use_running_average):
+        with mock.patch.object(mobilenet_v2, "STAGES", STAGES):
+            return self.module.apply(
+                variables, x, train=not use_running_average, mutable="batch_stats"
+            )
+
+
+@functools.cache
+def variables_of(name, attention, shape=IMAGES, shift=0):
+    """Variables with kernels of a size that keeps the activations near 1."""
+
+    def scaled(path, leaf):
+        leaf = np.roll(leaf, shift) * (1 + shift * (path[-1] == "kernel"))
+        return leaf * math.sqrt(2 / math.prod(leaf.shape[:-1])) if path[-1] == "kernel" else leaf
+
+    drawn = random_variables(Called(cut_short(name, attention)), images(shape), np.float32)
+    flat = traverse_util.flatten_dict(drawn)
+    return traverse_util.unflatten_dict(
+        {path: np.float32(scaled(path, leaf)) for path, leaf in flat.items()}
+    )
+
+
+@functools.cache
+def evaluate(name, attention, dtype=None):
+    called = Called(cut_short(name, attention, dtype=dtype))
+    return jax.jit(lambda v, x: called.apply(v, x, True)[0], compiler_options=CHEAP)
+
+
+def gradients(name, attention, **fields):
+    """A function that gives gradients of params and x, logits and new statistics."""
+    called = Called(cut_short(name, attention, **fields))
+
+    def loss(params, statistics, x):
+        logits, update = called.apply({"params": params, "batch_stats": statistics}, x, False)
+        return jnp.square(logits - 1).sum(), (logits, update["batch_stats"])
+
+    return jax.grad(loss, (0, 2), has_aux=True)
+
+
+def is_attention(path, attention):
+    return "attention" in path or (attention == "bam" and any(k.startswith("bam") for k in path))
+
+
+def without_attention(variables, attention):
+    flat = traverse_util.flatten_dict(variables)
+    rest = {path: leaf for path, leaf in flat.items() if not is_attention(path, attention)}
+    return traverse_util.unflatten_dict(rest)
+
+
+@each_pair
+def test_logits(name, attention):
+    logits = evaluate(name, attention)(variables_of(name, attention), images())
+    assert logits.shape == (2, 5)
+    assert logits.dtype == np.float32
+    assert np.isfinite(logits).all()
+    if attention not in ("none", "nam_tied"):
+        plain = without_attention(variables_of(name, attention), attention)
+        assert not np.allclose(logits, evaluate(name, "none")(plain, images()), rtol=1e-3)
+
+
+@pairs(lambda name, attention: (name, attention) in FEW[::3])
+def test_one_image_trains(name, attention):
+    variables, x = variables_of(name, attention, ONE_IMAGE), images(ONE_IMAGE)
+    options = None if attention in ("cbam", "tam") else CHEAP
+    train = jax.jit(gradients(name, attention), compiler_options=options)
+    step = train(variables["params"], variables["batch_stats"], x)
+    (dparams, dx), (logits, statistics) = step
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(step))
+    assert logits.shape == (1, 5)
+    assert jax.tree.structure(statistics) == jax.tree.structure(variables["batch_stats"])
+    assert np.abs(dx).max() > 0
+    flat = traverse_util.flatten_dict(dparams)
+    own = [leaf for path, leaf in flat.items() if is_attention(path, attention)]
+    assert all(np.abs(leaf).max() > 0 for leaf in own[-1:])
+    assert bool(own) == owns_parameters(attention)
+
+
+@mainly_few
+def test_vmap_over_parameters_is_a_loop(name, attention):
+    several = [variables_of(name, attention, shift=shift) for shift in range(2)]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *several)
+    called = Called(cut_short(name, attention))
+    mapped = jax.jit(
+        jax.vmap(lambda v, x: called.apply(v, x, True)[0], (0, None)), compiler_options=CHEAP
+    )
+    loop = np.stack([evaluate(name, attention)(variables, images()) for variables in several])
+    assert not np.allclose(*loop, rtol=1e-2)
+    assert_close(mapped(stacked, images()), loop, 1e-5)
+
+
+@mainly_few
+def test_bfloat16_logits_are_float32_and_near(name, attention):
+    variables = variables_of(name, attention)
+    actual = evaluate(name, attention, jnp.bfloat16)(variables, images())
+    expected = evaluate(name, attention)(variables, images())
+    assert actual.dtype == np.float32
+    assert_close(actual, expected, BFLOAT16)
+    assert np.abs(actual - expected).max() > 1e-5 * np.abs(expected).max()
+
+
+@each_pair
+def test_serialisation_brings_everything_back(name, attention):
+    variables = variables_of(name, attention)
+    blank = jax.tree.map(np.zeros_like, variables)
+    restored = serialization.from_bytes(blank, serialization.to_bytes(variables))
+    assert jax.tree.structure(restored) == jax.tree.structure(variables)
+    jax.tree.map(np.testing.assert_array_equal, restored, variables)
+
+
+@pairs(lambda name, attention: (name, attention) == ("resnet18", "bam"))
+def test_jit_changes_nothing(name, attention):
+    variables = variables_of(name, attention)
+    eager, _ = Called(cut_short(name, attention)).apply(variables, images(), True)
+    assert_close(eager, evaluate(name, attention)(variables, images()), 1e-5)
+
+
+@each_pair
+def test_penalty_finds_scales_where_there_are_some(name, attention):
+    params = variables_of(name, attention)["params"]
+    assert bool(nam_scales(params)) == (attention != "none" and has_nam_scales(attention))
+
+
+# Blocks that are computed anew in the backward pass: the same numbers from less memory.
+
+
+@pairs(
+    lambda name, attention: name == "resnet18" and attention == "nam_channel",
+    [("resnet18", "nam"), ("mobilenet_v2", "se"), *((name, "nam_channel") for name in KINDS)],
+)
+def test_remat_changes_neither_variables_nor_gradients_nor_statistics(x64, name, attention):
+    variables = variables_of(name, attention)
+    anew = Called(cut_short(name, attention, remat=True))
+    shapes = jax.eval_shape(lambda x: anew.init(jax.random.key(0), x, False), images())
+    assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, variables)
+    arguments = jax.tree.map(np.float64, (variables["params"], variables["batch_stats"], images()))
+    kept, anew = (
+        jax.jit(gradients(name, attention, remat=remat), compiler_options=CHEAP)(*arguments)
+        for remat in (False, True)
+    )
+    assert_close(anew, jax.tree.map(np.asarray, kept))
+
+
+@pairs(lambda name, attention: name in FAMILIES, [(name, "nam") for name in KINDS])
+def test_remat_keeps_less_for_the_backward_pass(name, attention):
+    def residual_bytes(remat):
+        called = Called(cut_short(name, attention, remat=remat))
+        variables, x = variables_of(name, attention), images()
+
+        def pullback(params):
+            return jax.vjp(
+                lambda p: jnp.square(called.apply({**variables, "params": p}, x, False)[0]).sum(),
+                params,
+            )[1]
+
+        kept = jax.tree.leaves(jax.eval_shape(pullback, variables["params"]))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
+
+    assert residual_bytes(remat=True) < 0.6 * residual_bytes(remat=False)
+
+
+# By name.
+
+
+def test_kinds_and_families():
+    assert set(FAMILIES) >= {"resnet18", "mobilenet_v2"}
+    assert set(KINDS) >= {"resnet18", "resnet50", "resnet20", "mobilenet_v2"}
+
+
+def test_unknown_model_is_refused():
+    with pytest.raises(ValueError, match=f"'resnet9'; choose one of {', '.join(models.NAMES)}"):
+        models.create("resnet9", num_classes=10)
+
+
+@pytest.mark.parametrize(("field", "choices"), [("attention", ATTENTIONS), ("stem", STEMS)])
+def test_unknown_option_is_refused(field, choices):
+    with pytest.raises(ValueError, match=f"{field} 'spam'; choose one of {', '.join(choices)}"):
+        models.create("resnet20", num_classes=10, **{field: "spam"})
+
+
+TAGS = [
+    "cifar_resnet18_nam",
+    pytest.param("cifar_resnet18_bam", marks=pytest.mark.slow),
+    pytest.param("cifar_resnet18_nam_channel", marks=pytest.mark.slow),
+    pytest.param("cifar_resnet18_cbam", marks=pytest.mark.slow),
+    pytest.param("cifar_resnet50_nam_channel", marks=pytest.mark.slow),
+    pytest.param("imagenet_resnet50_nam", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_reference_logits_and_parameter_count(x64, tag):
+    golden = network(tag)
+    with np.load(GOLDEN / "networks.npz") as file:
+        count = file[f"{tag}:nparams"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(golden.variables["params"])) == count
+    apply = jax.jit(functools.partial(golden.module.apply, train=False), compiler_options=CHEAP)
+    assert_close(apply(golden.variables, golden.x), golden.eval_logits)
