@@ -34,14 +34,16 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 # gates are float32 whatever the dtype, so that a result is rounded once; NAM's twice, between
 # its two parts and at its end.
 BFLOAT16 = dict.fromkeys(MODULES, 2.0 ** (-8)) | {"nam": 2 * 2.0**-8}
-# CBAM stands for the two others that take long to compile, where a promise is all modules'.
-but_the_largest = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow) if name in ("bam", "tam") else name
-        for name in MODULES
-    ],
-)
+
+
+def all_but(*dear):
+    """Every module, and those that take long to compile in `make test-all` alone."""
+    names = [pytest.param(n, marks=pytest.mark.slow) if n in dear else n for n in MODULES]
+    return pytest.mark.parametrize("name", names)
+
+
+# CBAM stands for the two others that take long.
+but_the_largest = all_but("bam", "tam")
 COMMON = ("use_running_average", "dtype", "param_dtype", "axis_name")
 
 
@@ -325,7 +327,7 @@ def test_serialisation_brings_everything_back(name):
     jax.tree.map(np.testing.assert_array_equal, restored, trained)
 
 
-@each_name
+@but_the_largest
 @pytest.mark.parametrize(
     "shape",
     [
@@ -415,7 +417,7 @@ class End(nn.Module):
         return self.name_ == "nam_tied"
 
 
-@but_the_largest
+@all_but("bam", "cbam", "tam", "nam_tied")
 def test_moments_change_no_number(x64, name):
     x, cotangent = (image((4, 3, 5, 6), seed, np.float64) for seed in (0, 1))
     variables = random_variables(End(name), x)
@@ -461,6 +463,7 @@ def test_moments_of_another_array_are_refused():
         attention("se")().init(jax.random.key(0), x, False, moments)
 
 
+@pytest.mark.slow
 def test_moments_are_those_of_all_devices(x64):
     # Statistics over the axis, so moments over the axis: attention would gate differently.
     x, cotangent = (image((8, 3, 5, 6), seed, np.float64) for seed in (0, 1))

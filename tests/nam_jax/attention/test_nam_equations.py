@@ -17,8 +17,11 @@ pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.faults]
 
 SHAPES = [(1, 1, 1, 1), (2, 3, 5, 4), (3, 4, 1, 7)]
 # Of x and of the parameters.
-DTYPES = [("float32", "float32"), ("bfloat16", "float32"), ("float16", "float16")]
-each_dtypes = pytest.mark.parametrize("dtypes", DTYPES, ids="-".join)
+DTYPES = [
+    ("float32", "float32"),
+    pytest.param(("bfloat16", "float32"), marks=pytest.mark.slow),
+    ("float16", "float16"),
+]
 # All of them subnormal, scales are 0 where the processor takes such values for it.
 SCALES = ["normal", "zeros", "negative", "some zeros", "one spike", "huge", "tiny", "all sizes"]
 
@@ -118,7 +121,7 @@ def check_equations(case, results=results):
     assert all(np.isfinite(np.float64(leaf)).all() for leaf in jax.tree.leaves(actual))
 
 
-@each_dtypes
+@pytest.mark.parametrize("dtypes", DTYPES, ids="-".join)
 @given(data=st.data())
 def test_nam_is_the_papers(dtypes, data):
     check_equations(data.draw(cases(dtypes)))

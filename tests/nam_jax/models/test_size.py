@@ -27,7 +27,7 @@ def layers(name, stem, attention):
         ("none", 25_557_032, "4.089"),
         pytest.param("nam_channel", 25_587_240, "4.089", marks=pytest.mark.slow),
         ("nam", 25_614_974, "4.089"),
-        ("bam", 25_915_099, "4.171"),
+        pytest.param("bam", 25_915_099, "4.171", marks=pytest.mark.slow),
         ("cbam", 28_089_624, "4.096"),
         pytest.param("se", 28_071_976, "4.092", marks=pytest.mark.slow),
         # Its authors give 4.169 beside 4.122 without attention, 0.047 more as here. A gate has
