@@ -6,13 +6,12 @@ from typing import Any
 
 import jax
 
-from train.benchmark.steps import build, measure
+from train.benchmark.steps import experiment_with, measure
 from train.core import tables
 from train.core.config.fields import Config
 from train.core.devices import environment
+from train.core.devices.program_cost import GIB
 from train.core.errors import explaining_memory
-
-GIB = 2**30
 
 # The columns of the table: title, figure, divisor, format.
 COLUMNS = (
@@ -50,7 +49,7 @@ def measure_attentions(
     """
     # A step from the cache would compile in no time.
     jax.config.update("jax_enable_compilation_cache", False)
-    experiments = {name: build(config, name) for name in names}
+    experiments = {name: experiment_with(config, name) for name in names}
     with explaining_memory():
         figures = measure(experiments, steps)
     result = {
@@ -80,9 +79,9 @@ def circumstances(config: Config, config_name: str, steps: int) -> dict[str, Any
 def report(figures: Mapping[str, Mapping[str, Any]]) -> str:
     """The figures as a table, a line for every attention; a dash is for what is not known."""
     rows = [["attention", *(title for title, *_ in COLUMNS)]]
-    for name, found in figures.items():
+    for name, own in figures.items():
         cells = [
-            "–" if found[key] is None else f"{found[key] / divisor:{form}}"
+            "–" if own[key] is None else f"{own[key] / divisor:{form}}"
             for _, key, divisor, form in COLUMNS
         ]
         rows.append([name, *cells])

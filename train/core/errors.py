@@ -10,6 +10,10 @@ class ConfigError(ValueError):
     """The command line or the config is wrong (exit code 2)."""
 
 
+class UnknownSplitError(ValueError):
+    """A dataset has no such split; the caller names the field or the option that asked for it."""
+
+
 class RunError(RuntimeError):
     """The run cannot go on (exit code 1)."""
 

@@ -13,7 +13,8 @@ from train.core.config.fields import DataConfig
 from train.core.data.on_host.transform import eval_transform
 from train.core.data.sources import registry
 from train.core.data.sources.records import BadRecord, BadRecordError, Record
-from train.core.errors import ConfigError, reason
+from train.core.data.sources.split import Split
+from train.core.errors import ConfigError, UnknownSplitError, reason
 
 
 class Picture(NamedTuple):
@@ -64,22 +65,18 @@ def of_split(name: str, count: int, data: DataConfig, shape: tuple[int, int, int
     Raises:
       ConfigError: the dataset or the split is not there, or holds no image.
     """
-    # The message is then about this field, whatever the split is for.
-    data.eval_split = name
     try:
         split = registry.open_split(data, name)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("config.data.eval_split:", "--split:")) from error
+    except UnknownSplitError as error:
+        raise ConfigError(f"--split: {error}") from error
     found = list(islice(_all_of(split, data, shape), count))
     if not found:
         raise ConfigError(f"--split: {name!r} of {data.name} has no image that can be read.")
     return found
 
 
-def _all_of(
-    split: registry.Split, data: DataConfig, shape: tuple[int, int, int]
-) -> Iterator[Picture]:
-    if data.name == "digits":
+def _all_of(split: Split, data: DataConfig, shape: tuple[int, int, int]) -> Iterator[Picture]:
+    if not split.has_records:
         for index, (image, label) in enumerate(zip(*split.load(), strict=True)):
             yield Picture(f"{split.name} {index}", image, int(label))
         return
@@ -100,10 +97,7 @@ def class_names(data: DataConfig) -> list[str] | None:
     Args:
       data: the `data` part of a run's config.
     """
-    if data.name == "digits":
-        return None
     with contextlib.suppress(ConfigError):
-        builder = registry.find_builder(data)
-        _, label_key = registry.feature_keys(builder, data.name)
-        return list(builder.info.features[label_key].names)
+        source = registry.source_of(data)
+        return source.class_names if source.is_on_disk else None
     return None

@@ -142,19 +142,29 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
         with reporting(path):
             path.write_bytes(content)
         return
+    with naming(path), replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replacing(path: epath.PathLike) -> Iterator[epath.Path]:
+    """Gives another file on the disk to write, which then takes the place of one, whole or not.
+
+    Args:
+      path: File to be replaced, or not there yet.
+    """
+    path = epath.Path(path)
     # Another process may write the same file.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
-    with naming(path):
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def remove_temporary(directory: epath.Path) -> None:

@@ -27,7 +27,7 @@ class Box(NamedTuple):
     width: int
 
 
-class Draws(NamedTuple):
+class CropDraws(NamedTuple):
     """The random numbers of a batch's crops.
 
     Attributes:
@@ -41,17 +41,17 @@ class Draws(NamedTuple):
     places: np.ndarray
 
 
-def draw(generator: np.random.Generator, count: int) -> Draws:
-    """Draws the crops of a batch; always takes the same number of random numbers."""
+def draw(generator: np.random.Generator, count: int) -> CropDraws:
+    """CropDraws the crops of a batch; always takes the same number of random numbers."""
     low, high = np.log(ASPECT)
-    return Draws(
+    return CropDraws(
         areas=generator.uniform(*AREA, (count, ATTEMPTS)),
         aspects=np.exp(generator.uniform(low, high, (count, ATTEMPTS))),
         places=generator.random((count, 2)),
     )
 
 
-def random_box(height: int, width: int, draws: Draws, row: int) -> Box:
+def random_box(height: int, width: int, draws: CropDraws, row: int) -> Box:
     """The random resized crop's part of an image: the first drawn one that fits into it.
 
     Where none does: the largest in the middle whose aspect is within ASPECT.

@@ -16,7 +16,7 @@ import numpy as np
 from train.core.config.fields import LEVELS, DataConfig
 
 
-class Draws(NamedTuple):
+class OperationDraws(NamedTuple):
     """The random numbers of a batch.
 
     Attributes:
@@ -48,8 +48,8 @@ class Ranges(NamedTuple):
     posterize: float
 
 
-def draw(generator: np.random.Generator, count: int, config: DataConfig) -> Draws:
-    """Draws the operations of a batch.
+def draw(generator: np.random.Generator, count: int, config: DataConfig) -> OperationDraws:
+    """OperationDraws the operations of a batch.
 
     Args:
       generator: of the batch.
@@ -59,7 +59,7 @@ def draw(generator: np.random.Generator, count: int, config: DataConfig) -> Draw
     is_trivial = config.augmentation == "trivialaugment"
     shape = (count, 1 if is_trivial else config.randaugment_operations)
     fixed = np.full(shape, config.randaugment_level)
-    return Draws(
+    return OperationDraws(
         operations=generator.integers(0, len(OPERATIONS), shape),
         levels=generator.integers(0, LEVELS, shape, endpoint=True) if is_trivial else fixed,
         signs=generator.choice((-1, 1), shape),
@@ -73,7 +73,7 @@ def ranges(name: str, size: int) -> Ranges:
     return Ranges(shear=0.3, translate=150 / 331 * size, rotate=30, enhance=0.9, posterize=4)
 
 
-def apply(image: np.ndarray, draws: Draws, row: int, limits: Ranges) -> np.ndarray:
+def apply(image: np.ndarray, draws: OperationDraws, row: int, limits: Ranges) -> np.ndarray:
     """Applies a row's operations to its image, one after the other."""
     for operation, level, sign in zip(*(part[row].tolist() for part in draws), strict=True):
         changed = OPERATIONS[operation](image, level / LEVELS, sign, limits)

@@ -71,7 +71,7 @@ def _center(shape: Shape, ratio: float = 1.0, interpolation: int | None = None) 
     )
 
 
-def _random(shape: Shape, draws: crop.Draws, interpolation: int) -> Transform:
+def _random(shape: Shape, draws: crop.CropDraws, interpolation: int) -> Transform:
     def decode_part(record: Record, row: int) -> np.ndarray:
         header = partial_jpeg.header(record.encoded)
         if header is not None:
