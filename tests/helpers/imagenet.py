@@ -5,6 +5,7 @@ import numpy as np
 
 from configs import imagenet_resnet50
 from tests.helpers import tfds_writer
+from train.core.config.fields import replaced
 
 SIZES = [(40, 56), (56, 40), (48, 48), (30, 80), (20, 24)]
 
@@ -38,5 +39,4 @@ def config(directory, **changes):
     config.data.dir = str(directory)
     config.data.image_size = 16
     config.data.workers = 2
-    config.update_from_flattened_dict(changes)
-    return config
+    return replaced(config, changes)
