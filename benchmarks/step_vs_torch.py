@@ -1,14 +1,5 @@
 """Compares training steps with those of the same network in PyTorch.
 
-Usage: python -m benchmarks.step_vs_torch --config FILE [--attention NAME,...]
-                                          [--steps N] [--json FILE]
-
-  --config FILE          the experiment: network, batch, momentum, decay
-  --attention NAME,...   none, nam_channel, nam_spatial, nam
-  --steps N              of each that are timed; default: 50
-  --json FILE            also writes the figures to a file
-  --config.FIELD=VALUE   overrides a field; python -m train.config lists them
-
 A step is forward pass, loss, backward pass and SGD with momentum, on images
 that lie on the device; both frameworks begin with the same weights. PyTorch is
 compiled and has its images channels_last. On a GPU both compute in bfloat16,
@@ -25,6 +16,7 @@ import functools
 import json
 import os
 import statistics
+from argparse import Namespace
 from typing import Any
 
 import jax
@@ -35,9 +27,10 @@ import torch
 from benchmarks.peers import resnet, timing
 from nam_jax import models, torch_import
 from train.benchmark import turns
-from train.core import attentions, command_line, json_file, tables
-from train.core.config.fields import Config
-from train.core.data.sources import registry
+from train.core import command_line, tables
+from train.core.command_line.values import whole_number
+from train.core.config.fields import Config, with_attention
+from train.core.data.sources.registry import source_of
 from train.core.errors import ConfigError
 from train.core.workdir.storage import write_json
 
@@ -113,7 +106,8 @@ class TorchTraining:
 
 def pair(config: Config, dtype: str) -> dict[str, Any]:
     """The training steps of both frameworks, as functions that give the loss."""
-    num_classes, image_shape = registry.describe(config.data)
+    source = source_of(config.data)
+    num_classes, image_shape = source.num_classes, source.image_shape
     rng = np.random.default_rng(0)
     images = rng.standard_normal((config.batch_size, *image_shape), np.float32)
     labels = rng.integers(0, num_classes, config.batch_size)
@@ -191,18 +185,35 @@ def check(config: Config, names: list[str]) -> None:
             )
 
 
-def main() -> None:
+def parser() -> command_line.Parser:
+    """The command line."""
+    parser = command_line.Parser(
+        __doc__, "python -m benchmarks.step_vs_torch --config FILE [OPTION ...]"
+    )
+    parser.add_config()
+    parser.add_attention("in place of the config's; several are measured")
+    parser.add_argument(
+        "--steps",
+        metavar="N",
+        type=whole_number(1, 1_000_000),
+        default=50,
+        help="of each that are timed; default: 50",
+    )
+    parser.add_json()
+    return parser
+
+
+def main(options: Namespace) -> None:
     """Measures, and prints a table and JSON."""
-    file = json_file.asked()
-    config = command_line.CONFIG.value
-    names = attentions.asked(config)
+    config = options.config
+    names = options.attention or [config.model.attention]
     check(config, names)
     # PyTorch needs memory too.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     dtype = "bfloat16" if timing.torch_device() == "cuda" else "float32"
     torch.backends.cudnn.benchmark = True
     result = {
-        "config": command_line.config_name(),
+        "config": options.config_name,
         "batch_size": config.batch_size,
         "dtype": dtype,
         "device_kind": jax.devices()[0].device_kind,
@@ -211,15 +222,15 @@ def main() -> None:
     }
     rows = [("attention", "nam_jax images/s", "torch images/s", "speed vs torch")]
     for name in names:
-        found = measure(attentions.exchanged(config, name), dtype, turns.STEPS.value)
-        result[name] = found
-        speeds = (found[framework]["images_per_second"] for framework in ("nam_jax", "torch"))
-        rows.append((name, *(f"{s:,.1f}" for s in speeds), f"{found['speed_vs_torch']:.3f}"))
+        figures = measure(with_attention(config, name), dtype, options.steps)
+        result[name] = figures
+        speeds = (figures[framework]["images_per_second"] for framework in ("nam_jax", "torch"))
+        rows.append((name, *(f"{s:,.1f}" for s in speeds), f"{figures['speed_vs_torch']:.3f}"))
     print(tables.ruled(rows))
     print(json.dumps(result))
-    if file:
-        write_json(file, result)
+    if options.json:
+        write_json(options.json, result)
 
 
 if __name__ == "__main__":
-    command_line.run(main, __doc__)
+    command_line.run(main, parser())

@@ -43,9 +43,8 @@ from train.compare.runs import Run, plan, read_runs
 from train.core import attentions, command_line, plotting
 from train.core.config import checks
 from train.core.devices import compilation_cache, processes
-from train.core.engine import experiment as experiment_lib
 from train.core.engine import loop
-from train.core.engine.experiment import Experiment
+from train.core.engine.experiment import Experiment, build_experiment
 from train.core.errors import ConfigError, PreemptedError, RunError, reason
 from train.core.workdir import storage
 
@@ -85,7 +84,7 @@ def train_all(runs: Sequence[Run], workdir: epath.Path) -> None:
     left = [run for run in runs if run.name not in finished]
     seconds = [finished[run.name] for run in runs if run.name in finished]
     # All are checked before the first, whose training may take days.
-    experiments = [experiment_lib.build(run.config) for run in left]
+    experiments = [build_experiment(run.config) for run in left]
     compilation_cache.enable()
     if seconds:
         print(f"{len(seconds)} of {len(runs)} runs are finished")

@@ -44,7 +44,7 @@ def test_figures_of_every_number_of_workers(command, tmp_path):
     assert "decode" in out
 
 
-@pytest.mark.parametrize("workers", ["", "0", "two", "1,-1", "²", "1001", ","])
+@pytest.mark.parametrize("workers", [" ", "0", "two", "1,-1", "²", "1001", ","])
 def test_wrong_numbers_of_workers(command, workers):
     code, _, error = command(f"--workers={workers}")
     assert code == 2

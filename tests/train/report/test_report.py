@@ -15,8 +15,8 @@ from tests.helpers import fake_run, tiny
 from tests.helpers.commands import call
 from train.compare.runs import read_runs
 from train.core import plotting
-from train.core.engine import experiment as experiment_lib
 from train.core.engine import loop
+from train.core.engine.experiment import build_experiment
 from train.core.errors import ConfigError, RunError
 from train.report import __main__ as report
 from train.report import comparison_page
@@ -153,7 +153,7 @@ def test_trained_network_without_nam(tmp_path, monkeypatch):
     tiny.use(monkeypatch)
     config = digits_resnet20.get_config()
     config.steps, config.log_every_steps, config.optimizer.sparsity = 2, 1, 0.0
-    loop.train(experiment_lib.build(config), tmp_path)
+    loop.train(build_experiment(config), tmp_path)
     report.write(epath.Path(tmp_path))
     text = text_of(tmp_path)
     assert "Finished after 2 steps" in text

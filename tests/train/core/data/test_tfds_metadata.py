@@ -154,7 +154,7 @@ def test_missing_file_is_named(
         (INFO, (*TRAIN, "shardLengths", 1), str(10**12), "config.data.resident_limit_gb: "),
         (INFO, (*TRAIN, "shardLengths", 1), "13", f"{SHARD} holds 12 records, and {INFO} says 13"),
         (INFO, (*TRAIN, "shardLengths", 1), "11", f"{SHARD} holds 12 records, and {INFO} says 11"),
-        (INFO, (*TRAIN, "shardLengths", 0), "0", f"-00000-of-00002 holds 12 records, and {INFO} says 0"),
+        (INFO, (*TRAIN, "shardLengths", 0), "0", f"-of-00002 holds 12 records, and {INFO} says 0"),
         (INFO, (*TRAIN, "filepathTemplate"), "{SPAM}", f"{INFO}: "),
     ],
 )

@@ -9,8 +9,8 @@ import pytest
 from configs import digits_resnet20
 from tests.helpers import tiny
 from train.core.devices import environment
-from train.core.engine import experiment as experiment_lib
 from train.core.engine import loop
+from train.core.engine.experiment import build_experiment
 
 
 def test_versions_and_devices():
@@ -41,8 +41,8 @@ def test_every_start_of_an_unfinished_run_writes_it(tmp_path, monkeypatch):
     file = tmp_path / "environment.json"
     tmp_path.joinpath("checkpoints").mkdir()
     file.write_text("of an earlier start")
-    loop.train(experiment_lib.build(config), tmp_path)
+    loop.train(build_experiment(config), tmp_path)
     assert json.loads(file.read_text()) == environment.describe()
     file.write_text("of the run")
-    loop.train(experiment_lib.build(config), tmp_path)
+    loop.train(build_experiment(config), tmp_path)
     assert file.read_text() == "of the run"

@@ -20,9 +20,9 @@ class OperationDraws(NamedTuple):
     """The random numbers of a batch.
 
     Attributes:
-      operations: (N, n), places in OPERATIONS.
-      levels: (N, n), 0 … LEVELS.
-      signs: (N, n), −1 or 1, for operations that have two directions.
+      operations: Places in OPERATIONS, (N, n).
+      levels: Strengths from 0 to LEVELS, (N, n).
+      signs: Directions, −1 or 1, of operations that have two, (N, n).
     """
 
     operations: np.ndarray
@@ -34,11 +34,11 @@ class Ranges(NamedTuple):
     """The strength of the operations at the highest level.
 
     Attributes:
-      shear: as a tangent.
-      translate: in pixels.
-      rotate: in degrees.
-      enhance: by how much the factor of a colour operation differs from 1.
-      posterize: bits that are dropped.
+      shear: Tangent of the angle.
+      translate: Distance, in pixels.
+      rotate: Angle, in degrees.
+      enhance: Difference of the factor of a colour operation from 1.
+      posterize: Number of bits that are dropped.
     """
 
     shear: float
@@ -52,9 +52,9 @@ def draw(generator: np.random.Generator, count: int, config: DataConfig) -> Oper
     """OperationDraws the operations of a batch.
 
     Args:
-      generator: of the batch.
-      count: images of the batch.
-      config: the `data` part of a run's config.
+      generator: Generator of the batch.
+      count: Number of images of the batch.
+      config: The `data` part of a run's config.
     """
     is_trivial = config.augmentation == "trivialaugment"
     shape = (count, 1 if is_trivial else config.randaugment_operations)
