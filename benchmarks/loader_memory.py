@@ -15,10 +15,8 @@ import psutil
 
 from benchmarks import jpegs
 from configs import imagenet_resnet50
-from train.core.data import streaming
-from train.core.data.sources import registry
-from train.core.devices import mesh as mesh_lib
-from train.core.engine import step as step_lib
+from train.core.engine.experiment import build_experiment
+from train.core.engine.feeds import train_feed
 
 BATCH_SIZE, SIZE, SHARDS = 250, 16, 10
 
@@ -44,12 +42,9 @@ def main() -> None:
         config = imagenet_resnet50.get_config()
         config.batch_size, config.data.image_size = BATCH_SIZE, SIZE
         config.data.dir = directory
-        mesh = mesh_lib.create(BATCH_SIZE)
-        split = registry.open_split(config.data, "train")
-        key = step_lib.streams(config.seed)["order"]
-        steps = count // BATCH_SIZE
-        feed = streaming.train_feed(split, config, mesh, key, steps)
-        with contextlib.closing(feed.batches(0)) as fed:
+        config.data.eval_split, config.optimizer.warmup_epochs = "train", 0.0
+        config.steps = steps = count // BATCH_SIZE
+        with contextlib.closing(train_feed(build_experiment(config)).batches(0)) as fed:
             for step, _ in enumerate(fed, 1):
                 if step == 1 or step % (steps // 10) == 0:
                     resident = psutil.Process().memory_info().rss / 2**20

@@ -18,12 +18,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from configs import imagenet_resnet50
-from train.core.data import streaming
+from train.core.data import crop
 from train.core.data.feed import cpu_cores, epoch_orders
-from train.core.data.on_host import crop, partial_jpeg
+from train.core.data.on_host import partial_jpeg
+from train.core.data.on_host.batches import BatchMaker
 from train.core.data.on_host.transform import train_transform
-from train.core.data.sources import records, registry
-from train.core.engine import step as step_lib
+from train.core.data.sources.records import decode
+from train.core.data.sources.registry import open_split
+from train.core.data.sources.tfds import Tfds
+from train.core.engine.experiment import streams
 
 COUNT, BATCH_SIZE = 200, 256
 
@@ -56,19 +59,19 @@ def costs(directory: Path) -> None:
     cv2.setNumThreads(0)
     config = imagenet_resnet50.get_config()
     config.data.dir = str(directory)
-    split = registry.open_split(config.data, "train")
+    split = open_split(config.data, "train")
     opened = split.open_records()
-    builder = registry.find_builder(config.data)
+    builder = Tfds(config.data).builder
     skip = {"image": tfds.decode.SkipDecoding()}
     parsed_by_tfds = builder.as_data_source("train", decoders=skip)
     cost("read and parse", lambda i: opened[i])
     cost("read and parse by tfds.data_source", lambda i: parsed_by_tfds[i])
     found = [opened[i] for i in range(COUNT)]
     buffers = [np.frombuffer(record.encoded, np.uint8) for record in found]
-    cost("decode", lambda i: records.decode(found[i], 3))
+    cost("decode", lambda i: decode(found[i], 3))
     cost("decode at half size", lambda i: cv2.imdecode(buffers[i], cv2.IMREAD_REDUCED_COLOR_2))
     cost("decode at quarter size", lambda i: cv2.imdecode(buffers[i], cv2.IMREAD_REDUCED_COLOR_4))
-    images = [records.decode(record, 3) for record in found]
+    images = [decode(record, 3) for record in found]
     draws = crop.draw(np.random.default_rng(0), COUNT)
     boxes = [crop.random_box(*images[i].shape[:2], draws, i) for i in range(COUNT)]
     cost("header of the JPEG file", lambda i: partial_jpeg.header(found[i].encoded))
@@ -95,8 +98,8 @@ def pipelines(directory: Path, seconds: float) -> None:
     config = imagenet_resnet50.get_config()
     config.data.dir = str(directory)
     workers = cpu_cores()
-    split = registry.open_split(config.data, "train")
-    order = epoch_orders(step_lib.streams(0)["order"], split.num_examples)(0)
+    split = open_split(config.data, "train")
+    order = epoch_orders(streams(0)["order"], split.num_examples)(0)
     opened, steps = split.open_records(), split.num_examples // BATCH_SIZE
 
     def row(number: int) -> np.ndarray:
@@ -115,8 +118,8 @@ def pipelines(directory: Path, seconds: float) -> None:
     options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=workers)
     by_row = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=BATCH_SIZE)
     numbers, batches = grain.MapDataset.range(10**8), grain.MapDataset.range(10**6)
-    with streaming.Loader(split, config, np.arange(BATCH_SIZE)) as loader:
-        ours = batches.map(lambda step: loader.train_batch(step, order))
+    with BatchMaker(split, config, np.arange(BATCH_SIZE)) as maker:
+        ours = batches.map(lambda step: maker.train_batch(step, order))
         rows = numbers.map(row).to_iter_dataset(by_row)
         datasets = {
             "Grain over batches, rows shared by threads": ours.to_iter_dataset(options),

@@ -22,8 +22,8 @@ from typing import Any
 import jax
 
 from configs import imagenet_resnet50
-from train.core.engine import assembly
-from train.core.engine import experiment as experiment_lib
+from train.core.engine.experiment import build_experiment
+from train.core.engine.feeds import train_feed
 
 BATCH_SIZE, SIZE, READY = 256, 224, 6
 
@@ -63,7 +63,7 @@ def loader_batches(directory: Path) -> Iterator[Any]:
     """Batches of the streaming loader, on the device."""
     config = imagenet_resnet50.get_config()
     config.batch_size, config.data.dir, config.steps = BATCH_SIZE, str(directory), 10**9
-    return assembly.train_feed(experiment_lib.build(config)).batches(0)
+    return train_feed(build_experiment(config)).batches(0)
 
 
 def measure(batches: Iterator[Any], seconds: float) -> tuple[float, float]:

@@ -30,7 +30,7 @@ from train.benchmark import turns
 from train.core import command_line, tables
 from train.core.command_line.values import whole_number
 from train.core.config.fields import Config, with_attention
-from train.core.data.sources import registry
+from train.core.data.sources.registry import source_of
 from train.core.errors import ConfigError
 from train.core.workdir.storage import write_json
 
@@ -106,7 +106,8 @@ class TorchTraining:
 
 def pair(config: Config, dtype: str) -> dict[str, Any]:
     """The training steps of both frameworks, as functions that give the loss."""
-    num_classes, image_shape = registry.describe(config.data)
+    source = source_of(config.data)
+    num_classes, image_shape = source.num_classes, source.image_shape
     rng = np.random.default_rng(0)
     images = rng.standard_normal((config.batch_size, *image_shape), np.float32)
     labels = rng.integers(0, num_classes, config.batch_size)
@@ -221,10 +222,10 @@ def main(options: Namespace) -> None:
     }
     rows = [("attention", "nam_jax images/s", "torch images/s", "speed vs torch")]
     for name in names:
-        found = measure(with_attention(config, name), dtype, options.steps)
-        result[name] = found
-        speeds = (found[framework]["images_per_second"] for framework in ("nam_jax", "torch"))
-        rows.append((name, *(f"{s:,.1f}" for s in speeds), f"{found['speed_vs_torch']:.3f}"))
+        figures = measure(with_attention(config, name), dtype, options.steps)
+        result[name] = figures
+        speeds = (figures[framework]["images_per_second"] for framework in ("nam_jax", "torch"))
+        rows.append((name, *(f"{s:,.1f}" for s in speeds), f"{figures['speed_vs_torch']:.3f}"))
     print(tables.Table(rows[0], rows[1:]).text())
     print(json.dumps(result))
     if options.json:

@@ -23,40 +23,39 @@ import jax
 
 from train.core import command_line
 from train.core.command_line.values import text
-from train.core.config.fields import Config, DataConfig
-from train.core.data.sources import registry
+from train.core.config.fields import Config
+from train.core.data.loaders import LOADERS
+from train.core.data.sources.registry import source_of
 from train.core.devices import program_cost, topologies
 from train.core.devices.chips import GIB, memory_bytes
-from train.core.engine import assembly
-from train.core.engine import experiment as experiment_lib
-from train.core.engine.experiment import Experiment
+from train.core.engine.compiled_steps import lower_train_step
+from train.core.engine.experiment import Experiment, build_experiment
+from train.core.engine.feeds import train_example
+from train.core.engine.state import abstract_state
 from train.core.errors import ConfigError, RunError
 from train.core.workdir.storage import write_json
 
 
-def build(config: Config, devices: Sequence[jax.Device]) -> Experiment:
+def experiment_for(config: Config, devices: Sequence[jax.Device]) -> Experiment:
     """Builds a run whose dataset need not be on disk.
 
     Args:
-      config: of the run.
-      devices: to compile for.
+      config: Config of the run.
+      devices: Devices to compile for.
 
     Raises:
       ConfigError: the config does not fit the dataset or the devices, or the dataset must be on
         disk.
     """
-
-    def open_split(data: DataConfig, split: str) -> registry.Split:
-        if data.loader == "resident" and not registry.is_on_disk(data):
-            raise ConfigError(
-                f"config.data.loader: a resident split lies on each device, and the size of "
-                f"{data.name} is not known, for it is not in {data.dir}; set config.data.dir, or "
-                "config.data.loader=streaming."
-            )
-        # Its size matters to the learning rate alone, and so to none of the figures.
-        return registry.describe_split(data, split, num_examples=config.batch_size)
-
-    return experiment_lib.build(config, devices, open_split)
+    data = config.data
+    if LOADERS[data.loader].needs_size and not source_of(data).is_on_disk:
+        raise ConfigError(
+            f"config.data.loader: a resident split lies on each device, and the size of "
+            f"{data.name} is not known, for it is not in {data.dir}; set config.data.dir, or "
+            "config.data.loader=streaming."
+        )
+    # Its size matters to the learning rate alone, and so to none of the figures.
+    return build_experiment(config, devices, unread_examples=config.batch_size)
 
 
 def compile_step(experiment: Experiment) -> dict[str, Any]:
@@ -69,9 +68,9 @@ def compile_step(experiment: Experiment) -> dict[str, Any]:
       RunError: the step does not fit into the memory of a device.
     """
     start = time.monotonic()
-    state, example = assembly.abstract_state(experiment), assembly.train_example(experiment)
+    state, example = abstract_state(experiment), train_example(experiment)
     try:
-        program = assembly.lower_train_step(experiment, state, example).compile()
+        program = lower_train_step(experiment, state, example).compile()
     except jax.errors.JaxRuntimeError as error:
         raise RunError(refusal(str(error))) from error
     seconds = round(time.monotonic() - start, 1)
@@ -83,8 +82,8 @@ def compile_step(experiment: Experiment) -> dict[str, Any]:
         **program_cost.figures(program),
         "available_bytes": memory_bytes(devices.flat[0].device_kind),
         "collectives": {
-            kind: dataclasses.asdict(found)
-            for kind, found in program_cost.collectives(program.as_text()).items()
+            kind: dataclasses.asdict(total)
+            for kind, total in program_cost.collectives(program.as_text()).items()
         },
         "compile_seconds": seconds,
     }
@@ -120,8 +119,8 @@ def report(figures: dict[str, Any]) -> str:
         "operations": f"{figures['flops']:.4g} flops",
         "bytes accessed": f"{figures['bytes_accessed']:.4g}",
     }
-    for kind, found in figures["collectives"].items():
-        lines[kind] = f"{found['count']}, of {found['bytes']:,} bytes"
+    for kind, total in figures["collectives"].items():
+        lines[kind] = f"{total['count']}, of {total['bytes']:,} bytes"
     title = f"one of {figures['devices']} × {figures['device_kind']}:"
     rows = [f"  {name:<15}{value}" for name, value in lines.items()]
     return "\n".join([title, *rows, f"compiled in {figures['compile_seconds']} s"])
@@ -154,7 +153,7 @@ def main(options: Namespace) -> None:
     # Accelerators of this machine are left alone.
     jax.config.update("jax_platforms", "cpu")
     devices = topologies.devices(options.topology)
-    figures = compile_step(build(options.config, devices))
+    figures = compile_step(experiment_for(options.config, devices))
     print(report(figures))
     if options.json:
         write_json(options.json, {"topology": options.topology, **figures})

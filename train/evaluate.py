@@ -13,8 +13,8 @@ from argparse import Namespace
 
 from train.core import command_line
 from train.core.config.fields import replaced
-from train.core.engine import evaluation
-from train.core.engine.experiment import build
+from train.core.engine.evaluation import evaluate_checkpoint
+from train.core.engine.experiment import build_experiment
 
 
 def parser() -> command_line.Parser:
@@ -33,8 +33,7 @@ def main(options: Namespace) -> None:
     workdir = command_line.workdir(options)
     # Running statistics need no groups, and the devices here may not divide into them.
     config = replaced(options.config, {"model.sync_bn_devices": 1, "accumulate_steps": 1})
-    experiment = build(config)
-    step, result = evaluation.evaluate_checkpoint(experiment, workdir, options.which)
+    step, result = evaluate_checkpoint(build_experiment(config), workdir, options.which)
     print(f"step {step}")
     for name, value in result.items():
         print(f"{name} {value:.6g}")

@@ -18,8 +18,8 @@ from train.core.command_line.values import text, whole_number
 from train.core.config.fields import flatten, marked
 from train.core.config.spec import MOST_STEPS, Mark
 from train.core.devices import compilation_cache, processes
-from train.core.engine import experiment as experiment_lib
 from train.core.engine import loop
+from train.core.engine.experiment import build_experiment
 from train.core.monitor import profiler
 from train.core.monitor.timing import Laps
 
@@ -68,14 +68,12 @@ def main(options: Namespace) -> None:
         options.coordinator, options.num_processes, options.process_id, options.heartbeat_seconds
     )
     config, local = options.config, marked(Mark.LOCAL)
+    # Here already: one that does not fit would end some of the processes alone.
     processes.check_agreement(
         {f"config.{name}": value for name, value in flatten(config) if name not in local}
     )
     compilation_cache.enable()
-    experiment = experiment_lib.build(config)
-    for split in (experiment.train_split, experiment.eval_split):
-        processes.check_agreement(split.description)
-    summary = loop.train(experiment, workdir, span, startup)
+    summary = loop.train(build_experiment(config), workdir, span, startup)
     if summary is not None:
         print(
             f"done: top-1 error {summary['top1_error']:.2f} %, top-5 error "

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from nam_jax.models.size import Layer, Size, layers, total
 from train.core import command_line
 from train.core.config.fields import with_attention
-from train.core.data.sources import registry
-from train.core.engine import experiment as experiment_lib
+from train.core.data.sources.registry import source_of
+from train.core.engine.experiment import create_model
 from train.core.tables import Table
 
 
@@ -72,10 +72,11 @@ def main(options: Namespace) -> None:
     """Prints the layers of one network, or compares several."""
     config = options.config
     names = options.attention or [config.model.attention]
-    num_classes, image_shape = registry.describe(config.data)
+    source = source_of(config.data)
+    num_classes, image_shape = source.num_classes, source.image_shape
     networks = {}
     for name in names:
-        model = experiment_lib.create_model(with_attention(config, name), num_classes)
+        model = create_model(with_attention(config, name), num_classes)
         networks[name] = layers(model, image_shape)
     attention = f"attention {names[0]}, " if len(names) == 1 else ""
     print(

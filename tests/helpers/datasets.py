@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from tests.helpers import tfds_writer
-from train.core.config.fields import Config, default_config
+from train.core.config.fields import Config, default_config, replaced
 from train.core.data.on_host.transform import eval_transform, train_transform
-from train.core.data.sources import registry
 from train.core.data.sources.records import BadRecordError, Record, decode
+from train.core.data.sources.registry import open_split
 
 COUNT, SIZE = 24, 40
 SHAPE = (SIZE, SIZE, 3)
@@ -33,16 +33,14 @@ def write(directory: Path, files: list[Any] = FILES, labels: Any = LABELS) -> Pa
 
 def config_of(directory: Path, **changes: Any) -> Config:
     """A config whose batches are the whole dataset."""
-    config = default_config()
     data = {"name": "tiny", "dir": str(directory), "image_size": SIZE, "workers": 2}
-    config.data.update(data)
-    config.update_from_flattened_dict({"batch_size": COUNT, **changes})
-    return config
+    changes = {**{f"data.{name}": value for name, value in data.items()}, **changes}
+    return replaced(default_config(), {"batch_size": COUNT, **changes})
 
 
 def read_all(directory: Path) -> list[np.ndarray | str]:
     """The image of every training record, or why it is bad."""
-    records = registry.open_split(config_of(directory).data, "train").open_records()
+    records = open_split(config_of(directory).data, "train").open_records()
     assert len(records) == COUNT
 
     def read(index: int) -> np.ndarray | str:

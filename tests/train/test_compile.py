@@ -13,18 +13,21 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from configs import cifar100_resnet20, digits_resnet20
-from train import compile as compile_lib
-from train.core.config.fields import Config
-from train.core.devices import topologies
-from train.core.devices.chips import MEMORY_GIB
-from train.core.engine import assembly
-from train.core.engine import experiment as experiment_lib
+from configs import cifar100_resnet20
+from tests.helpers.commands import REPOSITORY
+from tests.helpers.digits import digits
+from train import compile as command
+from train.compile import experiment_for, refusal, report
+from train.core import command_line
+from train.core.config.fields import Config, replaced
+from train.core.devices import chips, topologies
+from train.core.engine.experiment import build_experiment
+from train.core.engine.feeds import train_example, train_feed
+from train.core.engine.state import abstract_state, initial_state
 from train.core.errors import ConfigError, RunError
 
 pytestmark = pytest.mark.usefixtures("libtpu_environment")
 
-REPOSITORY = Path(__file__).parents[2]
 # Slices by name, with what JAX calls their devices and how many there are.
 SLICES = [
     ("v2:2x2", "TPU v2", 8),
@@ -53,12 +56,8 @@ FIGURES = {
 
 
 def smallest(**changes: Any) -> Config:
-    config = digits_resnet20.get_config()
-    config.batch_size = 8
-    config.model.attention = "none"
-    config.optimizer.sparsity = 0.0
-    config.update_from_flattened_dict(changes)
-    return config
+    small = {"batch_size": 8, "model.attention": "none", "optimizer.sparsity": 0.0}
+    return digits(**{**small, **changes})
 
 
 @pytest.mark.parametrize(
@@ -98,7 +97,7 @@ def test_slices_and_the_memory_of_their_devices(name: str, kind: str, count: int
     )
     with pytest.raises(jax.errors.JaxRuntimeError) as error:
         jax.jit(lambda x: x.T @ x).lower(matrix).compile()
-    assert f"available HBM ({MEMORY_GIB[kind]}G)" in str(error.value)
+    assert f"available HBM ({chips.MEMORY_GIB[kind]}G)" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -119,12 +118,12 @@ def test_slices_and_the_memory_of_their_devices(name: str, kind: str, count: int
     ],
 )
 def test_refusals_are_one_line(message: str, line: str) -> None:
-    assert compile_lib.refusal(message).startswith(line)
-    assert len(compile_lib.refusal(message).splitlines()) == 1
+    assert refusal(message).startswith(line)
+    assert len(refusal(message).splitlines()) == 1
 
 
 def test_report() -> None:
-    assert compile_lib.report(FIGURES).splitlines() == [
+    assert report(FIGURES).splitlines() == [
         "one of 4 × TPU v5 lite:",
         "  images         128",
         "  arguments      0.211 GiB",
@@ -139,31 +138,30 @@ def test_report() -> None:
 
 
 def test_report_of_a_device_whose_memory_is_not_known() -> None:
-    lines = compile_lib.report({**FIGURES, "available_bytes": None}).splitlines()
+    lines = report({**FIGURES, "available_bytes": None}).splitlines()
     assert "  peak memory    4.510 GiB" in lines
 
 
 def test_shapes_are_those_of_the_trainer() -> None:
-    experiment = experiment_lib.build(smallest())
-    state = assembly.initial_state(experiment)
-    arguments = assembly.train_feed(experiment).example
+    experiment = build_experiment(smallest())
+    state = initial_state(experiment)
+    arguments = train_feed(experiment).example
     expected = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), (state, arguments))
-    abstract = assembly.abstract_state(experiment), assembly.train_example(experiment)
+    abstract = abstract_state(experiment), train_example(experiment)
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), abstract) == expected
 
 
 def test_resident_split_must_be_on_disk(tmp_path: Path) -> None:
-    config = cifar100_resnet20.get_config()
-    config.data.dir = str(tmp_path)
+    config = replaced(cifar100_resnet20.get_config(), {"data.dir": str(tmp_path)})
     with pytest.raises(ConfigError, match=r"^config\.data\.loader: .*loader=streaming\.$"):
-        compile_lib.build(config, jax.devices())
+        experiment_for(config, jax.devices())
 
 
 def test_streamed_dataset_need_not_be_on_disk(tmp_path: Path) -> None:
-    config = cifar100_resnet20.get_config()
-    config.data.update(dir=str(tmp_path), loader="streaming")
-    experiment = compile_lib.build(config, jax.devices())
-    (batch,) = assembly.train_example(experiment)
+    changes = {"data.dir": str(tmp_path), "data.loader": "streaming"}
+    config = replaced(cifar100_resnet20.get_config(), changes)
+    experiment = experiment_for(config, jax.devices())
+    (batch,) = train_example(experiment)
     assert batch.images.shape == (config.batch_size, 32, 32, 3)
     assert experiment.model.num_classes == 100
 
@@ -171,7 +169,7 @@ def test_streamed_dataset_need_not_be_on_disk(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("libtpu")
 def test_batch_that_does_not_divide() -> None:
     with pytest.raises(ConfigError, match=r"10 images do not divide over 4 .*: 8 or 12\."):
-        compile_lib.build(smallest(batch_size=10), topologies.devices("v5e:2x2"))
+        experiment_for(smallest(batch_size=10), topologies.devices("v5e:2x2"))
 
 
 @pytest.mark.usefixtures("libtpu")
@@ -213,8 +211,10 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_command_needs_a_topology() -> None:
-    result = call()
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("error: --topology is missing; examples: ")
-    assert len(result.stderr.splitlines()) == 1
+def test_command_needs_a_topology(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config=configs/digits_resnet20.py"]
+    assert command_line.call(command.main, command.parser(), arguments) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("error: --topology is missing; examples: ")
+    assert len(error.splitlines()) == 1

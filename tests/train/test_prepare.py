@@ -6,17 +6,23 @@ import numpy as np
 import pytest
 
 from tests.helpers import imagenet, tfds_writer
-from train.core.data.sources import registry
 from train.core.data.sources.records import Record, decode
+from train.core.data.sources.registry import open_split
+from train.core.data.sources.tfds import Tfds
 from train.core.errors import ConfigError, RunError
-from train.prepare import __main__ as prepare
 from train.prepare import shrink
+from train.prepare.check import check
+
+
+def run_check(directory, **changes):
+    data = imagenet.config(directory, **changes).data
+    check(data, Tfds(data))
 
 
 def test_check_of_a_sound_dataset(tmp_path, capsys):
     imagenet.write(tmp_path, imagenet.jpegs(150))
     imagenet.write(tmp_path, imagenet.jpegs(5), "validation")
-    prepare.check(imagenet.config(tmp_path).data)
+    run_check(tmp_path)
     assert capsys.readouterr().out.splitlines() == [
         "train: 150 records, 0 bad; 150 labels from 0 to 149 of 1,000; height 20 to 56; "
         "width 24 to 80",
@@ -32,7 +38,7 @@ def test_check_names_what_cannot_be_used(tmp_path, capsys):
     images = imagenet.pictures(3)
     tfds_writer.write(tmp_path, "imagenet2012", images, [0, 1000, -1], 1000, "validation")
     with pytest.raises(RunError, match="4 records of imagenet2012 cannot be used"):
-        prepare.check(imagenet.config(tmp_path).data)
+        run_check(tmp_path)
     out = capsys.readouterr().out
     assert "bad record: train record 3 (n00000003_3.JPEG): no whole JPEG" in out
     assert "bad record: train record 66: no image or no label" in out
@@ -42,10 +48,18 @@ def test_check_names_what_cannot_be_used(tmp_path, capsys):
 
 def test_check_of_a_split_of_bad_records_alone(tmp_path, capsys):
     imagenet.write(tmp_path, [None] * 2)
-    config = imagenet.config(tmp_path, **{"data.eval_split": "train"})
     with pytest.raises(RunError, match="2 records"):
-        prepare.check(config.data)
+        run_check(tmp_path, **{"data.eval_split": "train"})
     assert "train: 2 records, 2 bad\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("field", ["train_split", "eval_split"])
+def test_check_of_an_unknown_split_names_its_field(tmp_path, field):
+    for split in ("train", "validation"):
+        imagenet.write(tmp_path, imagenet.jpegs(2), split)
+    message = rf"^config\.data\.{field}: imagenet2012 has no split 'spam'; it has train, validation"
+    with pytest.raises(ConfigError, match=message):
+        run_check(tmp_path, **{f"data.{field}": "spam"})
 
 
 def large_jpegs():
@@ -65,11 +79,11 @@ def original(tmp_path):
 
 
 def run_shrink(original, out):
-    shrink.shrink(imagenet.config(original).data, out, workers=2)
+    shrink.shrink(Tfds(imagenet.config(original).data), out, workers=2)
 
 
 def all_records(directory, split):
-    builder = registry.find_builder(imagenet.config(directory).data)
+    builder = Tfds(imagenet.config(directory).data).builder
     source = builder.as_data_source(split).data_source
     return [source[i] for i in range(len(source))]
 
@@ -78,7 +92,7 @@ def test_copy_has_the_same_records_and_smaller_images(original, tmp_path):
     run_shrink(original, tmp_path / "small")
     for split, count in (("train", 11), ("validation", 4)):
         old, new = (
-            registry.open_split(imagenet.config(directory).data, split)
+            open_split(imagenet.config(directory).data, split)
             for directory in (original, tmp_path / "small")
         )
         assert old.num_examples == new.num_examples == count
@@ -119,7 +133,7 @@ def test_interrupted_copy_is_no_dataset_and_goes_on(original, tmp_path, monkeypa
         with pytest.raises(KeyboardInterrupt):
             run_shrink(original, out)
     with pytest.raises(ConfigError, match="no dataset"):
-        registry.open_split(imagenet.config(out).data, "train")
+        open_split(imagenet.config(out).data, "train")
     finished = {path: path.stat().st_mtime_ns for path in out.rglob("*array_record-*-of-*3")}
     assert len(finished) == 1
     run_shrink(original, out)

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from train.benchmark.steps import build, measure
+from train.benchmark.steps import experiment_with, measure
 from train.benchmark.table import table
 from train.core.config.fields import Config
 from train.core.devices import environment
@@ -32,7 +32,7 @@ def measure_attentions(
     """
     # A step from the cache would compile in no time.
     jax.config.update("jax_enable_compilation_cache", False)
-    experiments = {name: build(config, name) for name in names}
+    experiments = {name: experiment_with(config, name) for name in names}
     with explaining_memory():
         figures = measure(experiments, steps)
     result = {

@@ -16,15 +16,14 @@ import numpy as np
 from train.core.command_line.values import listed
 from train.core.config.fields import MOST_WORKERS, Config, replaced
 from train.core.config.spec import MOST_STEPS
-from train.core.data import streaming
 from train.core.data.feed import cpu_cores, epoch_orders
+from train.core.data.loaders import LOADERS
 from train.core.data.on_host.transform import train_transform
 from train.core.data.sources.records import BadRecordError
-from train.core.devices import mesh as mesh_lib
-from train.core.engine import assembly
-from train.core.engine import experiment as experiment_lib
-from train.core.engine import step as step_lib
-from train.core.engine.experiment import Experiment
+from train.core.data.streaming import READY, Streaming
+from train.core.devices.mesh import process_rows, put_rows
+from train.core.engine.experiment import Experiment, build_experiment, streams
+from train.core.engine.feeds import train_feed
 from train.core.errors import ConfigError
 
 STAGES = ("read", "decode", "crop_and_resize", "batch", "transfer")
@@ -55,14 +54,15 @@ def run(config: Config, numbers: Sequence[int] | None, seconds: float) -> dict[s
       ConfigError: the config names another loader.
     """
     cores = cpu_cores()
-    if config.data.loader != "streaming":
+    if LOADERS[config.data.loader] is not Streaming:
         raise ConfigError("config.data.loader: the resident loader has no work to measure.")
-    experiment = experiment_lib.build(config)
+    experiment = build_experiment(config)
     print(f"{cores} CPU cores; microseconds per image and thread, by stage")
     results = []
     for workers in numbers or sorted({1, cores}):
         own = replaced(config, {"data.workers": workers})
-        own_experiment = dataclasses.replace(experiment, config=own)
+        loader = Streaming(own, experiment.mesh)
+        own_experiment = dataclasses.replace(experiment, config=own, loader=loader)
         result = loader_figures(own_experiment, workers, seconds)
         results.append(result)
         stages = "  ".join(f"{n} {t:.0f}" for n, t in result["microseconds_per_image"].items())
@@ -79,9 +79,9 @@ def loader_figures(experiment: Experiment, workers: int, seconds: float) -> dict
     """Measures the streaming loader of the training split.
 
     Args:
-      experiment: with so many workers in its config.
-      workers: threads that read and decode.
-      seconds: how long to measure.
+      experiment: Experiment with so many workers in its config.
+      workers: Number of threads that read and decode.
+      seconds: Seconds to measure.
 
     Returns:
       `workers`, `images_per_second`, `images_per_second_per_core`, `images_per_cpu_second`
@@ -101,9 +101,8 @@ def loader_figures(experiment: Experiment, workers: int, seconds: float) -> dict
 
 def _throughput(experiment: Experiment, seconds: float) -> tuple[float, float]:
     endless = dataclasses.replace(experiment, total_steps=MOST_STEPS)
-    with contextlib.closing(assembly.train_feed(endless).batches(0)) as fed:
-        # What is ready before the clock starts would count as instant.
-        for _ in range(streaming.HOST_BATCHES + streaming.DEVICE_BATCHES + 1):
+    with contextlib.closing(train_feed(endless).batches(0)) as fed:
+        for _ in range(READY):
             next(fed)
         start, cpu_start, count = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() - start < seconds or not count:
@@ -115,8 +114,8 @@ def _throughput(experiment: Experiment, seconds: float) -> tuple[float, float]:
 
 def _stages(experiment: Experiment, workers: int, seconds: float) -> dict[str, float]:
     config, split, mesh = experiment.config, experiment.train_split, experiment.mesh
-    records, rows = split.open_records(), mesh_lib.process_rows(mesh, config.batch_size)
-    order = epoch_orders(step_lib.streams(config.seed)["order"], split.num_examples)(0)
+    records, rows = split.open_records(), process_rows(mesh, config.batch_size)
+    order = epoch_orders(streams(config.seed)["order"], split.num_examples)(0)
     transform = train_transform(config, split.image_shape, 0)
 
     def make_rows(images: np.ndarray, examples: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -143,7 +142,7 @@ def _stages(experiment: Experiment, workers: int, seconds: float) -> dict[str, f
             images = np.zeros((len(rows), *split.image_shape), np.uint8)
             totals[:-1] += sum(pool.map(functools.partial(make_rows, images, examples), shares))
             begin = time.perf_counter()
-            jax.block_until_ready(mesh_lib.put_rows(images, mesh, config.batch_size))
+            jax.block_until_ready(put_rows(images, mesh, config.batch_size))
             totals[-1] += time.perf_counter() - begin
             batches += 1
     per_image = 1e6 * totals / (batches * len(rows))

@@ -13,42 +13,40 @@ import numpy as np
 
 from nam_jax.models.size import multiply_adds
 from train.benchmark import turns
-from train.core.config.fields import Config, DataConfig, with_attention
+from train.core.config.fields import Config, with_attention
 from train.core.config.spec import MOST_STEPS
-from train.core.data import streaming
 from train.core.data.feed import Feed
-from train.core.data.sources import registry
+from train.core.data.streaming import READY
 from train.core.devices import chips, program_cost
-from train.core.engine import assembly
-from train.core.engine import experiment as experiment_lib
-from train.core.engine.experiment import Experiment
+from train.core.engine.compiled_steps import lower_train_step
+from train.core.engine.experiment import Experiment, build_experiment
+from train.core.engine.feeds import train_example, train_feed
+from train.core.engine.state import initial_state
 from train.core.monitor.log import LAG
 
 # Batches of a split that is not on disk.
 BATCHES = 4
-# What is ready before the clock starts would count as instant.
-READY = streaming.HOST_BATCHES + streaming.DEVICE_BATCHES + 1
 
 Figures = dict[str, Any]
 Clock = Callable[[], float]
 
 
-class Run:
+class CompiledStep:
     """A compiled training step with its state and a batch, or split, of random images."""
 
     def __init__(self, experiment: Experiment, images: Any):
         """Compiles the step that the trainer runs.
 
         Args:
-          experiment: the run.
-          images: from `random_images`.
+          experiment: Experiment that the step is of.
+          images: Images and labels from `random_images`.
         """
         self.experiment = experiment
         self._images = images
-        self._state = assembly.initial_state(experiment)
+        self._state = initial_state(experiment)
         begin = time.perf_counter()
         example = self._arguments(0)
-        self.program = assembly.lower_train_step(experiment, self._state, example).compile()
+        self.program = lower_train_step(experiment, self._state, example).compile()
         self.compile_seconds = time.perf_counter() - begin
 
     def _arguments(self, count: int) -> tuple[Any, ...]:
@@ -57,7 +55,7 @@ class Run:
 
     def start(self, count: int) -> None:
         """Starts so many steps, as many in a dispatch as the trainer does."""
-        longest = self.experiment.longest_dispatch
+        longest = self.experiment.loader.longest_dispatch
         for done in range(0, count, longest):
             self.dispatch(self._arguments(min(longest, count - done)))
 
@@ -75,22 +73,19 @@ class Run:
         self._images = None
 
 
-def build(config: Config, attention: str) -> Experiment:
+def experiment_with(config: Config, attention: str) -> Experiment:
     """Builds a run with another attention, whose dataset need not be on disk.
 
     Raises:
       ConfigError: the config does not fit the dataset or the devices.
     """
-
-    def open_split(data: DataConfig, split: str) -> registry.Split:
-        return registry.describe_split(data, split, num_examples=BATCHES * config.batch_size)
-
-    return experiment_lib.build(with_attention(config, attention), open_split=open_split)
+    unread = BATCHES * config.batch_size
+    return build_experiment(with_attention(config, attention), unread_examples=unread)
 
 
 def random_images(experiment: Experiment) -> Any:
     """Random images and labels on the devices, as the loader of the config would lay them."""
-    example = assembly.train_example(experiment)[0]
+    example = train_example(experiment)[0]
     rng, fields = np.random.default_rng(0), example._asdict()
     count = len(fields["labels"])
     values = {
@@ -109,15 +104,15 @@ def measure(experiments: Mapping[str, Experiment], steps: int) -> dict[str, Figu
     """Measures the training steps of several runs that differ in their attention.
 
     Args:
-      experiments: by the name of their attention.
-      steps: how many of each are timed one by one, how many together, and how many with the
-        loader's images.
+      experiments: Experiments by the name of their attention.
+      steps: Number of steps of each that are timed one by one, as many together, and as many with
+        the loader's images.
 
     Returns:
       The figures by name; those with the loader's images are None where they are not on disk.
     """
     images = random_images(next(iter(experiments.values())))
-    runs = {name: Run(experiment, images) for name, experiment in experiments.items()}
+    runs = {name: CompiledStep(experiment, images) for name, experiment in experiments.items()}
     del images
     times = turns.take_turns(runs, steps)
     figures = {
@@ -127,13 +122,13 @@ def measure(experiments: Mapping[str, Experiment], steps: int) -> dict[str, Figu
     return {name: {**figures[name], **fed[name]} for name in runs}
 
 
-def step_figures(run: Run, times: turns.Times, base: turns.Times | None) -> Figures:
+def step_figures(run: CompiledStep, times: turns.Times, base: turns.Times | None) -> Figures:
     """What a run's times and its compiled step amount to.
 
     Args:
-      run: that was timed.
-      times: of its steps.
-      base: those with the attention `none`, where they were measured.
+      run: Step that was timed.
+      times: Times of the step.
+      base: Times with the attention `none`, where they were measured.
     """
     images_per_second = run.experiment.config.batch_size / statistics.median(times.rounds)
     return {
@@ -153,8 +148,8 @@ def utilisation(experiment: Experiment, images_per_second: float) -> float | Non
     Counts those of `train.summary` and not what the compiler makes of them, nor the rest.
 
     Args:
-      experiment: the run.
-      images_per_second: that it trains with.
+      experiment: Experiment of the run.
+      images_per_second: Speed that it trains with.
 
     Returns:
       None where the peak is not known.
@@ -168,32 +163,36 @@ def utilisation(experiment: Experiment, images_per_second: float) -> float | Non
     return round(flops * images_per_second / (peak * devices.size), 4)
 
 
-def _fed(runs: Mapping[str, Run], steps: int) -> dict[str, Figures]:
+def _fed(runs: Mapping[str, CompiledStep], steps: int) -> dict[str, Figures]:
     experiment = next(iter(runs.values())).experiment
-    if not registry.is_on_disk(experiment.config.data):
+    if not experiment.source.is_on_disk:
         data = experiment.config.data
         print(f"not measured with a loader: {data.name} is not in {data.dir}", flush=True)
         return {name: {"fed_images_per_second": None, "data_wait": None} for name in runs}
     for run in runs.values():
         run.drop_images()
     endless = dataclasses.replace(experiment, total_steps=MOST_STEPS)
-    feed = assembly.train_feed(endless)
+    feed = train_feed(endless)
     return {
         name: fed_figures(run, feed, endless.dispatches(0), steps) for name, run in runs.items()
     }
 
 
 def fed_figures(
-    run: Run, feed: Feed, dispatches: Iterator[range], steps: int, clock: Clock = time.perf_counter
+    run: CompiledStep,
+    feed: Feed,
+    dispatches: Iterator[range],
+    steps: int,
+    clock: Clock = time.perf_counter,
 ) -> Figures:
     """Times steps as the trainer does them: their images come from a loader.
 
     Args:
-      run: to be timed.
-      feed: of the loader.
-      dispatches: which steps the arguments of the feed are for.
-      steps: how many, at least.
-      clock: seconds from any point on.
+      run: Step to be timed.
+      feed: Feed of the training split.
+      dispatches: Steps that each of the feed's arguments is for.
+      steps: Number of steps, at least.
+      clock: Gives seconds from any point on.
 
     Returns:
       `fed_images_per_second`, and `data_wait`, the share of the time without images.

@@ -23,8 +23,8 @@ class Times(NamedTuple):
     """Seconds of a variant.
 
     Attributes:
-      steps: of every step that was waited for by itself.
-      rounds: of a step, in the mean of those that a round started together.
+      steps: Seconds of every step that was waited for by itself.
+      rounds: Seconds of a step, in the mean of those that a round started together.
     """
 
     steps: list[float]
@@ -40,9 +40,9 @@ def take_turns(
     waited for together.
 
     Args:
-      variants: by name.
-      steps: of each kind, for each variant, over all rounds.
-      clock: seconds from any point on.
+      variants: Variants by name.
+      steps: Number of steps of each kind, for each variant, over all rounds.
+      clock: Gives seconds from any point on.
 
     Returns:
       The times by name.

@@ -14,7 +14,7 @@ from train.compare.runs import ComparedRun, read_runs
 from train.core import plotting
 from train.core.devices import compilation_cache, processes
 from train.core.engine import loop
-from train.core.engine.experiment import Experiment, build
+from train.core.engine.experiment import Experiment, build_experiment
 from train.core.errors import ConfigError, PreemptedError, RunError, reason
 from train.core.workdir import storage
 
@@ -36,7 +36,7 @@ def train_all(runs: Sequence[ComparedRun], workdir: epath.Path) -> None:
     left = [run for run in runs if run.name not in finished]
     seconds = [finished[run.name] for run in runs if run.name in finished]
     # All are checked before the first, whose training may take days.
-    experiments = [build(run.config) for run in left]
+    experiments = [build_experiment(run.config) for run in left]
     compilation_cache.enable()
     if seconds:
         print(f"{len(seconds)} of {len(runs)} runs are finished")

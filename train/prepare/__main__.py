@@ -22,6 +22,8 @@ import cv2
 from train.core import command_line
 from train.core.command_line.values import text
 from train.core.data.feed import cpu_cores
+from train.core.data.sources.registry import source_of
+from train.core.data.sources.tfds import Tfds
 from train.core.errors import ConfigError
 from train.prepare.check import check
 from train.prepare.shrink import shrink
@@ -51,12 +53,15 @@ def main(options: Namespace) -> None:
     data = options.config.data
     if options.action == "shrink" and options.out is None:
         raise ConfigError("--out is missing; name a directory for the copy.")
-    if data.name == "digits":
-        raise ConfigError("config.data.name: digits is not on disk; there is nothing to prepare.")
+    dataset = source_of(data)
+    if not isinstance(dataset, Tfds):
+        raise ConfigError(
+            f"config.data.name: {data.name} is not on disk; there is nothing to prepare."
+        )
     if options.action == "check":
-        check(data)
+        check(data, dataset)
     else:
-        shrink(data, Path(os.path.expanduser(options.out)), data.workers or cpu_cores())
+        shrink(dataset, Path(os.path.expanduser(options.out)), data.workers or cpu_cores())
 
 
 if __name__ == "__main__":

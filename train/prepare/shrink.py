@@ -15,42 +15,43 @@ from typing import Any
 import cv2
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from train.core.config.fields import DataConfig
-from train.core.data.on_host import crop
-from train.core.data.sources import registry
-from train.core.data.sources.records import BadRecordError, Record, array_records, decode
+from train.core.data.crop import resize
+from train.core.data.sources.records import BadRecordError, Record, decode
+from train.core.data.sources.tf_examples import array_records
+from train.core.data.sources.tfds import Tfds
 from train.core.errors import ConfigError
-from train.core.workdir.storage import write_json
+from train.core.workdir.storage import atomic, remove_temporary, write_json
 
 SHORT_SIDE = 400
 QUALITY = 90
 
 
-def shrink(config: DataConfig, out: Path, workers: int) -> None:
+def shrink(dataset: Tfds, out: Path, workers: int) -> None:
     """Writes the copy, or what is missing of it; prints where it is.
 
     Args:
-      config: the `data` part of a run's config.
-      out: the data directory of the copy.
-      workers: threads that decode and encode.
+      dataset: Dataset to copy.
+      out: Data directory of the copy.
+      workers: Number of threads that decode and encode.
 
     Raises:
       ConfigError: the dataset cannot be opened, or is the copy itself.
     """
-    builder = registry.find_builder(config)
-    image_key, _ = registry.feature_keys(builder, config.name)
+    builder, (image_key, _) = dataset.builder, dataset.feature_keys
     source = Path(builder.data_path)
-    target = out / source.relative_to(Path(config.dir).expanduser())
+    target = out / source.relative_to(dataset.directory)
     if target.resolve() == source.resolve():
         raise ConfigError(f"--out {out} holds the dataset itself; name another directory.")
     if (target / "dataset_info.json").exists():
         print(f"{target} is there already")
         return
     target.mkdir(parents=True, exist_ok=True)
+    remove_temporary(epath.Path(target))
     lengths = {name: list(split.shard_lengths) for name, split in builder.info.splits.items()}
     total = sum(map(sum, lengths.values()))
     with tqdm(total=total, unit="image") as progress, ThreadPoolExecutor(workers) as pool:
@@ -75,15 +76,12 @@ def _shards(dataset: str, lengths: dict[str, list[int]]) -> Iterator[tuple[str, 
 
 
 def _write(path: Path, progress: Any, records: Iterator[bytes]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    writer = ArrayRecordWriter(str(temporary), "group_size:1")
-    for record in records:
-        writer.write(record)
-        progress.update()
-    writer.close()
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with atomic(path) as temporary:
+        writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")
+        for record in records:
+            writer.write(record)
+            progress.update()
+        writer.close()
 
 
 def _record(records: Any, image_key: str, index: int) -> bytes:
@@ -105,7 +103,7 @@ def shrink_image(encoded: bytes) -> bytes:
     """Scales a JPEG or PNG image down to SHORT_SIDE, and encodes it with QUALITY.
 
     Args:
-      encoded: the bytes of the file.
+      encoded: Bytes of the file.
 
     Returns:
       The bytes of a JPEG file; the old ones where they are fewer and the image small enough.
@@ -117,7 +115,7 @@ def shrink_image(encoded: bytes) -> bytes:
     scale = SHORT_SIDE / min(image.shape[:2])
     if scale < 1:
         size = (round(image.shape[0] * scale), round(image.shape[1] * scale))
-        image = crop.resize(image, size, cv2.INTER_AREA)
+        image = resize(image, size, cv2.INTER_AREA)
     bgr = np.ascontiguousarray(image[..., ::-1])
     _, shrunk = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     return shrunk.tobytes() if scale < 1 or len(shrunk) < len(encoded) else encoded

@@ -13,6 +13,7 @@ from train.core.config.fields import DataConfig
 from train.core.data.on_host.transform import eval_transform
 from train.core.data.sources import registry
 from train.core.data.sources.records import BadRecord, BadRecordError, Record
+from train.core.data.sources.split import Split
 from train.core.errors import ConfigError, naming, reason
 
 # Laying out the gallery of more would take minutes.
@@ -95,10 +96,8 @@ def of_split(name: str, count: int, data: DataConfig, shape: tuple[int, int, int
     return images
 
 
-def _all_of(
-    split: registry.Split, data: DataConfig, shape: tuple[int, int, int]
-) -> Iterator[Image]:
-    if data.name == "digits":
+def _all_of(split: Split, data: DataConfig, shape: tuple[int, int, int]) -> Iterator[Image]:
+    if not split.has_records:
         for index, (pixels, label) in enumerate(zip(*split.load(), strict=True)):
             yield Image(f"{split.name} {index}", pixels, int(label))
         return
@@ -119,10 +118,7 @@ def class_names(data: DataConfig) -> list[str] | None:
     Args:
       data: The `data` part of a run's config.
     """
-    if data.name == "digits":
-        return None
     with contextlib.suppress(ConfigError):
-        builder = registry.find_builder(data)
-        _, label_key = registry.feature_keys(builder, data.name)
-        return list(builder.info.features[label_key].names)
+        source = registry.source_of(data)
+        return source.class_names if source.is_on_disk else None
     return None

@@ -7,9 +7,8 @@ import jax
 from etils import epath
 from flax import linen as nn
 
-from train.core.config.checks import validate
 from train.core.config.fields import Config, DataConfig
-from train.core.data.sources import registry
+from train.core.data.sources.registry import source_of
 from train.core.engine import experiment
 from train.core.workdir import directory
 from train.core.workdir.checkpoints import Checkpoints
@@ -47,20 +46,19 @@ def load(workdir: epath.Path, which: str, data_dir: str | None = None) -> Traine
       RunError: there is no such checkpoint, or it cannot be read.
     """
     config = directory.saved_config(workdir)
-    validate(config)
     config.data.dir = data_dir or config.data.dir
     # It changes nothing but the memory of training.
     config.model.remat = False
     if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         config.model.dtype = "float32"
     step, variables = _restore(workdir, which)
-    params = variables["params"]
+    num_classes, image_shape = _dataset(workdir, config.data)
     return Trained(
         config=config,
         step=step,
-        model=experiment.create_model(config, num_classes=len(params["fc"]["bias"])),
+        model=experiment.create_model(config, num_classes=num_classes),
         variables=variables,
-        image_shape=_image_shape(config.data, params),
+        image_shape=image_shape,
     )
 
 
@@ -70,9 +68,12 @@ def _restore(workdir: epath.Path, which: str) -> tuple[int, dict[str, Any]]:
         return step, checkpoints.restore_parts(step, "params", "batch_stats")
 
 
-def _image_shape(data: DataConfig, params: Any) -> tuple[int, int, int]:
-    if not data.image_size:
-        return registry.describe(data)[1]
-    # TFDS need not know the dataset, which need not be on disk.
-    first = params["conv1" if "conv1" in params else "stem_conv"]
-    return data.image_size, data.image_size, first["kernel"].shape[2]
+def _dataset(workdir: epath.Path, data: DataConfig) -> tuple[int, tuple[int, int, int]]:
+    """The number of classes, and (H, W, C) of the images."""
+    kept = directory.dataset(workdir)
+    if kept is None:
+        # A run of an earlier version kept none.
+        source = source_of(data)
+        return source.num_classes, source.image_shape
+    height, width, channels = kept["image_shape"]
+    return kept["num_classes"], (height, width, channels)

@@ -17,7 +17,7 @@ from tests.helpers.commands import call
 from train.compare.runs import read_runs
 from train.core import plotting
 from train.core.engine import loop
-from train.core.engine.experiment import build
+from train.core.engine.experiment import build_experiment
 from train.core.errors import ConfigError, RunError
 from train.report import comparison_page, curves, weight_plots
 from train.report.write_report import write_report
@@ -155,7 +155,7 @@ def test_trained_network_without_nam(tmp_path, monkeypatch):
     tiny.use(monkeypatch)
     config = digits_resnet20.get_config()
     config.steps, config.log_every_steps, config.optimizer.sparsity = 2, 1, 0.0
-    loop.train(build(config), tmp_path)
+    loop.train(build_experiment(config), tmp_path)
     write_report(epath.Path(tmp_path))
     text = text_of(tmp_path)
     assert "Finished after 2 steps" in text

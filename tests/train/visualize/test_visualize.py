@@ -21,8 +21,7 @@ from tests.helpers import imagenet, in_process, tfds_writer
 from tests.helpers.commands import REPOSITORY
 from tests.helpers.networks import random_variables
 from train.core.config.fields import replaced
-from train.core.data import on_device
-from train.core.data.on_host import crop
+from train.core.data import crop, on_device
 from train.core.data.sources import registry
 from train.core.devices.mesh import by_rows, create, replicated
 from train.core.engine.experiment import create_model

@@ -15,10 +15,10 @@ class Batch(NamedTuple):
     """Rows of a batch: all of them, or those that one device has.
 
     Attributes:
-      images: (n, H, W, C) uint8.
-      labels: (n,) int32.
-      mask: (n,) bool, False for rows that do not count.
-      bad_records: (n,) int32, that were met in making each row.
+      images: Images of the rows, (n, H, W, C) uint8.
+      labels: Their labels, (n,) int32.
+      mask: Whether each row counts, (n,) bool.
+      bad_records: Number of bad records met in making each row, (n,) int32.
     """
 
     images: jax.Array
@@ -32,10 +32,10 @@ class Feed:
     """Feeds a training or evaluation step from a split.
 
     Attributes:
-      example: arguments of the step after the state or the variables, or their shapes, to
+      example: Arguments of the step after the state or the variables, or their shapes, to
         compile it with.
-      batches: gives such arguments, one dispatch after another, by the updates (of an
-        evaluation: the batches) done so far.
+      batches: Gives such arguments, one dispatch after another, by the number of updates (of an
+        evaluation: of batches) done so far.
     """
 
     example: tuple[Any, ...]
@@ -48,8 +48,8 @@ def epoch_orders(key: jax.Array, size: int) -> Callable[[int], np.ndarray]:
     Compiles at once. Each process makes the same orders by itself.
 
     Args:
-      key: random key of the orders.
-      size: number of examples.
+      key: Random key of the orders.
+      size: Number of examples.
     """
 
     def permutation(key: jax.Array, epoch: jax.Array) -> jax.Array:

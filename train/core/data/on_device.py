@@ -15,9 +15,9 @@ def row_keys(key: jax.Array, step: jax.Array, rows: jax.Array) -> jax.Array:
     """One key per row of the global batch of a step.
 
     Args:
-      key: of the run.
-      step: number of the step.
-      rows: (n,) positions in the global batch.
+      key: Random key of the run.
+      step: Number of the step.
+      rows: Positions in the global batch, (n,).
     """
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, step), rows)
 
@@ -32,11 +32,11 @@ def train_batch(
     """Crops, mirrors, normalises, erases and mixes the images of a training batch.
 
     Args:
-      keys: (N,) random keys, from `row_keys`.
-      images: (N, H, W, C) uint8.
-      targets: (N, classes), the probability of every class.
-      config: the `data` part of a run's config.
-      dtype: of the images that are returned.
+      keys: Random key of each row, from `row_keys`, (N,).
+      images: Images, (N, H, W, C) uint8.
+      targets: Probability of every class, (N, classes).
+      config: The `data` part of a run's config.
+      dtype: Dtype of the images that are returned.
 
     Returns:
       Images (N, H, W, C) and targets (N, classes).
@@ -60,9 +60,9 @@ def random_crop(keys: jax.Array, images: jax.Array, padding: int) -> jax.Array:
     """Pads with zeros on each side and cuts the old size out at random.
 
     Args:
-      keys: (N,) random keys.
-      images: (N, H, W, C) of any dtype.
-      padding: pixels on each side.
+      keys: Random key of each row, (N,).
+      images: Images, (N, H, W, C) of any dtype.
+      padding: Number of pixels on each side.
 
     Returns:
       The crops, of the shape of images.
@@ -82,8 +82,8 @@ def random_flip(keys: jax.Array, images: jax.Array) -> jax.Array:
     """Mirrors each image left to right with probability 1/2.
 
     Args:
-      keys: (N,) random keys.
-      images: (N, H, W, C) of any dtype.
+      keys: Random key of each row, (N,).
+      images: Images, (N, H, W, C) of any dtype.
     """
     mirrored = jax.vmap(jax.random.bernoulli)(keys)
     return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
@@ -95,10 +95,10 @@ def normalize(
     """(images / 255 − mean) / std.
 
     Args:
-      images: (N, H, W, C) uint8.
-      mean: of every channel, or one for all.
-      std: of every channel, or one for all.
-      dtype: of the result.
+      images: Images, (N, H, W, C) uint8.
+      mean: Mean of every channel, or one for all.
+      std: Standard deviation of every channel, or one for all.
+      dtype: Dtype of the result.
     """
     precise = jnp.promote_types(dtype, jnp.float32)
     scale = 1 / (255 * jnp.asarray(std, precise))
@@ -115,9 +115,9 @@ def random_erase(keys: jax.Array, images: jax.Array, probability: float) -> jax.
     random values.
 
     Args:
-      keys: (N,) random keys.
-      images: (N, H, W, C) floating, normalised: zero is the mean.
-      probability: that an image is changed.
+      keys: Random key of each row, (N,).
+      images: Normalised images, in which zero is the mean, (N, H, W, C) floating.
+      probability: Probability that an image is changed, in [0, 1].
 
     Source: Z. Zhong et al., Random Erasing Data Augmentation, 2017,
     https://arxiv.org/abs/1708.04896.
@@ -154,11 +154,11 @@ def mix_pairs(
     the batch.
 
     Args:
-      keys: (N,) random keys.
-      images: (N, H, W, C) floating, N even.
-      targets: (N, classes), the probability of every class.
-      mixup: parameter of its Beta distribution; 0: no mixup.
-      cutmix: parameter of its Beta distribution; 0: no CutMix.
+      keys: Random key of each row, (N,).
+      images: Images, (N, H, W, C) floating, N even.
+      targets: Probability of every class, (N, classes).
+      mixup: Parameter of mixup's Beta distribution; 0: no mixup.
+      cutmix: Parameter of CutMix's Beta distribution; 0: no CutMix.
 
     Returns:
       Images and targets, mixed.

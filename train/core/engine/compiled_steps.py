@@ -5,81 +5,64 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-from flax import linen as nn
-from jax.sharding import Mesh
 
-from train.core.config.fields import Config
-from train.core.data import on_device, resident
 from train.core.data.feed import Batch
-from train.core.devices import mesh as mesh_lib
-from train.core.engine.step import Metrics, TrainState, eval_step, streams, train_step
+from train.core.data.on_device import normalize, row_keys, train_batch
+from train.core.devices.mesh import is_cpu, jit_replicated, local_rows, total
+from train.core.engine.experiment import Experiment, streams
+from train.core.engine.state import TrainState
+from train.core.engine.step import Metrics, eval_step, train_step
 
 
-def build_train_step(
-    model: nn.Module,
-    config: Config,
-    mesh: Mesh,
-    tx: optax.GradientTransformation,
-    learning_rate: optax.Schedule,
-    steps_per_epoch: int,
-    longest_dispatch: int = 1,
-) -> Any:
-    """Compiles the training step: batch, augmentation, update.
+def build_train_step(experiment: Experiment) -> Any:
+    """Makes the training step: batch, augmentation, update.
 
-    With a longest_dispatch above 1 the program makes as many updates of a resident split as it
-    is told: (state, split, count) -> (state, metrics with an axis of longest_dispatch, of
-    which the first count entries are set).
+    Where updates are grouped the program makes as many as it is told: (state, fed, count) ->
+    (state, metrics with an axis of the longest dispatch, of which the first count entries are
+    set).
 
     Args:
-      model: takes images and `train`.
-      config: of the run.
-      mesh: of the run.
-      tx: the optax chain.
-      learning_rate: the schedule in the chain, for the metrics.
-      steps_per_epoch: batches of a pass over the split.
-      longest_dispatch: updates of one call, at most.
+      experiment: Experiment that the step is of.
 
     Returns:
-      A jitted function of (state, split) for a resident split, of (state, batch) for a
-      streamed one, that gives (state, metrics) and donates the state.
+      A jitted function of (state, fed), where fed is what the loader feeds, that gives
+      (state, metrics) and donates the state.
     """
-    key, on_cpu = streams(config.seed)["augment"], mesh_lib.is_cpu(mesh)
+    loader, key = experiment.loader, streams(experiment.config.seed)["augment"]
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        rows = mesh_lib.local_rows(mesh, config.batch_size)
-        keys = on_device.row_keys(key, state.step, rows)
-        images, targets = on_device.train_batch(
-            keys,
-            batch.images,
-            jax.nn.one_hot(batch.labels, model.num_classes),
-            config.data,
-            config.model.dtype,
-        )
-        new_state, metrics = train_step(
-            state, images, targets, model=model, tx=tx, config=config, on_cpu=on_cpu
-        )
-        # As a float GPUs and TPUs sum it over the devices together with the rest.
-        bad_records = mesh_lib.total(batch.bad_records.sum().astype(jnp.float32))
-        more = {"learning_rate": learning_rate(state.step), "bad_records": bad_records}
-        return new_state, {**metrics, **more}
+    def update(state: TrainState, fed: Any) -> tuple[TrainState, Metrics]:
+        batch = loader.batch(fed, state.step % experiment.steps_per_epoch)
+        return _update(experiment, key, state, batch)
 
-    def resident_step(
-        state: TrainState, split: resident.ResidentSplit
-    ) -> tuple[TrainState, Metrics]:
-        rows = mesh_lib.local_rows(mesh, config.batch_size)
-        index = state.step % steps_per_epoch
-        return step(state, resident.take(split, index, config.batch_size, rows))
+    def updates(state: TrainState, fed: Any, count: jax.Array) -> tuple[TrainState, Metrics]:
+        return _repeat(lambda s: update(s, fed), state, count, loader.longest_dispatch)
 
-    def resident_steps(
-        state: TrainState, split: resident.ResidentSplit, count: jax.Array
-    ) -> tuple[TrainState, Metrics]:
-        return _repeat(lambda s: resident_step(s, split), state, count, longest_dispatch)
+    program = updates if experiment.is_grouped else update
+    return jit_replicated(
+        program, experiment.mesh, donate_argnums=0, rows_argnum=loader.rows_argnum
+    )
 
-    if config.data.loader == "streaming":
-        return mesh_lib.jit_replicated(step, mesh, donate_argnums=0, rows_argnum=1)
-    program = resident_step if longest_dispatch == 1 else resident_steps
-    return mesh_lib.jit_replicated(program, mesh, donate_argnums=0)
+
+def _update(
+    experiment: Experiment, key: jax.Array, state: TrainState, batch: Batch
+) -> tuple[TrainState, Metrics]:
+    """The update by the rows of a batch that one device has."""
+    config, mesh, model = experiment.config, experiment.mesh, experiment.model
+    rows = local_rows(mesh, config.batch_size)
+    images, targets = train_batch(
+        row_keys(key, state.step, rows),
+        batch.images,
+        jax.nn.one_hot(batch.labels, model.num_classes),
+        config.data,
+        config.model.dtype,
+    )
+    new_state, metrics = train_step(
+        state, images, targets, model=model, tx=experiment.tx, config=config, on_cpu=is_cpu(mesh)
+    )
+    # As a float GPUs and TPUs sum it over the devices together with the rest.
+    bad_records = total(batch.bad_records.sum().astype(jnp.float32))
+    learning_rate = experiment.learning_rate(state.step)
+    return new_state, {**metrics, "learning_rate": learning_rate, "bad_records": bad_records}
 
 
 def _repeat(
@@ -100,24 +83,28 @@ def _repeat(
     return jax.lax.fori_loop(0, count, body, (state, unset))
 
 
-def build_eval_step(model: nn.Module, config: Config, mesh: Mesh) -> Any:
-    """Compiles the evaluation of one batch.
+def build_eval_step(experiment: Experiment) -> Any:
+    """Makes the evaluation of one batch.
 
     Returns:
-      A jitted function of (variables, split, index of the batch) for a resident split, of
-      (variables, batch) for a streamed one, that gives the sums of `eval_step`.
+      A jitted function of (variables, *what the loader feeds) that gives the sums of `eval_step`.
     """
+    data, model, loader = experiment.config.data, experiment.model, experiment.loader
 
-    def step(variables: Any, batch: Batch) -> Metrics:
-        images = on_device.normalize(
-            batch.images, config.data.mean, config.data.std, config.model.dtype
-        )
+    def program(variables: Any, fed: Any, index: Any = None) -> Metrics:
+        batch = loader.batch(fed, index)
+        images = normalize(batch.images, data.mean, data.std, experiment.config.model.dtype)
         return eval_step(variables, images, batch.labels, batch.mask, model=model)
 
-    def resident_step(variables: Any, split: resident.ResidentSplit, index: jax.Array) -> Metrics:
-        rows = mesh_lib.local_rows(mesh, config.batch_size)
-        return step(variables, resident.take(split, index, config.batch_size, rows))
+    return jit_replicated(program, experiment.mesh, rows_argnum=loader.rows_argnum)
 
-    if config.data.loader == "streaming":
-        return mesh_lib.jit_replicated(step, mesh, rows_argnum=1)
-    return mesh_lib.jit_replicated(resident_step, mesh)
+
+def lower_train_step(experiment: Experiment, state: Any, example: tuple[Any, ...]) -> Any:
+    """The training step, ready to be compiled for the devices of the experiment's mesh.
+
+    Args:
+      experiment: Experiment that the step is of.
+      state: State of the run, or its shapes.
+      example: Arguments of the step after the state, or their shapes.
+    """
+    return build_train_step(experiment).lower(state, *example)

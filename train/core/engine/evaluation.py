@@ -1,4 +1,4 @@
-"""Evaluation: of a state while it is trained, and of a checkpoint."""
+"""Evaluation: of a state while it is trained, of a checkpoint, and of a whole run."""
 
 import contextlib
 from typing import Any
@@ -8,28 +8,33 @@ from etils import epath
 
 from nam_jax import sparsity_penalty
 from nam_jax.inspection import small_weight_percentage
+from nam_jax.models.size import multiply_adds, parameters
 from train.core.config.fields import marked
 from train.core.config.spec import Mark
 from train.core.data.feed import Feed
-from train.core.engine import assembly, compiled_steps
-from train.core.engine import step as step_lib
+from train.core.devices.mesh import describe
+from train.core.engine.compiled_steps import build_eval_step
 from train.core.engine.experiment import Experiment
+from train.core.engine.feeds import eval_feed
+from train.core.engine.state import TrainState, initial_state
 from train.core.errors import RunError
-from train.core.monitor.log import LAG
-from train.core.workdir import directory as workdir_lib
+from train.core.monitor.log import LAG, Progress
+from train.core.monitor.metric_rows import Row
+from train.core.workdir import directory
+from train.core.workdir.checkpoint_files import state_sha256
 from train.core.workdir.checkpoints import Checkpoints
 
 
 def evaluate(
-    experiment: Experiment, eval_step: Any, state: step_lib.TrainState, feed: Feed
+    experiment: Experiment, eval_step: Any, state: TrainState, feed: Feed
 ) -> dict[str, float]:
     """Evaluates every image of a split once.
 
     Args:
-      experiment: the run.
-      eval_step: from `compiled_steps.build_eval_step`.
-      state: whose weights are evaluated, and the averaged ones beside them.
-      feed: of the split.
+      experiment: Experiment of the run.
+      eval_step: Program from `build_eval_step`.
+      state: State whose weights are evaluated, and the averaged ones beside them.
+      feed: Feed of the split.
 
     Returns:
       `num_images`, `bad_records`, `loss`, `cross_entropy`, `penalty`, and `top1_error` and
@@ -68,9 +73,9 @@ def evaluate_checkpoint(
     """Evaluates a checkpoint of a run.
 
     Args:
-      experiment: the run; its config may differ in what changes no checkpoint.
-      workdir: of the run.
-      which: `last` or `best`.
+      experiment: Experiment of the run; its config may differ in what changes no checkpoint.
+      workdir: Directory of the run.
+      which: Which checkpoint, `last` or `best`.
 
     Returns:
       The step of the checkpoint, and the result as of `evaluate`.
@@ -79,12 +84,46 @@ def evaluate_checkpoint(
       ConfigError: there is no such run.
       RunError: there is no such checkpoint.
     """
-    workdir_lib.check(workdir, experiment.config, marked(Mark.FREE | Mark.EVALUATION))
+    directory.check(workdir, experiment.config, marked(Mark.FREE | Mark.EVALUATION))
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = checkpoints.step_of(which)
-        state, _ = checkpoints.restore(step, assembly.initial_state(experiment))
-    eval_step = compiled_steps.build_eval_step(experiment.model, experiment.config, experiment.mesh)
-    return step, evaluate(experiment, eval_step, state, assembly.eval_feed(experiment))
+        state, _ = checkpoints.restore(step, initial_state(experiment))
+    return step, evaluate(experiment, build_eval_step(experiment), state, eval_feed(experiment))
+
+
+def summarize(
+    experiment: Experiment, state: TrainState, progress: Progress, rows: list[Row]
+) -> dict[str, Any]:
+    """What summary.json says of a finished run.
+
+    Args:
+      experiment: Experiment of the run.
+      state: State after the last update.
+      progress: What was counted up to the last update.
+      rows: Rows of the run.
+
+    Raises:
+      RunError: the rows hold no evaluation.
+    """
+    evaluations = [row for row in rows if row["split"] == "eval"]
+    needed = {"top1_error", "top5_error", "loss", "num_images"}
+    if not evaluations or not all(needed <= row.keys() for row in evaluations):
+        raise RunError("the rows of the run lack its evaluations; its weights are whole.")
+    best = min(evaluations, key=lambda row: (row["top1_error"], -row["step"]))
+    images = experiment.total_steps * experiment.config.batch_size
+    return {
+        **{name: evaluations[-1][name] for name in ("top1_error", "top5_error", "loss")},
+        "best_top1_error": best["top1_error"],
+        "best_step": best["step"],
+        "num_eval_images": evaluations[-1]["num_images"],
+        "steps": experiment.total_steps,
+        "devices": describe(experiment.mesh),
+        "params": parameters(state.params),
+        "macs": multiply_adds(experiment.model, experiment.train_split.image_shape),
+        "wall_seconds": round(progress.wall_seconds, 1),
+        "images_per_second": round(images / progress.train_seconds, 1),
+        "state_sha256": state_sha256((state.params, state.batch_stats, state.opt_state)),
+    }
 
 
 def _errors(sums: dict[str, float], variables: Any, sparsity: float) -> dict[str, float]:

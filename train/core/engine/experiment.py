@@ -1,7 +1,8 @@
 """What a run consists of, built from its config."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import optax
@@ -12,14 +13,12 @@ from nam_jax import models
 from train.core.config.checks import validate
 from train.core.config.fields import Config, DataConfig
 from train.core.config.spec import MOST_STEPS
-from train.core.data import resident
-from train.core.data.sources import registry
-from train.core.devices import mesh as mesh_lib
+from train.core.data.loaders import LOADERS, Loader
+from train.core.data.sources.registry import source_of
+from train.core.data.sources.split import Source, Split, unread_split
+from train.core.devices.mesh import create, norm_axis
 from train.core.engine import optimizer
 from train.core.errors import ConfigError, naming
-
-# As many as make the time of a dispatch not count; a signal is heard after a few dispatches.
-LONGEST_DISPATCH = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,21 +26,25 @@ class Experiment:
     """What follows from a config before any image is read or anything is compiled.
 
     Attributes:
-      config: of the run.
-      mesh: of all devices.
-      train_split: metadata of the split to train on.
-      eval_split: metadata of the split to evaluate on.
-      steps_per_epoch: whole batches of the training split.
-      total_steps: updates of the run.
-      model: takes images (N, H, W, C) and `train`.
-      learning_rate: of every update.
-      tx: the optax chain.
+      config: Config of the run.
+      mesh: Mesh of all devices.
+      loader: Loader of the images.
+      source: Dataset that the splits are of.
+      train_split: Metadata of the split to train on.
+      eval_split: Metadata of the split to evaluate on.
+      steps_per_epoch: Number of whole batches of the training split.
+      total_steps: Number of updates of the run.
+      model: Network; takes images (N, H, W, C) and `train`.
+      learning_rate: Learning rate by the number of updates done so far.
+      tx: Optax chain.
     """
 
     config: Config
     mesh: Mesh
-    train_split: registry.Split
-    eval_split: registry.Split
+    loader: Loader
+    source: Source
+    train_split: Split
+    eval_split: Split
     steps_per_epoch: int
     total_steps: int
     model: nn.Module
@@ -51,28 +54,29 @@ class Experiment:
     @property
     def is_grouped(self) -> bool:
         """Whether the step is told how many updates to make."""
-        return self.longest_dispatch > 1
+        return self.loader.longest_dispatch > 1
 
     @property
-    def longest_dispatch(self) -> int:
-        """How many updates are dispatched at once, at most."""
-        # Streamed batches come one by one. On a CPU the gradient of a convolution inside a
-        # loop is 20 times slower.
-        is_streamed = self.config.data.loader == "streaming"
-        return 1 if is_streamed or mesh_lib.is_cpu(self.mesh) else LONGEST_DISPATCH
+    def dataset(self) -> dict[str, Any]:
+        """What dataset.json says of the images that the network is for."""
+        return {
+            "num_classes": self.source.num_classes,
+            "class_names": self.source.class_names,
+            "image_shape": self.source.image_shape,
+        }
 
     def dispatches(self, start: int) -> Iterator[range]:
         """The updates of every dispatch, numbered from 1; each ends where something is due.
 
         Args:
-          start: updates done so far.
+          start: Number of updates done so far.
         """
         config = self.config
         save_every = config.checkpoint.every_steps or self.steps_per_epoch
         periods = config.log_every_steps, save_every, self.steps_per_epoch
         while start < self.total_steps:
             due = min((start // period + 1) * period for period in periods)
-            stop = min(due, start + self.longest_dispatch, self.total_steps)
+            stop = min(due, start + self.loader.longest_dispatch, self.total_steps)
             yield range(start + 1, stop + 1)
             start = stop
 
@@ -87,17 +91,19 @@ class Experiment:
         return step % every == 0 or self.is_evaluated(step)
 
 
-def build(
+def build_experiment(
     config: Config,
     devices: Sequence[jax.Device] | None = None,
-    open_split: Callable[[DataConfig, str], registry.Split] = registry.open_split,
+    *,
+    unread_examples: int | None = None,
 ) -> Experiment:
     """Builds a run from its config.
 
     Args:
-      config: of the run.
-      devices: to run on; default: all there are.
-      open_split: gives a split by the `data` part of the config and its name.
+      config: Config of the run.
+      devices: Devices to run on; default: all there are.
+      unread_examples: Number of examples that each split is taken to have where the dataset is
+        not on disk, for what reads no images; None: it has to be there.
 
     Raises:
       ConfigError: the config does not fit the dataset or the devices.
@@ -105,14 +111,17 @@ def build(
     validate(config)
     if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise ConfigError("config.model.dtype: float64 needs JAX_ENABLE_X64=1 in the environment.")
-    mesh = mesh_lib.create(
+    mesh = create(
         config.batch_size,
         config.model.sync_bn_devices,
         devices,
         accumulate_steps=config.accumulate_steps,
     )
-    train_split = _open_split(config.data, "train_split", open_split)
-    eval_split = _open_split(config.data, "eval_split", open_split)
+    loader, source = LOADERS[config.data.loader](config, mesh), source_of(config.data)
+    train_split, eval_split = (
+        _open_split(config.data, field, source, loader, unread_examples)
+        for field in ("train_split", "eval_split")
+    )
     _check_images(config.data, train_split)
     _check_pairs(config, mesh)
     steps_per_epoch = _steps_per_epoch(config, train_split)
@@ -123,11 +132,13 @@ def build(
     return Experiment(
         config=config,
         mesh=mesh,
+        loader=loader,
+        source=source,
         train_split=train_split,
         eval_split=eval_split,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        model=create_model(config, train_split.num_classes, mesh_lib.norm_axis(mesh)),
+        model=create_model(config, train_split.num_classes, norm_axis(mesh)),
         learning_rate=learning_rate,
         tx=optimizer.create(config.optimizer, learning_rate),
     )
@@ -137,9 +148,9 @@ def create_model(config: Config, num_classes: int, axis_name: str | None = None)
     """Builds the network of a config.
 
     Args:
-      config: of the run.
-      num_classes: number of logits.
-      axis_name: mapped axis of devices that share their batch statistics.
+      config: Config of the run.
+      num_classes: Number of logits.
+      axis_name: Mapped axis of devices that share their batch statistics.
     """
     return models.create(
         config.model.name,
@@ -154,18 +165,20 @@ def create_model(config: Config, num_classes: int, axis_name: str | None = None)
 
 
 def _open_split(
-    config: DataConfig, field: str, open_split: Callable[[DataConfig, str], registry.Split]
-) -> registry.Split:
+    config: DataConfig, field: str, source: Source, loader: Loader, unread_examples: int | None
+) -> Split:
+    name = getattr(config, field)
+    if unread_examples is not None and not source.is_on_disk:
+        return unread_split(source, name, unread_examples)
     with naming(f"config.data.{field}"):
-        split = open_split(config, getattr(config, field))
+        split = source.open_split(name)
     if split.num_examples <= 0:
         raise ConfigError(f"config.data.{field}: {split.name!r} of {config.name} is empty.")
-    if config.loader == "resident":
-        resident.check_size(split, config.resident_limit_gb)
+    loader.check(split)
     return split
 
 
-def _steps_per_epoch(config: Config, split: registry.Split) -> int:
+def _steps_per_epoch(config: Config, split: Split) -> int:
     if split.num_examples < config.batch_size:
         raise ConfigError(
             f"config.batch_size: {config.batch_size} images, but the split {split.name} "
@@ -195,7 +208,7 @@ def _warmup_steps(config: Config, steps_per_epoch: int, total_steps: int) -> int
     return steps
 
 
-def _check_images(config: DataConfig, split: registry.Split) -> None:
+def _check_images(config: DataConfig, split: Split) -> None:
     height, width, channels = split.image_shape
     if config.crop == "pad" and config.crop_padding > min(height, width):
         raise ConfigError(
@@ -217,3 +230,9 @@ def _check_pairs(config: Config, mesh: Mesh) -> None:
             f"{config.batch_size} gives each of {mesh.size} devices an odd number; use a multiple "
             f"of {2 * mesh.size}."
         )
+
+
+def streams(seed: int) -> dict[str, jax.Array]:
+    """The independent random keys of a run."""
+    names = ("init", "order", "augment")
+    return dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))

@@ -2,47 +2,31 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
-from nam_jax.models.size import multiply_adds, parameters
+from nam_jax.models.size import parameters
 from train.core.data.feed import Feed
-from train.core.devices import environment, mesh, processes
-from train.core.engine import assembly, compiled_steps, pretrained
-from train.core.engine import step as step_lib
-from train.core.engine.evaluation import evaluate
+from train.core.devices import mesh
+from train.core.devices.processes import Preemption, check_agreement, is_main, say
+from train.core.engine.compiled_steps import build_eval_step, lower_train_step
+from train.core.engine.evaluation import evaluate, summarize
 from train.core.engine.experiment import Experiment
+from train.core.engine.feeds import eval_feed, train_feed
+from train.core.engine.pretrained import load_pretrained
+from train.core.engine.state import TrainState, initial_state, is_finite
 from train.core.errors import PreemptedError, RunError, explaining_memory, reason_and_file
-from train.core.monitor import metric_rows as rows_lib
+from train.core.monitor import metric_rows
 from train.core.monitor.log import Log, NonFiniteError, Progress
-from train.core.monitor.metric_rows import Row
 from train.core.monitor.profiler import Profiler, Span
 from train.core.monitor.timing import Laps
-from train.core.workdir import directory as workdir_lib
-from train.core.workdir import quarantine
+from train.core.workdir import directory
 from train.core.workdir.checkpoint_files import saved_steps, state_sha256
 from train.core.workdir.checkpoints import Checkpoints
-from train.core.workdir.lock import Lock, locked
-from train.core.workdir.storage import remove_temporary, write_json
-
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """What the steps of a run are made with."""
-
-    experiment: Experiment
-    workdir: epath.Path
-    lock: Lock | None
-    checkpoints: Checkpoints
-    preemption: processes.Preemption
-    profiler: Profiler
-    startup: Laps
-
-    def check_lock(self) -> None:
-        """Stops where another run has taken the directory over."""
-        if self.lock:
-            self.lock.check_held()
+from train.core.workdir.directory import Claim
+from train.core.workdir.storage import write_json
 
 
 def train(
@@ -54,10 +38,10 @@ def train(
     """Trains to the end, from the last checkpoint in workdir where there is one.
 
     Args:
-      experiment: the run.
-      workdir: where everything is written.
-      profile: the steps to trace.
-      startup: what has been done so far; default: nothing.
+      experiment: Experiment to run.
+      workdir: Directory where everything is written.
+      profile: Steps to trace.
+      startup: What has been done so far; default: nothing.
 
     Returns:
       The summary, as in summary.json; None in all processes but the main one.
@@ -69,90 +53,91 @@ def train(
       PreemptedError: it was told to stop, and has saved a checkpoint.
     """
     startup = startup or Laps()
-    imported = None if saved_steps(workdir / "checkpoints") else _pretrained(experiment)
-    if imported is not None:
-        processes.check_agreement({"config.model.pretrained's weights": state_sha256(imported)})
-    finished = workdir_lib.summary(workdir)
-    # All go on together, or none.
-    processes.check_agreement({"the summary in --workdir": finished})
+    variables = None if saved_steps(workdir / "checkpoints") else load_pretrained(experiment)
+    finished = directory.summary(workdir)
+    _agree(experiment, variables, finished)
     if finished is not None:
-        workdir_lib.check(workdir, experiment.config)
-        processes.say(f"the run in {workdir} is finished")
-        return finished if processes.is_main() else None
-    with locked(workdir) if processes.is_main() else contextlib.nullcontext() as lock:
-        if processes.is_main():
-            workdir_lib.claim(workdir, experiment.config)
-            remove_temporary(workdir)
-        processes.barrier("the directory is claimed")
-        # Another config, or a directory that is not the same, would make for a mixed run.
-        workdir_lib.check(workdir, experiment.config)
-        quarantine.set_damaged_aside(workdir)
-        if processes.is_main():
-            write_json(workdir / "environment.json", environment.describe())
-        try:
-            with explaining_memory():
-                return _train(experiment, workdir, lock, imported, profile, startup)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise RunError(
-                f"{reason_and_file(error)} What was saved is whole: make room where there is none, "
-                "and the same command goes on from there."
-            ) from error
+        directory.check(workdir, experiment.config)
+        say(f"the run in {workdir} is finished")
+        return finished if is_main() else None
+    with directory.claimed(workdir, experiment.config, experiment.dataset) as claim, _explained():
+        return _train(experiment, claim, variables, profile, startup)
+
+
+def _agree(experiment: Experiment, variables: Any, finished: Mapping[str, Any] | None) -> None:
+    """Checks that all processes begin with the same, or none goes on."""
+    check_agreement(
+        {
+            **experiment.train_split.description,
+            **experiment.eval_split.description,
+            "config.model.pretrained's weights": state_sha256(variables),
+            "the summary in --workdir": finished,
+        }
+    )
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Says in one line that there is not enough memory on a device, or room on a disk."""
+    try:
+        with explaining_memory():
+            yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise RunError(
+            f"{reason_and_file(error)} What was saved is whole: make room where there is none, "
+            "and the same command goes on from there."
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Session:
+    """What the steps are made with from one start to the next."""
+
+    experiment: Experiment
+    claim: Claim
+    checkpoints: Checkpoints
+    preemption: Preemption
+    profiler: Profiler
+    startup: Laps
 
 
 def _train(
-    experiment: Experiment,
-    workdir: epath.Path,
-    lock: Lock | None,
-    imported: Any,
-    profile: Span | None,
-    startup: Laps,
+    experiment: Experiment, claim: Claim, variables: Any, profile: Span | None, startup: Laps
 ) -> dict[str, Any] | None:
+    workdir = claim.workdir
     with (
-        processes.Preemption() as preemption,
+        Preemption() as preemption,
         Checkpoints(workdir / "checkpoints", experiment.config.checkpoint.keep) as checkpoints,
         Profiler(workdir / "profile", profile) as profiler,
     ):
-        state, progress = _restore_or_init(experiment, checkpoints, imported)
+        state, progress = _restore_or_init(experiment, checkpoints, variables)
         startup.end("set-up")
-        run = _Run(experiment, workdir, lock, checkpoints, preemption, profiler, startup)
         if state.step < experiment.total_steps:
+            session = _Session(experiment, claim, checkpoints, preemption, profiler, startup)
             try:
-                state, progress = _run_steps(run, state, progress)
+                state, progress = _run_steps(session, state, progress)
             except NonFiniteError as error:
                 raise RunError(_advice(error, checkpoints, workdir)) from error
         # What a finished run leaves is all there.
         checkpoints.wait()
-    if not processes.is_main():
+    if not is_main():
         return None
-    run.check_lock()
-    summary = summarize(experiment, state, progress, rows_lib.of(workdir).rows())
+    claim.check()
+    summary = summarize(experiment, state, progress, metric_rows.of(workdir).rows())
     write_json(workdir / "summary.json", summary)
     return summary
 
 
-def _pretrained(experiment: Experiment) -> Any:
-    """The variables that the run starts with where they come from a file, else None."""
-    if not experiment.config.model.pretrained:
-        return None
-    return pretrained.load(
-        experiment.config.model.pretrained,
-        experiment.model,
-        experiment.train_split.num_classes,
-        experiment.train_split.image_shape,
-        step_lib.streams(experiment.config.seed)["init"],
-    )
-
-
 def _restore_or_init(
-    experiment: Experiment, checkpoints: Checkpoints, imported: Any
-) -> tuple[step_lib.TrainState, Progress]:
-    state = assembly.initial_state(experiment, imported)
+    experiment: Experiment, checkpoints: Checkpoints, variables: Any
+) -> tuple[TrainState, Progress]:
+    state = initial_state(experiment, variables)
     latest = checkpoints.latest_step()
     if latest is None:
         return state, Progress()
-    processes.say(f"going on from the checkpoint of step {latest}")
+    say(f"going on from the checkpoint of step {latest}")
     state, progress = checkpoints.restore(latest, state)
     return state, Progress(**progress)
 
@@ -170,46 +155,53 @@ def _advice(error: NonFiniteError, checkpoints: Checkpoints, workdir: epath.Path
 
 
 def _run_steps(
-    run: _Run, state: step_lib.TrainState, progress: Progress
-) -> tuple[step_lib.TrainState, Progress]:
-    experiment, start = run.experiment, int(state.step)
-    training, evaluation_feed = assembly.train_feed(experiment), assembly.eval_feed(experiment)
-    run.startup.end("data")
-    train_step, eval_step = _compile(run, state, training, evaluation_feed)
+    session: _Session, state: TrainState, progress: Progress
+) -> tuple[TrainState, Progress]:
+    experiment, start = session.experiment, int(state.step)
+    feed, evaluation_feed = train_feed(experiment), eval_feed(experiment)
+    session.startup.end("data")
+    train_step, eval_step = _compile(session, state, feed, evaluation_feed)
     with (
-        contextlib.closing(training.batches(start)) as batches,
-        _open_log(run, progress, start) as log,
+        contextlib.closing(feed.batches(start)) as batches,
+        _open_log(session, progress, start) as log,
     ):
         for steps in experiment.dispatches(start):
             with log.waiting_for_data():
                 arguments = next(batches)
-            run.profiler.before(steps)
+            session.profiler.before(steps)
             state, metrics = train_step(state, *arguments)
-            run.profiler.after(steps, state)
+            session.profiler.after(steps, state)
             log.train(steps, metrics)
-            step, is_preempted = steps[-1], run.preemption.reached()
-            run.check_lock()
+            step, is_preempted = steps[-1], session.preemption.reached()
+            session.claim.check()
             if experiment.is_saved(step) or is_preempted:
-                log.flush(step)
-                with log.training_paused():
-                    evaluation = None
-                    if experiment.is_evaluated(step):
-                        evaluation = evaluate(experiment, eval_step, state, evaluation_feed)
-                        log.evaluation(step, evaluation)
-                    if not step_lib.is_finite(state):
-                        raise NonFiniteError(f"the update of step {step} is not finite")
-                    run.check_lock()
-                    run.checkpoints.save(step, state, log.progress._asdict(), evaluation)
+                _save(session, log, step, state, eval_step, evaluation_feed)
             if is_preempted and step < experiment.total_steps:
-                run.checkpoints.wait()
+                session.checkpoints.wait()
                 raise PreemptedError(f"stopped after step {step}, which is saved")
         return state, log.progress
 
 
-def _open_log(run: _Run, progress: Progress, start: int) -> Log:
-    experiment = run.experiment
+def _save(
+    session: _Session, log: Log, step: int, state: TrainState, eval_step: Any, feed: Feed
+) -> None:
+    """Saves a step, evaluated where that is due, if all of it is finite."""
+    experiment, evaluation = session.experiment, None
+    log.flush(step)
+    with log.training_paused():
+        if experiment.is_evaluated(step):
+            evaluation = evaluate(experiment, eval_step, state, feed)
+            log.evaluation(step, evaluation)
+        if not is_finite(state):
+            raise NonFiniteError(f"the update of step {step} is not finite")
+        session.claim.check()
+        session.checkpoints.save(step, state, log.progress._asdict(), evaluation)
+
+
+def _open_log(session: _Session, progress: Progress, start: int) -> Log:
+    experiment = session.experiment
     return Log(
-        run.workdir,
+        session.claim.workdir,
         experiment.config,
         progress,
         start_step=start,
@@ -218,56 +210,20 @@ def _open_log(run: _Run, progress: Progress, start: int) -> Log:
     )
 
 
-def _compile(run: _Run, state: Any, training: Feed, evaluation: Feed) -> Any:
+def _compile(session: _Session, state: TrainState, feed: Feed, evaluation_feed: Feed) -> Any:
     """Compiles both steps ahead of time, so that no speed figure contains a compilation."""
-    experiment = run.experiment
+    experiment = session.experiment
     model = experiment.config.model
-    processes.say(
+    say(
         f"{model.name}, attention {model.attention}, {parameters(state.params):,} parameters, "
         f"{experiment.total_steps:,} steps, {mesh.describe(experiment.mesh)}"
     )
-    eval_step = compiled_steps.build_eval_step(experiment.model, experiment.config, experiment.mesh)
     lowered = (
-        assembly.lower_train_step(experiment, state, training.example),
-        eval_step.lower(state.variables, *evaluation.example),
+        lower_train_step(experiment, state, feed.example),
+        build_eval_step(experiment).lower(state.variables, *evaluation_feed.example),
     )
-    run.startup.end("tracing")
+    session.startup.end("tracing")
     compiled = [program.compile() for program in lowered]
-    run.startup.end("compilation")
-    processes.say(f"ready after {run.startup}")
+    session.startup.end("compilation")
+    say(f"ready after {session.startup}")
     return compiled
-
-
-def summarize(
-    experiment: Experiment, state: step_lib.TrainState, progress: Progress, rows: list[Row]
-) -> dict[str, Any]:
-    """What summary.json says of a finished run.
-
-    Args:
-      experiment: the run.
-      state: after the last update.
-      progress: after the last update.
-      rows: of the run.
-
-    Raises:
-      RunError: the rows hold no evaluation.
-    """
-    evaluations = [row for row in rows if row["split"] == "eval"]
-    needed = {"top1_error", "top5_error", "loss", "num_images"}
-    if not evaluations or not all(needed <= row.keys() for row in evaluations):
-        raise RunError("the rows of the run lack its evaluations; its weights are whole.")
-    best = min(evaluations, key=lambda row: (row["top1_error"], -row["step"]))
-    images = experiment.total_steps * experiment.config.batch_size
-    return {
-        **{name: evaluations[-1][name] for name in ("top1_error", "top5_error", "loss")},
-        "best_top1_error": best["top1_error"],
-        "best_step": best["step"],
-        "num_eval_images": evaluations[-1]["num_images"],
-        "steps": experiment.total_steps,
-        "devices": mesh.describe(experiment.mesh),
-        "params": parameters(state.params),
-        "macs": multiply_adds(experiment.model, experiment.train_split.image_shape),
-        "wall_seconds": round(progress.wall_seconds, 1),
-        "images_per_second": round(images / progress.train_seconds, 1),
-        "state_sha256": state_sha256((state.params, state.batch_stats, state.opt_state)),
-    }

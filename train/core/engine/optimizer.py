@@ -1,18 +1,20 @@
 """The learning-rate schedule and the optax chain."""
 
+from collections.abc import Callable
+
 import jax
 import optax
 
 from nam_jax import add_sparsity_penalty, proximal_sparsity
-from train.core.config.fields import OptimizerConfig
+from train.core.config.fields import OptimizerConfig, OptimizerName
 
 
 def batch_size_scale(config: OptimizerConfig, batch_size: int) -> float:
     """What the learning rate is multiplied by: the batch size over that which it is for.
 
     Args:
-      config: the `optimizer` part of a run's config.
-      batch_size: of the run.
+      config: The `optimizer` part of a run's config.
+      batch_size: Number of images of an update.
 
     Source: P. Goyal et al., Accurate, Large Minibatch SGD, 2017,
     https://arxiv.org/abs/1706.02677, section 2.1.
@@ -32,10 +34,10 @@ def schedule(
     - `constant`.
 
     Args:
-      config: the `optimizer` part of a run's config.
-      total_steps: updates of the run.
-      warmup_steps: updates before the peak is reached, fewer than total_steps.
-      scale: multiplies every value.
+      config: The `optimizer` part of a run's config.
+      total_steps: Number of updates of the run.
+      warmup_steps: Number of updates before the peak is reached, fewer than total_steps.
+      scale: Factor of every value.
 
     Returns:
       A function of the number of updates done so far.
@@ -67,8 +69,8 @@ def create(config: OptimizerConfig, learning_rate: optax.Schedule) -> optax.Grad
     LARS decays and scales kernels only, by the ratio of their norm to that of their update.
 
     Args:
-      config: the `optimizer` part of a run's config.
-      learning_rate: from `schedule`.
+      config: The `optimizer` part of a run's config.
+      learning_rate: Learning rate of every update, from `schedule`.
 
     Returns:
       The chain; its updates need the parameters.
@@ -81,7 +83,7 @@ def create(config: OptimizerConfig, learning_rate: optax.Schedule) -> optax.Grad
         chain.append(optax.clip_by_global_norm(config.clip_norm))
     if config.sparsity_mode == "sign":
         chain.append(add_sparsity_penalty(config.sparsity))
-    chain += _lars(config, learning_rate) if config.name == "lars" else _sgd(config, learning_rate)
+    chain += UPDATES[config.name](config, learning_rate)
     if config.sparsity_mode == "proximal":
         chain.append(proximal_sparsity(config.sparsity, learning_rate))
     return optax.chain(*chain)
@@ -112,6 +114,13 @@ def _lars(
             nesterov=config.nesterov,
         )
     ]
+
+
+# From the gradients to the updates, by the optimizer's name.
+UPDATES: dict[
+    OptimizerName,
+    Callable[[OptimizerConfig, optax.Schedule], list[optax.GradientTransformation]],
+] = {"sgd": _sgd, "lars": _lars}
 
 
 def kernels(params: optax.Params) -> optax.Params:

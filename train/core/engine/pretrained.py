@@ -11,34 +11,38 @@ from flax import linen as nn
 from nam_jax import torch_import
 from nam_jax.torch_import import names
 from train.core.devices import processes
+from train.core.engine.experiment import Experiment, streams
 from train.core.errors import ConfigError
 
 
-def load(
-    path: str, model: nn.Module, num_classes: int, image_shape: tuple[int, int, int], key: jax.Array
-) -> Any:
-    """Reads the variables of a model from a file, and prints what is fresh instead.
+def load_pretrained(experiment: Experiment) -> Any:
+    """Reads the variables that a run starts with, and prints what is fresh instead.
 
     The classifier is fresh if the file has none for this number of classes, the attention if
     the file has none at all.
 
     Args:
-      path: a file that `nam_jax.torch_import.read` takes.
-      model: takes images and `train`.
-      num_classes: of the model.
-      image_shape: (H, W, C).
-      key: random key of what is fresh.
+      experiment: Experiment whose config names a file that `nam_jax.torch_import.read` takes, or
+        none.
 
     Returns:
-      {"params": …, "batch_stats": …}, float32.
+      {"params": …, "batch_stats": …}, float32; None without a file.
 
     Raises:
-      ConfigError: the file cannot be read, or does not fit the model.
+      ConfigError: the file cannot be read, or does not fit the network.
     """
+    path, model, split = (
+        experiment.config.model.pretrained,
+        experiment.model,
+        experiment.train_split,
+    )
+    if not path:
+        return None
     try:
+        key = streams(experiment.config.seed)["init"]
         state_dict = torch_import.read(os.path.expanduser(path))
-        arguments = model, state_dict, (1, *image_shape)
-        new_head = not _has_head(state_dict, model, num_classes)
+        arguments = model, state_dict, (1, *split.image_shape)
+        new_head = not _has_head(state_dict, model, split.num_classes)
         fresh = torch_import.fresh(*arguments, new_head=new_head)
         variables = torch_import.variables(*arguments, new_head=new_head, key=key)
     except (ImportError, OSError, TypeError, ValueError) as error:

@@ -7,55 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from flax import struct
 
 from nam_jax import sparsity_penalty
 from train.core.config.fields import Config
-from train.core.devices import mesh as mesh_lib
+from train.core.devices.mesh import mean, total
+from train.core.engine.state import TrainState
 
 Metrics = Mapping[str, jax.Array]
-
-
-class TrainState(struct.PyTreeNode):
-    """All that a run has to remember.
-
-    Attributes:
-      step: number of updates so far, a scalar.
-      params: of the model.
-      batch_stats: running statistics of the model's BatchNorms.
-      opt_state: of the optax chain.
-      ema: the exponential moving average of params and batch_stats, or None.
-    """
-
-    step: jax.Array
-    params: Any
-    batch_stats: Any
-    opt_state: optax.OptState
-    ema: Any = None
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """What the model is applied with."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
-
-
-def init_state(
-    variables: Mapping[str, Any], tx: optax.GradientTransformation, *, with_ema: bool = False
-) -> TrainState:
-    """The state before the first update.
-
-    Args:
-      variables: parameters and running statistics of the model.
-      tx: the optax chain.
-      with_ema: keep an average of the weights.
-    """
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        opt_state=tx.init(variables["params"]),
-        ema=jax.tree.map(jnp.copy, dict(variables)) if with_ema else None,
-    )
 
 
 def is_wrong(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
@@ -64,9 +22,9 @@ def is_wrong(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     Ties and NaN count against the label, so that a collapsed network is no perfect one.
 
     Args:
-      logits: (N, classes).
-      labels: (N,) integers.
-      k: at least 1.
+      logits: Logits of every class, (N, classes).
+      labels: Number of each row's class, (N,) integers.
+      k: Number of largest logits, at least 1.
 
     Returns:
       (N,) bool.
@@ -96,13 +54,13 @@ def train_step(
     reaches the gradients through the optax chain alone, and is reported in the loss.
 
     Args:
-      state: before the update.
-      images: (n, H, W, C), normalised.
-      targets: (n, classes), the probability of every class.
-      model: takes images and `train`.
-      tx: the optax chain.
-      config: of the run.
-      on_cpu: whether it is compiled for a CPU.
+      state: State before the update.
+      images: Normalised images, (n, H, W, C).
+      targets: Probability of every class, (n, classes).
+      model: Network; takes images and `train`.
+      tx: Optax chain.
+      config: Config of the run.
+      on_cpu: Whether it is compiled for a CPU.
 
     Returns:
       The state after the update, and the metrics of the batch before it.
@@ -115,7 +73,7 @@ def train_step(
     new = _accumulate(
         gradients, state.batch_stats, (images, targets), config.accumulate_steps, unroll=on_cpu
     )
-    batch_stats, (grads, metrics) = mesh_lib.mean(new, at_once=on_cpu)
+    batch_stats, (grads, metrics) = mean(new, at_once=on_cpu)
     penalty = sparsity_penalty(state.params, config.optimizer.sparsity)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     state = state.replace(
@@ -164,11 +122,11 @@ def _accumulate(
     """Calls gradients with one part of the rows after another.
 
     Args:
-      gradients: of running statistics and rows; gives new statistics, and a tree of means.
-      batch_stats: running statistics before the first part.
-      rows: a tree of arrays (n, …).
-      count: of the parts.
-      unroll: without a loop.
+      gradients: Takes running statistics and rows; gives new statistics, and a tree of means.
+      batch_stats: Running statistics before the first part.
+      rows: Tree of arrays (n, …).
+      count: Number of the parts.
+      unroll: Whether to do without a loop.
 
     Returns:
       The statistics after the last part, and the means over all of them.
@@ -178,8 +136,8 @@ def _accumulate(
     parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), rows)
 
     def add(carry: tuple[Any, Any], part: Any) -> tuple[tuple[Any, Any], None]:
-        batch_stats, found = gradients(carry[0], *part)
-        return (batch_stats, jax.tree.map(jnp.add, carry[1], found)), None
+        batch_stats, means = gradients(carry[0], *part)
+        return (batch_stats, jax.tree.map(jnp.add, carry[1], means)), None
 
     first = gradients(batch_stats, *jax.tree.map(lambda x: x[0], parts))
     rest = jax.tree.map(lambda x: x[1:], parts)
@@ -202,11 +160,11 @@ def eval_step(
     """Sums over the rows of a batch that count, inside a sharded function.
 
     Args:
-      variables: parameters and running statistics of the model.
-      images: (n, H, W, C), normalised.
-      labels: (n,) integers.
-      mask: (n,) bool, False for rows that do not count.
-      model: takes images and `train`.
+      variables: Parameters and running statistics of the network.
+      images: Normalised images, (n, H, W, C).
+      labels: Number of each image's class, (n,) integers.
+      mask: Whether each row counts, (n,) bool.
+      model: Network; takes images and `train`.
 
     Returns:
       `cross_entropy`, `top1_wrong`, `top5_wrong` and `count`, summed over all devices.
@@ -214,16 +172,4 @@ def eval_step(
     logits = cast(jax.Array, model.apply(variables, images, train=False))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     wrong = {f"top{k}_wrong": (is_wrong(logits, labels, k) & mask).sum() for k in (1, 5)}
-    return mesh_lib.total({"cross_entropy": losses.sum(where=mask), "count": mask.sum(), **wrong})
-
-
-@jax.jit
-def is_finite(state: TrainState) -> jax.Array:
-    """Whether no array of the state holds NaN or an infinity."""
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]).all()
-
-
-def streams(seed: int) -> dict[str, jax.Array]:
-    """The independent random keys of a run."""
-    names = ("init", "order", "augment")
-    return dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
+    return total({"cross_entropy": losses.sum(where=mask), "count": mask.sum(), **wrong})

@@ -1,8 +1,9 @@
-"""A run's directory: it belongs to one config."""
+"""A run's directory: it belongs to one config, and while a run goes on to that run."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -10,8 +11,12 @@ from etils import epath
 from train.core.config.fields import Config, marked
 from train.core.config.parsing import flattened, from_fields
 from train.core.config.spec import Mark
+from train.core.devices import environment
+from train.core.devices.processes import barrier, is_main
 from train.core.errors import ConfigError, reason
-from train.core.workdir.storage import read_text, write_json
+from train.core.workdir.lock import Lock, locked
+from train.core.workdir.quarantine import set_damaged_aside
+from train.core.workdir.storage import read_text, remove_temporary, write_json
 
 FREE = marked(Mark.FREE)
 # Of those in summary.json, what is read again.
@@ -19,6 +24,57 @@ FIGURES = (
     *("top1_error", "top5_error", "best_top1_error", "num_eval_images", "steps"),
     *("params", "macs", "wall_seconds", "images_per_second"),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A directory that a run writes to.
+
+    Attributes:
+      workdir: Directory of the run.
+      lock: Lock on it; None in all processes but the main one.
+    """
+
+    workdir: epath.Path
+    lock: Lock | None
+
+    def check(self) -> None:
+        """Checks that the directory is still this run's.
+
+        Raises:
+          RunError: another run took it over.
+        """
+        if self.lock:
+            self.lock.check_held()
+
+
+@contextlib.contextmanager
+def claimed(workdir: epath.Path, config: Config, dataset: Mapping[str, Any]) -> Iterator[Claim]:
+    """Keeps a directory for a run, and makes it ready to go on in. Called by all processes.
+
+    Args:
+      workdir: Directory of the run; it is made where it is missing.
+      config: Config of the run.
+      dataset: What dataset.json says of the images.
+
+    Raises:
+      ConfigError: it holds a run of another config, another run is going on in it, or it cannot
+        be written.
+      RunError: no checkpoint in it is whole.
+    """
+    with locked(workdir) if is_main() else contextlib.nullcontext() as lock:
+        if is_main():
+            claim(workdir, config)
+            remove_temporary(workdir)
+        barrier("the directory is claimed")
+        if not is_main():
+            # A directory that is not the same would make for a mixed run.
+            check(workdir, config)
+        set_damaged_aside(workdir)
+        if is_main():
+            write_json(workdir / "environment.json", environment.describe())
+            write_json(workdir / "dataset.json", dataset)
+        yield Claim(workdir, lock)
 
 
 def claim(workdir: epath.Path, config: Config) -> None:
@@ -100,6 +156,32 @@ def saved_fields(workdir: epath.Path) -> dict[str, Any]:
             f"--workdir {workdir}: {path.name} is not the config of a run ({error})."
         ) from error
     raise ConfigError(f"--workdir {workdir}: there is no run, {path.name} is missing.")
+
+
+def dataset(workdir: epath.Path) -> dict[str, Any] | None:
+    """What is known of the images of the run in a directory.
+
+    Args:
+      workdir: Directory of the run.
+
+    Returns:
+      `num_classes`, `class_names` (None where they have none) and `image_shape`; None where the
+      run was begun before it was kept.
+
+    Raises:
+      ConfigError: it cannot be read.
+    """
+    try:
+        text = read_text(workdir / "dataset.json")
+        if text is None:
+            return None
+        kept = dict(json.loads(text))
+        return {name: kept[name] for name in ("num_classes", "class_names", "image_shape")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"--workdir {workdir}: dataset.json is not that of a run ({error}); where it is "
+            "removed, the dataset itself is asked."
+        ) from error
 
 
 def summary(workdir: epath.Path) -> dict[str, Any] | None:

@@ -19,7 +19,11 @@ from tests.helpers import tfds_writer, tiny
 from tests.helpers.values import allowed, foreign, of_kind
 from train.core.config.checks import validate
 from train.core.config.fields import FIELDS, default_config, flatten, replaced
-from train.core.engine import assembly, experiment, loop
+from train.core.engine import loop
+from train.core.engine.compiled_steps import lower_train_step
+from train.core.engine.experiment import build_experiment
+from train.core.engine.feeds import train_example
+from train.core.engine.state import abstract_state
 from train.core.errors import ConfigError, RunError
 
 pytestmark = pytest.mark.faults
@@ -120,13 +124,12 @@ def test_several_values_build_their_step_or_one_field_is_named(directory, loader
     config = replaced(base(loader, directory), changed)
     with limited():
         try:
-            built = experiment.build(config)
+            built = build_experiment(config)
         except ConfigError as error:
             # The first two belong to the loader that was drawn.
             assert_named(error, ["data.name", "data.loader", *changed])
             return
-        state = assembly.abstract_state(built)
-        assembly.lower_train_step(built, state, assembly.train_example(built))
+        lower_train_step(built, abstract_state(built), train_example(built))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +146,7 @@ def test_several_values_build_their_step_or_one_field_is_named(directory, loader
 def test_value_that_does_not_fit_the_others_is_named(name, value):
     config = replaced(base("digits", None), {"model.attention": "se", name: value})
     with pytest.raises(ConfigError) as caught:
-        experiment.build(config)
+        build_experiment(config)
     assert_named(caught.value, [name])
 
 
@@ -151,7 +154,7 @@ def test_pairs_that_devices_cannot_make_are_named():
     config = base("digits", None)
     config.batch_size, config.data.mixup = 4, 0.1
     with pytest.raises(ConfigError) as caught:
-        experiment.build(config)
+        build_experiment(config)
     assert_named(caught.value, ["data.mixup"])
 
 
@@ -177,7 +180,7 @@ def test_what_is_accepted_trains_two_steps_or_says_why_not(directory, loader, ch
     config = replaced(base(loader, directory), changed | TWO_STEPS)
     with limited(), tempfile.TemporaryDirectory() as workdir:
         try:
-            built = experiment.build(config)
+            built = build_experiment(config)
         except ConfigError:
             reject()
         values = dict(flatten(config))

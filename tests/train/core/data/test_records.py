@@ -1,15 +1,36 @@
 """Records: what is read, what becomes of odd images, and which ones are bad."""
 
+import dataclasses
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tests.helpers import tfds_writer
+from tests.helpers import datasets, tfds_writer
+from tests.helpers.damage import Child, Damage, assert_says, damaged, damages
+from tests.helpers.datasets import (
+    COUNT,
+    FILES,
+    IMAGES,
+    LABELS,
+    SHAPE,
+    SHARD,
+    SHARD_BYTES,
+    config_of,
+)
 from train.core.config.fields import default_config
-from train.core.data.sources import registry
-from train.core.data.sources.records import BadRecordError, Record, decode
+from train.core.data.crop import center
+from train.core.data.on_host.batches import BatchMaker
+from train.core.data.sources.records import BadRecord, BadRecordError, BadRecords, Record, decode
+from train.core.data.sources.registry import open_split
+from train.core.data.sources.tf_examples import TfExamples
+from train.core.errors import RunError
 
 CMYK = Path(__file__).parents[3] / "golden" / "cmyk.jpg"
 GRADIENT = np.stack(np.meshgrid(np.arange(0, 240, 5), np.arange(0, 200, 5)), -1)
@@ -23,9 +44,9 @@ def record(encoded):
 def open_records(directory, images, **options):
     labels = np.arange(len(images)) % 3
     tfds_writer.write(directory, "tiny", images, labels, 3, **options)
-    config = default_config().data
-    config.update(name="tiny", dir=str(directory), image_size=4)
-    return registry.open_split(config, "train").open_records()
+    data = {"name": "tiny", "dir": str(directory), "image_size": 4}
+    config = dataclasses.replace(default_config().data, **data)
+    return open_split(config, "train").open_records()
 
 
 def test_records_are_found_by_index_over_all_shards(tmp_path):
@@ -72,7 +93,7 @@ def test_damaged_bytes_make_one_record_bad(tmp_path):
 
 def test_bytes_that_are_no_example_are_bad():
     with pytest.raises(BadRecordError):
-        registry.Records([b"no example"], "image", "label", 10)[0]
+        TfExamples([b"no example"], "image", "label", 10)[0]
 
 
 @pytest.mark.parametrize("extension", [".png", ".jpg"])
@@ -127,3 +148,199 @@ def test_progressive_images_are_decoded_and_truncated_ones_bad():
 def test_text_is_no_image():
     with pytest.raises(BadRecordError, match="no whole JPEG or PNG image in its 13 bytes"):
         decode(record(b"<html></html>"), 3)
+
+
+# What is damaged is named in one line, or the right images are read.
+
+
+@contextmanager
+def overwritten(path: Path, content: bytes) -> Iterator[None]:
+    before = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+@pytest.fixture(scope="module")
+def child() -> Iterator[Child]:
+    process = Child()
+    yield process
+    process.pool.shutdown()
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a dataset's version."""
+    return datasets.write(tmp_path_factory.mktemp("sound"))
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scratch")
+
+
+def encoded_as(extension: str) -> bytes:
+    return tfds_writer.encode(IMAGES[0], extension)
+
+
+@pytest.mark.faults
+def test_what_is_sound_is_read(child: Child, sound: Path) -> None:
+    # The control of the tests below.
+    assert (sound / SHARD).stat().st_size == SHARD_BYTES
+    np.testing.assert_array_equal(child.run(datasets.read_all, sound.parents[1]), IMAGES)
+    for extension in (".png", ".jpg"):
+        found = child.run(datasets.transformed, encoded_as(extension))
+        assert [image.shape for image in found] == [SHAPE, SHAPE]
+
+
+# Files.
+
+
+@pytest.mark.faults
+@given(length=st.integers(0, SHARD_BYTES - 1))
+def test_file_cut_short_is_named(child: Child, sound: Path, length: int) -> None:
+    data = (sound / SHARD).read_bytes()
+    with overwritten(sound / SHARD, data[:length]), pytest.raises(RunError) as error:
+        child.run(datasets.read_all, sound.parents[1])
+    assert_says(error.value, sound / SHARD)
+
+
+@pytest.mark.faults
+@given(damage=damages(SHARD_BYTES))
+def test_damaged_file_is_named_or_its_sound_records_are_read(
+    child: Child, sound: Path, damage: Damage
+) -> None:
+    with overwritten(sound / SHARD, damaged((sound / SHARD).read_bytes(), damage)):
+        try:
+            found = child.run(datasets.read_all, sound.parents[1])
+        except RunError as error:
+            assert_says(error, sound / SHARD)
+            return
+    for index, image in enumerate(found):
+        if isinstance(image, str):
+            assert index >= COUNT // 2
+            assert image.isprintable()
+        else:
+            np.testing.assert_array_equal(image, IMAGES[index])
+
+
+# Records.
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("extension", [".png", ".jpg"])
+@given(data=st.data())
+def test_image_cut_short_is_bad(child: Child, extension: str, data: st.DataObject) -> None:
+    whole = encoded_as(extension)
+    length = data.draw(st.integers(0, len(whole) - 1))
+    found = child.run(datasets.transformed, whole[:length])
+    assert found == [f"no whole JPEG or PNG image in its {length} bytes"] * 2
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("extension", [".png", ".jpg"])
+@given(data=st.data())
+def test_damaged_image_is_bad_or_an_image(
+    child: Child, extension: str, data: st.DataObject
+) -> None:
+    whole = encoded_as(extension)
+    # The header is what the crops are computed from.
+    damage = data.draw(damages(len(whole)) | damages(700))
+    for image in child.run(datasets.transformed, damaged(whole, damage)):
+        assert isinstance(image, str) or image.shape == SHAPE
+
+
+# What a record has instead of its own file and label.
+BAD = {
+    "cut short": (FILES[0][:-20], 0),
+    "text": (b"<html></html>", 0),
+    "empty image": (b"", 0),
+    "empty record": (None, 0),
+    "label too large": (FILES[0], 7),
+    "negative label": (FILES[0], -1),
+    "label of more than 32 bits": (FILES[0], 2**32),
+}
+bad_records = st.dictionaries(
+    st.integers(0, COUNT - 1), st.sampled_from(list(BAD)), min_size=1, max_size=COUNT - 1
+)
+
+
+def write_with(directory: Path, bad: dict[int, str]) -> None:
+    files, labels = list(FILES), LABELS.tolist()
+    for index, kind in bad.items():
+        files[index], labels[index] = BAD[kind]
+    datasets.write(directory, files, labels)
+
+
+@pytest.mark.faults
+@given(bad=bad_records, order=st.permutations(range(COUNT)))
+def test_streaming_puts_the_next_record_in_the_place_of_a_bad_one(
+    scratch: Path, bad: dict[int, str], order: list[int]
+) -> None:
+    write_with(scratch, bad)
+    config = config_of(scratch, **{"data.loader": "streaming"})
+    split = open_split(config.data, "train")
+    with BatchMaker(split, config, np.arange(COUNT)) as maker:
+        batch, evaluated = maker.train_batch(0, np.array(order)), maker.eval_batch(0)
+
+    def next_good(index: int) -> int:
+        return next(i % COUNT for i in range(index, index + COUNT) if i % COUNT not in bad)
+
+    used = [next_good(index) for index in order]
+    np.testing.assert_array_equal(batch.images, IMAGES[used])
+    np.testing.assert_array_equal(batch.labels, LABELS[used])
+    assert {record.index for record in batch.bad} == bad.keys()
+    assert batch.seen == COUNT + batch.bad_records.sum() == COUNT + len(batch.bad)
+    good = np.setdiff1d(np.arange(COUNT), list(bad))
+    np.testing.assert_array_equal(np.flatnonzero(evaluated.mask), good)
+    np.testing.assert_array_equal(evaluated.images[good], IMAGES[good])
+    assert [record.index for record in evaluated.bad] == sorted(bad)
+
+
+@pytest.mark.faults
+@given(bad=bad_records)
+def test_resident_names_the_first_bad_record(scratch: Path, bad: dict[int, str]) -> None:
+    write_with(scratch, bad)
+    config = config_of(scratch)
+    with pytest.raises(RunError) as error:
+        open_split(config.data, "train").load()
+    assert_says(error.value, f"train record {min(bad)}: ")
+
+
+batches = st.lists(
+    st.tuples(st.integers(0, 50), st.lists(st.integers(0, 30), max_size=15)), max_size=8
+)
+
+
+@pytest.mark.faults
+@given(fraction=st.sampled_from([0.0, 0.001, 0.1, 0.3, 0.9]), batches=batches)
+def test_a_run_ends_at_ten_bad_records_and_a_larger_share_than_allowed(
+    fraction: float, batches: list[tuple[int, list[int]]]
+) -> None:
+    counted, seen, bad = BadRecords(fraction), 0, []
+    for good, indices in batches:
+        seen, bad = seen + good + len(indices), bad + indices
+        met = [BadRecord("train", index, "", "empty") for index in indices]
+        if len(set(bad)) >= 10 and len(bad) > fraction * seen:
+            with pytest.raises(RunError) as error:
+                counted.add(good + len(indices), met)
+            assert_says(error.value, f"config.data.max_bad_fraction = {fraction:g}")
+            return
+        counted.add(good + len(indices), met)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("height", "width"), [(1, 3000), (3000, 1)])
+def test_a_long_image_takes_little_memory(height: int, width: int) -> None:
+    ramp = np.linspace(0, 255, 3000).astype(np.uint8).reshape(height, width, 1)
+    tracemalloc.start()
+    image = center(ramp, (64, 64, 1))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Scaled as a whole it takes 12 MB.
+    assert peak < 1e6
+    assert image.shape == (64, 64, 1)
+    # The crop is one pixel of the original, right in the middle.
+    assert np.abs(image - 127.5).max() <= 1

@@ -4,9 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from train.core.config.fields import default_config, replaced
 from train.core.data import resident
-from train.core.data.sources.registry import Split
-from train.core.devices import mesh as mesh_lib
+from train.core.data.resident import Resident
+from train.core.data.sources.split import Split
+from train.core.devices.mesh import AXES, create, jit_replicated, local_rows, replicated
 from train.core.errors import ConfigError
 
 
@@ -23,7 +25,7 @@ def split_of(size):
 
 def put(size, num_devices=4, batch_size=4):
     """A split on some devices, and their mesh."""
-    mesh = mesh_lib.create(batch_size, devices=jax.devices()[:num_devices])
+    mesh = create(batch_size, devices=jax.devices()[:num_devices])
     return resident.put(split_of(size), mesh), mesh
 
 
@@ -35,16 +37,20 @@ def orders(split, seed=0, start_step=0, steps=6, steps_per_epoch=3):
 
 
 def test_split_above_the_limit_is_refused():
+    def check(limit):
+        config = replaced(default_config(), {"data.resident_limit_gb": limit})
+        Resident(config, create(4)).check(split_of(1_000_000))
+
     # 12 bytes an image.
-    resident.check_size(split_of(1_000_000), 0.012)
+    check(0.012)
     with pytest.raises(ConfigError, match=r"^config\.data\.resident_limit_gb: .* train ") as error:
-        resident.check_size(split_of(1_000_000), 0.01)
+        check(0.01)
     assert "takes 0.012 GB" in str(error.value)
     assert "limit is 0.01 GB" in str(error.value)
 
 
 def test_split_is_put_on_every_device():
-    split = resident.put(split_of(1000), mesh_lib.create(4))
+    split = resident.put(split_of(1000), create(4))
     images, labels = arrays(1000)
     order = np.arange(1000, dtype=np.int32)
     for array, expected in zip(split, (images, labels, order), strict=True):
@@ -98,7 +104,7 @@ def test_dispatches_of_several_steps_have_the_order_of_their_epoch():
 def test_order_lies_on_every_device():
     split, mesh = put(50)
     batch, _ = next(resident.in_epoch_orders(split, jax.random.key(0), [range(1, 2)], 3))
-    assert batch.order.sharding.is_equivalent_to(mesh_lib.replicated(mesh), 1)
+    assert batch.order.sharding.is_equivalent_to(replicated(mesh), 1)
     assert batch.images is split.images
 
 
@@ -106,17 +112,17 @@ def taker(mesh, batch_size):
     """A jitted `take` of the whole batch, gathered from all devices."""
 
     def take(split, index):
-        rows = mesh_lib.local_rows(mesh, batch_size)
+        rows = local_rows(mesh, batch_size)
         batch = resident.take(split, index, batch_size, rows)
-        return jax.tree.map(lambda x: jax.lax.all_gather(x, mesh_lib.AXES, tiled=True), batch)
+        return jax.tree.map(lambda x: jax.lax.all_gather(x, AXES, tiled=True), batch)
 
-    return mesh_lib.jit_replicated(take, mesh)
+    return jit_replicated(take, mesh)
 
 
 def test_take_follows_the_order():
     split, mesh = put(10)
     order = np.array([9, 3, 1, 7, 5, 0, 2, 4, 6, 8], np.int32)
-    split = split._replace(order=jax.device_put(order, mesh_lib.replicated(mesh)))
+    split = split._replace(order=jax.device_put(order, replicated(mesh)))
     images, labels = arrays(10)
     for index in (0, 1):
         batch = taker(mesh, 4)(split, np.int32(index))

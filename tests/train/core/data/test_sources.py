@@ -9,8 +9,9 @@ from sklearn.datasets import load_digits
 
 from tests.helpers import tfds_writer
 from train.core.config.fields import default_config
-from train.core.data.sources import registry
-from train.core.errors import ConfigError, RunError
+from train.core.data.sources import records
+from train.core.data.sources.registry import open_split, source_of
+from train.core.errors import ConfigError, RunError, UnknownSplitError
 
 
 def data_config(name, directory="unused", image_size=0):
@@ -19,8 +20,14 @@ def data_config(name, directory="unused", image_size=0):
     return config
 
 
+def described(config):
+    """What is known of a dataset that need not be on disk."""
+    source = source_of(config)
+    return source.num_classes, source.image_shape
+
+
 def load(config, split):
-    opened = registry.open_split(config, split)
+    opened = open_split(config, split)
     images, labels = opened.load()
     assert images.shape == (opened.num_examples, *opened.image_shape)
     assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
@@ -40,7 +47,7 @@ def write_tiny(directory, **options):
 
 @pytest.mark.parametrize(("split", "size"), [("train", 1438), ("test", 359)])
 def test_digits_have_their_sizes(split, size):
-    opened = registry.open_split(data_config("digits"), split)
+    opened = open_split(data_config("digits"), split)
     assert (opened.name, opened.num_examples, opened.num_classes) == (split, size, 10)
     assert opened.image_shape == (8, 8, 1)
     images, labels = load(data_config("digits"), split)
@@ -68,8 +75,8 @@ def test_digits_shrink_to_the_means_of_their_blocks():
 
 @pytest.mark.parametrize("split", ["validation", "train[:50%]", ""])
 def test_unknown_split_of_the_digits_names_those_that_exist(split):
-    with pytest.raises(ConfigError, match=r"splits train and test; got '") as error:
-        registry.open_split(data_config("digits"), split)
+    with pytest.raises(UnknownSplitError, match=r"splits train and test; got '") as error:
+        open_split(data_config("digits"), split)
     assert repr(split) in str(error.value)
 
 
@@ -86,7 +93,7 @@ def test_tfds_images_and_labels_come_in_their_order(tmp_path, channels, shards):
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_threads_read_every_image_into_its_place(tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(registry, "RECORDS_OF_A_TASK", 2)
+    monkeypatch.setattr(records, "RECORDS_OF_A_TASK", 2)
     _, images, labels = write_tiny(tmp_path)
     config = data_config("tiny", tmp_path)
     config.workers = workers
@@ -96,7 +103,7 @@ def test_threads_read_every_image_into_its_place(tmp_path, monkeypatch, workers)
 
 
 def test_the_first_of_several_bad_records_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "RECORDS_OF_A_TASK", 2)
+    monkeypatch.setattr(records, "RECORDS_OF_A_TASK", 2)
     encoded = [tfds_writer.encode(image) for image in random_images([(6, 5)] * 10)]
     encoded[5] = encoded[8] = b"no image"
     labels = np.zeros(10, int)
@@ -104,13 +111,13 @@ def test_the_first_of_several_bad_records_is_named(tmp_path, monkeypatch):
     config = data_config("tiny", tmp_path, image_size=4)
     config.workers = 4
     with pytest.raises(RunError, match=r"train record 5: no whole JPEG or PNG.*`streaming` passes"):
-        registry.open_split(config, "train").load()
+        open_split(config, "train").load()
 
 
 def test_tfds_metadata_are_known_before_anything_is_read(tmp_path):
     target, *_ = write_tiny(tmp_path, shards=1)
     next(target.glob("*.array_record*")).unlink()
-    split = registry.open_split(data_config("tiny", tmp_path), "train")
+    split = open_split(data_config("tiny", tmp_path), "train")
     assert (split.name, split.num_examples, split.num_classes) == ("train", 10, 7)
     assert split.image_shape == (6, 5, 3)
 
@@ -139,7 +146,7 @@ def test_splits_are_kept_apart(tmp_path):
 def test_images_without_a_common_size_need_one(tmp_path):
     tfds_writer.write(tmp_path, "mixed", random_images([(4, 8), (6, 6)]), [0, 1], 2)
     with pytest.raises(ConfigError, match=r"config\.data\.image_size: .* no common size"):
-        registry.open_split(data_config("mixed", tmp_path), "train")
+        open_split(data_config("mixed", tmp_path), "train")
 
 
 def test_images_are_scaled_to_cover_the_size_and_cut_at_the_centre(tmp_path):
@@ -165,14 +172,14 @@ def test_small_images_grow(tmp_path):
 def test_unknown_split_names_those_that_exist(tmp_path, split):
     write_tiny(tmp_path)
     write_tiny(tmp_path, split="test")
-    with pytest.raises(ConfigError, match="it has train, test") as error:
-        registry.open_split(data_config("tiny", tmp_path), split)
+    with pytest.raises(UnknownSplitError, match="it has train, test") as error:
+        open_split(data_config("tiny", tmp_path), split)
     assert f"tiny has no split {split!r}" in str(error.value)
 
 
 def test_missing_dataset_says_where_it_looked_and_how_to_prepare_it(tmp_path):
     with pytest.raises(ConfigError) as error:
-        registry.open_split(data_config("tiny", tmp_path), "train")
+        open_split(data_config("tiny", tmp_path), "train")
     message = str(error.value)
     assert f"no dataset 'tiny' in {tmp_path}" in message
     assert f"tfds build tiny --file_format=array_record --data_dir={tmp_path}" in message
@@ -188,7 +195,7 @@ def test_dataset_stored_as_tfrecord_says_how_to_convert_it(tmp_path):
     target, *_ = write_tiny(tmp_path)
     tfds_writer.edit_info(target, fileFormat="tfrecord")
     with pytest.raises(ConfigError, match="stored as tfrecord") as error:
-        registry.open_split(data_config("tiny", tmp_path), "train")
+        open_split(data_config("tiny", tmp_path), "train")
     command = f"tfds convert_format --dataset_dir={target.parent} --out_file_format=array_record"
     assert command in str(error.value)
 
@@ -197,7 +204,7 @@ def test_dataset_converted_in_place_is_read(tmp_path):
     target, images, _ = write_tiny(tmp_path)
     formats = {"fileFormat": "tfrecord", "alternativeFileFormats": ["array_record"]}
     tfds_writer.edit_info(target, **formats)
-    loaded, _ = registry.open_split(data_config("tiny", tmp_path), "train").load()
+    loaded, _ = open_split(data_config("tiny", tmp_path), "train").load()
     np.testing.assert_array_equal(loaded, images)
 
 
@@ -211,7 +218,7 @@ def test_dataset_without_images_and_labels_is_refused(tmp_path, keys):
     items = {"tuple": {"items": [{"featureKey": key} for key in keys or ()]}}
     tfds_writer.edit_info(target, supervisedKeys=items if keys else None)
     with pytest.raises(ConfigError, match=r"data\.name: tiny is no image classification") as error:
-        registry.open_split(data_config("tiny", tmp_path), "train")
+        open_split(data_config("tiny", tmp_path), "train")
     features = str(error.value).rstrip(".").partition("its features are ")[2]
     assert set(features.split(", ")) == {"image", "label"}
 
@@ -221,15 +228,22 @@ def test_images_of_more_than_eight_bits_are_refused(tmp_path):
     deep = np.full((2, 4, 4, 1), 300, np.uint16)
     tfds_writer.write(tmp_path, "deep", deep, [0, 1], 2)
     with pytest.raises(ConfigError, match=r"^config\.data\.name: deep"):
-        registry.open_split(data_config("deep", tmp_path), "train").load()
+        open_split(data_config("deep", tmp_path), "train").load()
 
 
 @pytest.mark.parametrize(("image_size", "size"), [(0, 8), (5, 5)])
 def test_digits_are_described_as_they_are_opened(image_size, size):
     config = data_config("digits", image_size=image_size)
-    opened = registry.open_split(config, "train")
-    assert registry.describe(config) == (10, (size, size, 1))
-    assert registry.describe(config) == (opened.num_classes, opened.image_shape)
+    opened = open_split(config, "train")
+    assert described(config) == (10, (size, size, 1))
+    assert described(config) == (opened.num_classes, opened.image_shape)
+
+
+def test_classes_have_their_names_where_there_are_any(tmp_path):
+    assert source_of(data_config("digits")).class_names is None
+    target, *_ = write_tiny(tmp_path)
+    (target / "label.labels.txt").write_text("\n".join("abcdefg"))
+    assert source_of(data_config("tiny", tmp_path)).class_names == list("abcdefg")
 
 
 @pytest.mark.parametrize("name", ["tiny", "cifar100"])
@@ -238,7 +252,7 @@ def test_description_is_that_of_the_files_where_there_are_any(tmp_path, name, fi
     images = random_images([(6, 5)] * 3)
     target = tfds_writer.write(tmp_path, name, images, [0, 1, 2], 7)
     tfds_writer.edit_info(target, fileFormat=file_format)
-    assert registry.describe(data_config(name, tmp_path)) == (7, (6, 5, 3))
+    assert described(data_config(name, tmp_path)) == (7, (6, 5, 3))
 
 
 @pytest.mark.parametrize(
@@ -251,7 +265,7 @@ def test_description_is_that_of_the_files_where_there_are_any(tmp_path, name, fi
     ],
 )
 def test_datasets_that_are_not_on_disk_are_described(tmp_path, name, image_size, expected):
-    assert registry.describe(data_config(name, tmp_path, image_size)) == expected
+    assert described(data_config(name, tmp_path, image_size)) == expected
     assert list(tmp_path.iterdir()) == []
     assert "tensorflow" not in sys.modules
 
@@ -259,7 +273,7 @@ def test_datasets_that_are_not_on_disk_are_described(tmp_path, name, image_size,
 @pytest.mark.parametrize("name", ["tiny", "coco", "cifar100:9.9.9", "cifar10_corrupted/none"])
 def test_what_cannot_be_described_is_refused_in_one_line(tmp_path, name, capsys):
     with pytest.raises(ConfigError, match=r"^config\.data\.name: no dataset") as error:
-        registry.describe(data_config(name, tmp_path))
+        described(data_config(name, tmp_path))
     assert f"{name!r} in {tmp_path}" in str(error.value)
     assert len(str(error.value).splitlines()) == 1
     assert capsys.readouterr().out == ""
@@ -267,9 +281,9 @@ def test_what_cannot_be_described_is_refused_in_one_line(tmp_path, name, capsys)
 
 def test_description_needs_images_of_one_size_each_with_a_class(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.data\.image_size: .* no common size"):
-        registry.describe(data_config("imagenet2012", tmp_path))
+        described(data_config("imagenet2012", tmp_path))
     with pytest.raises(ConfigError, match="imdb_reviews is no image classification dataset"):
-        registry.describe(data_config("imdb_reviews", tmp_path))
+        described(data_config("imdb_reviews", tmp_path))
 
 
 @pytest.mark.parametrize(("split", "of_each_class"), [("train", 500), ("test", 100)])

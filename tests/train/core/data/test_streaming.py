@@ -11,14 +11,22 @@ import pytest
 from nam_jax import models
 from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.helpers import imagenet, tfds_writer, tiny
-from train.core.data import streaming
+from train.core.config.fields import replaced
+from train.core.data import crop
 from train.core.data.feed import epoch_orders
-from train.core.data.on_host import crop
-from train.core.data.sources import records, registry
-from train.core.devices import mesh as mesh_lib
-from train.core.engine import assembly, compiled_steps, evaluation, loop
-from train.core.engine import experiment as experiment_lib
-from train.core.engine import step as step_lib
+from train.core.data.on_host import batches
+from train.core.data.on_host.batches import BatchMaker
+from train.core.data.sources.records import BadRecord, BadRecords, Record, decode
+from train.core.data.sources.registry import open_split
+from train.core.data.sources.tf_examples import TfExamples
+from train.core.data.streaming import Streaming
+from train.core.devices.mesh import create
+from train.core.engine import loop
+from train.core.engine.compiled_steps import build_eval_step
+from train.core.engine.evaluation import evaluate
+from train.core.engine.experiment import build_experiment, streams
+from train.core.engine.feeds import eval_feed
+from train.core.engine.state import initial_state
 from train.core.errors import ConfigError, RunError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -34,22 +42,21 @@ def directory(tmp_path_factory):
     return directory
 
 
-def open_loader(config, rows=None, split="train_split"):
-    opened = registry.open_split(config.data, config.data[split])
+def open_maker(config, rows=None, split="train"):
     rows = np.arange(config.batch_size) if rows is None else rows
-    return streaming.Loader(opened, config, rows)
+    return BatchMaker(open_split(config.data, split), config, rows)
 
 
 def order_of(config):
-    key = step_lib.streams(config.seed)["order"]
+    key = streams(config.seed)["order"]
     return epoch_orders(key, COUNT)
 
 
 def train_batches(config, steps, rows=None):
     """What a host makes of some steps: images and labels."""
     steps_per_epoch, order = COUNT // config.batch_size, order_of(config)
-    with open_loader(config, rows) as loader:
-        made = [loader.train_batch(step, order(step // steps_per_epoch)) for step in steps]
+    with open_maker(config, rows) as maker:
+        made = [maker.train_batch(step, order(step // steps_per_epoch)) for step in steps]
     assert all(batch.mask.all() and not batch.bad for batch in made)
     return made
 
@@ -95,11 +102,11 @@ def test_a_step_does_not_need_those_before_it(directory):
 def test_crops_differ_from_step_to_step_row_to_row_and_seed_to_seed(directory):
     config = imagenet.config(directory)
     order = np.zeros(COUNT, np.int64)  # the same record everywhere
-    with open_loader(config) as loader:
-        images = [image for step in (0, 1) for image in loader.train_batch(step, order).images]
+    with open_maker(config) as maker:
+        images = [image for step in (0, 1) for image in maker.train_batch(step, order).images]
     config.seed = 1
-    with open_loader(config) as loader:
-        images += list(loader.train_batch(0, order).images)
+    with open_maker(config) as maker:
+        images += list(maker.train_batch(0, order).images)
     assert len({image.tobytes() for image in images}) == 24
 
 
@@ -120,7 +127,7 @@ def test_crops_are_those_of_the_definition(directory, interpolation):
     draws = crop.draw(np.random.Generator(np.random.Philox(key=[config.seed, 5])), 8)
     files = imagenet.jpegs(COUNT)
     for row, label in enumerate(batch.labels):
-        image = records.decode(records.Record(files[label], 0, ""), 3)
+        image = decode(Record(files[label], 0, ""), 3)
         box = crop.random_box(*image.shape[:2], draws, row)
         expected = crop.resize(crop.take(image, box), (16, 16), crop.INTERPOLATIONS[interpolation])
         np.testing.assert_array_equal(batch.images[row], expected)
@@ -133,8 +140,8 @@ def test_evaluation_reads_every_image_once_over_all_hosts(directory, batch_size,
     config = imagenet.config(directory, batch_size=batch_size)
     labels = []
     for index, rows in itertools.product(range(-(-21 // batch_size)), hosts(batch_size, count)):
-        with open_loader(config, rows, "eval_split") as loader:
-            batch = loader.eval_batch(index)
+        with open_maker(config, rows, "validation") as maker:
+            batch = maker.eval_batch(index)
         assert len(batch.images) == batch_size // count
         assert not batch.images[~batch.mask].any()
         labels.extend(batch.labels[batch.mask])
@@ -143,10 +150,10 @@ def test_evaluation_reads_every_image_once_over_all_hosts(directory, batch_size,
 
 def test_evaluation_scales_the_short_side_and_cuts_the_centre(directory):
     config = imagenet.config(directory, **{"data.eval_crop_ratio": 0.5})
-    with open_loader(config, split="eval_split") as loader:
-        batch = loader.eval_batch(0)
+    with open_maker(config, split="validation") as maker:
+        batch = maker.eval_batch(0)
     for image, file in zip(batch.images, imagenet.jpegs(21, seed=1)[:8], strict=True):
-        whole = records.decode(records.Record(file, 0, ""), 3)
+        whole = decode(Record(file, 0, ""), 3)
         scale = 32 / min(whole.shape[:2])
         rows, columns = (round(side * scale) for side in whole.shape[:2])
         scaled = crop.resize(whole, (rows, columns), crop.INTERPOLATIONS["bilinear"])
@@ -159,13 +166,16 @@ def feed_batches(feed, start):
         return [batch for (batch,) in fed]
 
 
+def one_by_one(start):
+    return (range(step, step + 1) for step in itertools.count(start + 1))
+
+
 @pytest.mark.parametrize("num_devices", [1, 2, 4])
 def test_feed_lays_the_rows_on_the_devices_and_starts_anywhere(directory, num_devices):
     config = imagenet.config(directory)
-    mesh = mesh_lib.create(8, devices=jax.devices()[:num_devices])
-    split = registry.open_split(config.data, "train")
-    key = step_lib.streams(config.seed)["order"]
-    feed = streaming.train_feed(split, config, mesh, key, total_steps=7)
+    loader = Streaming(config, create(8, devices=jax.devices()[:num_devices]))
+    split = open_split(config.data, "train")
+    feed = loader.train_feed(split, streams(config.seed)["order"], 7, dispatches=one_by_one)
     fed, resumed = feed_batches(feed, 0), feed_batches(feed, 5)
     assert (len(fed), len(resumed)) == (7, 2)
     for batch, expected in zip(fed, train_batches(config, range(7)), strict=True):
@@ -185,21 +195,21 @@ def test_error_in_a_thread_ends_the_feed(directory, monkeypatch):
     def fail(self, index):
         raise MemoryError("no memory left")
 
-    monkeypatch.setattr(records.Records, "__getitem__", fail)
+    monkeypatch.setattr(TfExamples, "__getitem__", fail)
     config = imagenet.config(directory)
-    split = registry.open_split(config.data, "validation")
+    feed = Streaming(config, create(8)).eval_feed(open_split(config.data, "validation"))
     with pytest.raises(MemoryError, match="no memory left"):
-        feed_batches(streaming.eval_feed(split, config, mesh_lib.create(8)), 0)
+        feed_batches(feed, 0)
 
 
 def test_digits_are_not_streamed(directory):
     config = imagenet.config(directory, **{"data.name": "digits"})
     with pytest.raises(ConfigError, match=r"^config\.data\.loader: .*loader=resident"):
-        registry.open_split(config.data, "train")
+        build_experiment(config)
 
 
 def run(config, workdir):
-    summary = loop.train(experiment_lib.build(config), workdir)
+    summary = loop.train(build_experiment(config), workdir)
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return summary, [json.loads(line) for line in lines]
 
@@ -256,8 +266,7 @@ def test_resident_and_streaming_train_to_the_same_bits(tmp_path, monkeypatch, si
     config = imagenet.config(tmp_path, **changes, **{"data.image_size": size})
     results = {}
     for loader in ("resident", "streaming"):
-        config.data.loader = loader
-        summary, rows = run(config, tmp_path / loader)
+        summary, rows = run(replaced(config, {"data.loader": loader}), tmp_path / loader)
         results[loader] = summary["state_sha256"], [row["loss"] for row in rows]
     assert results["resident"] == results["streaming"]
 
@@ -272,8 +281,8 @@ def test_bad_records_are_replaced_in_training(tmp_path, capfd):
     files[10], files[COUNT - 1] = None, b""
     imagenet.write(tmp_path, files)
     config = imagenet.config(tmp_path, batch_size=COUNT)
-    with open_loader(config) as loader:
-        batch = loader.train_batch(0, np.arange(COUNT))
+    with open_maker(config) as maker:
+        batch = maker.train_batch(0, np.arange(COUNT))
     expected = np.arange(COUNT)
     expected[[3, 4, 10, COUNT - 1]] = 5, 5, 11, 0
     np.testing.assert_array_equal(batch.labels, expected)
@@ -307,43 +316,39 @@ def test_run_stops_at_too_many_bad_records(tmp_path, monkeypatch):
 
 
 def test_fewer_than_ten_bad_records_never_stop_a_run():
-    bad = [records.BadRecord("train", index, "", "empty") for index in range(10)]
-    counted = records.BadRecords(0.001)
+    bad = [BadRecord("train", index, "", "empty") for index in range(10)]
+    counted = BadRecords(0.001)
     counted.add(9, bad[:9])
     with pytest.raises(RunError, match=r"10 of the 10 records .* train record 9: empty"):
         counted.add(1, bad[9:])
-    patient = records.BadRecords(0.001)
+    patient = BadRecords(0.001)
     patient.add(10_000, bad)
     with pytest.raises(RunError):
         patient.add(1, bad[:1])
     # The same one in every epoch is one.
-    again = records.BadRecords(0.001)
+    again = BadRecords(0.001)
     for _ in range(20):
         again.add(900, bad[:1])
 
 
 def test_bad_record_is_named_once(capsys):
-    counted = records.BadRecords(0.5)
+    counted = BadRecords(0.5)
     for _ in range(2):
-        counted.add(4, [records.BadRecord("train", 7, "a.JPEG", "empty")])
+        counted.add(4, [BadRecord("train", 7, "a.JPEG", "empty")])
     assert capsys.readouterr().err == "bad record: train record 7 (a.JPEG): empty\n"
 
 
 def test_split_of_bad_records_alone_is_an_error_and_no_endless_search(tmp_path, monkeypatch):
     tiny.use(monkeypatch)
-    monkeypatch.setattr(streaming, "LONGEST_SEARCH", 5)
+    monkeypatch.setattr(batches, "LONGEST_SEARCH", 5)
     imagenet.write(tmp_path, [None] * 8)
     imagenet.write(tmp_path, [None] * 8, "validation")
     config = imagenet.config(tmp_path, steps=1)
     with pytest.raises(RunError, match="5 records in a row are bad; the last: train record"):
         run(config, tmp_path / "train")
     config.data.train_split = "validation"
-    experiment = experiment_lib.build(config)
-    eval_step = compiled_steps.build_eval_step(experiment.model, config, experiment.mesh)
+    experiment = build_experiment(config)
+    eval_step = build_eval_step(experiment)
+    state, feed = initial_state(experiment), eval_feed(experiment)
     with pytest.raises(RunError, match="no image of the split validation can be read"):
-        evaluation.evaluate(
-            experiment,
-            eval_step,
-            assembly.initial_state(experiment),
-            assembly.eval_feed(experiment),
-        )
+        evaluate(experiment, eval_step, state, feed)

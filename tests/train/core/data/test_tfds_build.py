@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from tests.helpers import imagenet
-from train.core.data import streaming
-from train.core.data.on_host import crop
-from train.core.data.sources import records, registry
+from train.core.data import crop
+from train.core.data.on_host.batches import BatchMaker
+from train.core.data.sources.records import decode
+from train.core.data.sources.registry import open_split
 
 pytestmark = [
     pytest.mark.skipif(
@@ -72,7 +73,7 @@ def directory(tmp_path_factory):
 
 def test_every_record_holds_its_file_and_label(directory):
     config = imagenet.config(directory).data
-    opened = registry.open_split(config, "train")
+    opened = open_split(config, "train")
     assert (opened.num_examples, opened.num_classes) == (TRAIN, 1000)
     labels = {SYNSETS[0]: 0, SYNSETS[1]: 1, SYNSETS[2]: 999}
     train, found = imagenet.jpegs(TRAIN), opened.open_records()
@@ -87,15 +88,15 @@ def test_every_record_holds_its_file_and_label(directory):
 def test_loader_reads_it(directory):
     config = imagenet.config(directory)
     rows = np.arange(8)
-    validation = registry.open_split(config.data, "validation")
-    with streaming.Loader(validation, config, rows) as loader:
-        batch = loader.eval_batch(0)
+    validation = open_split(config.data, "validation")
+    with BatchMaker(validation, config, rows) as maker:
+        batch = maker.eval_batch(0)
     np.testing.assert_array_equal(batch.mask, rows < VALIDATION)
     opened = validation.open_records()
     for row in range(VALIDATION):
-        image = records.decode(opened[row], 3)
+        image = decode(opened[row], 3)
         interpolation = crop.INTERPOLATIONS["bilinear"]
         expected = crop.center(image, (16, 16, 3), 0.875, interpolation)
         np.testing.assert_array_equal(batch.images[row], expected)
-    with streaming.Loader(registry.open_split(config.data, "train"), config, rows) as loader:
-        assert loader.train_batch(0, np.arange(TRAIN)).mask.all()
+    with BatchMaker(open_split(config.data, "train"), config, rows) as maker:
+        assert maker.train_batch(0, np.arange(TRAIN)).mask.all()

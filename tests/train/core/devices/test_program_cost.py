@@ -19,7 +19,7 @@ from train.core.devices import compilation_cache, environment
 from train.core.devices.chips import memory_bytes, peak_flops
 from train.core.devices.program_cost import Collective, array_bytes, collectives
 from train.core.engine import loop
-from train.core.engine.experiment import build
+from train.core.engine.experiment import build_experiment
 
 
 @pytest.mark.parametrize(
@@ -143,10 +143,10 @@ def test_every_start_of_an_unfinished_run_writes_it(
     file = tmp_path / "environment.json"
     tmp_path.joinpath("checkpoints").mkdir()
     file.write_text("of an earlier start")
-    loop.train(build(config), tmp_path)
+    loop.train(build_experiment(config), tmp_path)
     assert json.loads(file.read_text()) == environment.describe()
     file.write_text("of the run")
-    loop.train(build(config), tmp_path)
+    loop.train(build_experiment(config), tmp_path)
     assert file.read_text() == "of the run"
 
 

@@ -1,5 +1,7 @@
 """The learning-rate schedule, and the optax chain against NumPy in float64."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +15,7 @@ PEAK = 0.1
 
 
 def optimizer_config(**fields):
-    config = default_config().optimizer
-    config.update(learning_rate=PEAK, **fields)
-    return config
+    return dataclasses.replace(default_config().optimizer, learning_rate=PEAK, **fields)
 
 
 def rates(total_steps, warmup_steps=0, **fields):

@@ -8,9 +8,10 @@ import pytest
 
 from tests.helpers.arrays import assert_close
 from tests.helpers.networks import network
-from train.core.config.fields import default_config
-from train.core.devices import mesh as mesh_lib
+from train.core.config.fields import default_config, replaced
+from train.core.devices.mesh import create, jit_replicated
 from train.core.engine import optimizer, step
+from train.core.engine.state import TrainState
 
 
 @pytest.mark.usefixtures("x64")
@@ -26,26 +27,24 @@ from train.core.engine import optimizer, step
 )
 def test_losses_of_the_reference(tag: str) -> None:
     expected = network(tag)
-    config = default_config()
-    config.update_from_flattened_dict(
-        {
-            "optimizer.schedule": "constant",
-            "optimizer.learning_rate": 0.01,
-            "optimizer.momentum": 0.9,
-            "optimizer.weight_decay": 5e-4,
-            "optimizer.sparsity": 1e-3 if "nam" in tag else 0.0,
-        }
-    )
+    changes = {
+        "optimizer.schedule": "constant",
+        "optimizer.learning_rate": 0.01,
+        "optimizer.momentum": 0.9,
+        "optimizer.weight_decay": 5e-4,
+        "optimizer.sparsity": 1e-3 if "nam" in tag else 0.0,
+    }
+    config = replaced(default_config(), changes)
     tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 10, 0))
     variables = jax.tree.map(jnp.asarray, expected.variables)
-    state = step.TrainState(jnp.zeros((), int), **variables, opt_state=tx.init(variables["params"]))
+    state = TrainState(jnp.zeros((), int), **variables, opt_state=tx.init(variables["params"]))
     targets = jax.nn.one_hot(expected.labels, expected.eval_logits.shape[1])
 
-    def update(state: step.TrainState) -> Any:
+    def update(state: TrainState) -> Any:
         x = jnp.asarray(expected.x)
         return step.train_step(state, x, targets, model=expected.module, tx=tx, config=config)
 
-    jitted = mesh_lib.jit_replicated(update, mesh_lib.create(1, devices=jax.devices()[:1]))
+    jitted = jit_replicated(update, create(1, devices=jax.devices()[:1]))
     losses = []
     for _ in expected.losses:
         state, metrics = jitted(state)

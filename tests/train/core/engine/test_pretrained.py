@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from configs import digits_resnet20
 from nam_jax import models
 from nam_jax.torch_import import names
 from nam_jax.variables import abstract_variables
-from train.core.config.fields import Config
-from train.core.engine import assembly, loop, pretrained
-from train.core.engine import experiment as experiment_lib
+from tests.helpers.digits import digits
+from train.core.engine import loop
+from train.core.engine.experiment import Experiment, build_experiment
+from train.core.engine.pretrained import load_pretrained
+from train.core.engine.state import initial_state
 from train.core.errors import ConfigError
 from train.core.workdir import directory
 from train.core.workdir.checkpoint_files import saved_steps
@@ -24,11 +25,9 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 IMAGE = (8, 8, 1)
 
 
-def digits(**changes: Any) -> Config:
-    config = digits_resnet20.get_config()
-    changes = {"steps": 1, "model.attention": "nam_channel", **changes}
-    config.update_from_flattened_dict(changes)
-    return config
+def build(path: Path, **changes: Any) -> Experiment:
+    changes = {"model.attention": "nam_channel", "model.pretrained": str(path), **changes}
+    return build_experiment(digits(**{"steps": 1, **changes}))
 
 
 def model(num_classes: int, attention: str) -> Any:
@@ -55,9 +54,8 @@ def flat(variables: Any) -> dict[str, np.ndarray]:
     return traverse_util.flatten_dict(variables, sep="/")
 
 
-def load(path: Path, attention: str = "nam_channel", seed: int = 0) -> dict[str, np.ndarray]:
-    key = jax.random.key(seed)
-    return flat(pretrained.load(str(path), model(10, attention), 10, IMAGE, key))
+def load(path: Path, seed: int = 0) -> dict[str, np.ndarray]:
+    return flat(load_pretrained(build(path, seed=seed)))
 
 
 def test_all_of_a_fitting_file_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,9 +101,8 @@ def test_a_backbone_keeps_the_attention_fresh(
 @pytest.mark.parametrize("ema_decay", [pytest.param(0.0, marks=pytest.mark.long), 0.9])
 def test_a_run_starts_from_the_file(tmp_path: Path, ema_decay: float) -> None:
     expected = save(tmp_path / "w.npz", 10, "nam_channel")
-    config = digits(**{"model.pretrained": str(tmp_path / "w.npz"), "ema_decay": ema_decay})
-    experiment = experiment_lib.build(config)
-    state = assembly.initial_state(experiment, loop._pretrained(experiment))
+    experiment = build(tmp_path / "w.npz", ema_decay=ema_decay)
+    state = initial_state(experiment, load_pretrained(experiment))
     jax.tree.map(np.testing.assert_array_equal, state.variables, expected)
     # It trains: nothing that was read is donated twice.
     summary = loop.train(experiment, tmp_path / "run")
@@ -114,23 +111,23 @@ def test_a_run_starts_from_the_file(tmp_path: Path, ema_decay: float) -> None:
 
 def test_a_run_that_has_saved_goes_on_without_the_file(tmp_path: Path) -> None:
     save(tmp_path / "w.npz", 10, "nam_channel")
-    changes = {"model.pretrained": str(tmp_path / "w.npz"), "checkpoint.every_steps": 1}
-    loop.train(experiment_lib.build(digits(**changes)), tmp_path / "run")
+    experiment = build(tmp_path / "w.npz", **{"checkpoint.every_steps": 1})
+    loop.train(experiment, tmp_path / "run")
     (tmp_path / "w.npz").unlink()
     (tmp_path / "run" / "summary.json").unlink()
-    summary = loop.train(experiment_lib.build(digits(**changes)), tmp_path / "run")
+    summary = loop.train(experiment, tmp_path / "run")
     assert summary["steps"] == 1
 
 
 def test_an_unfinished_checkpoint_is_nothing_to_go_on_from(tmp_path: Path) -> None:
     save(tmp_path / "w.npz", 10, "nam_channel")
-    config = digits(**{"model.pretrained": str(tmp_path / "w.npz")})
+    experiment = build(tmp_path / "w.npz")
     (tmp_path / "run" / "checkpoints" / "22.orbax-checkpoint-tmp").mkdir(parents=True)
     assert not saved_steps(tmp_path / "run" / "checkpoints")
-    directory.claim(tmp_path / "run", config)
+    directory.claim(tmp_path / "run", experiment.config)
     (tmp_path / "w.npz").unlink()
     with pytest.raises(ConfigError, match="No such file"):
-        loop.train(experiment_lib.build(config), tmp_path / "run")
+        loop.train(experiment, tmp_path / "run")
 
 
 @pytest.mark.parametrize("value", [np.nan, "text"])
@@ -151,7 +148,7 @@ def test_a_wrong_file_is_refused_before_anything_is_written(tmp_path: Path, case
         path.write_bytes(b"PK")
     if case == "misfit":
         np.savez(path, **{"conv1.weight": np.zeros((3, 3))})
-    experiment = experiment_lib.build(digits(**{"model.pretrained": str(path)}))
+    experiment = build(path)
     expected = {"missing": "No such file", "damaged": "cannot be read", "misfit": "does not fit"}
     with pytest.raises(ConfigError, match=rf"config\.model\.pretrained: .*{expected[case]}"):
         loop.train(experiment, tmp_path / "run")

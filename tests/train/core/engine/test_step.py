@@ -11,24 +11,23 @@ import pytest
 
 from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.helpers.arrays import assert_close
-from train.core.config.fields import Config, default_config
-from train.core.data import resident
-from train.core.devices import mesh as mesh_lib
-from train.core.engine import compiled_steps, optimizer, step
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+from train.core.config.fields import Config, default_config, replaced
+from train.core.data.resident import Resident, ResidentSplit
+from train.core.data.sources.digits import Digits
+from train.core.data.sources.split import Split
+from train.core.devices.mesh import create, jit_replicated, norm_axis, replicated
+from train.core.engine import optimizer, step
+from train.core.engine.compiled_steps import build_train_step
+from train.core.engine.experiment import Experiment
+from train.core.engine.state import TrainState, init_state
 
 IDENTITY = optax.identity()
 LABELS = np.arange(16, dtype=np.int32) % 3
 
 
 def small_config(**changes: Any) -> Config:
-    config = default_config()
-    config.batch_size = 8
-    config.optimizer.schedule = "constant"
-    config.data.crop_padding = 1
-    config.update_from_flattened_dict(changes)
-    return config
+    small = {"batch_size": 8, "optimizer.schedule": "constant", "data.crop_padding": 1}
+    return replaced(default_config(), {**small, **changes})
 
 
 def small_model(**fields: Any) -> ResNet:
@@ -38,12 +37,12 @@ def small_model(**fields: Any) -> ResNet:
 
 def initial_state(
     model: ResNet, tx: optax.GradientTransformation = IDENTITY, with_ema: bool = False
-) -> step.TrainState:
+) -> TrainState:
     """A fresh state, in float64 where that is switched on."""
 
-    def init() -> step.TrainState:
+    def init() -> TrainState:
         variables = model.init(jax.random.key(1), jnp.zeros((1, 6, 6, 1)), train=False)
-        state = step.init_state(variables, tx, with_ema=with_ema)
+        state = init_state(variables, tx, with_ema=with_ema)
         widest = jnp.zeros(()).dtype
         return jax.tree.map(
             lambda leaf: leaf.astype(widest) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
@@ -53,30 +52,50 @@ def initial_state(
     return jax.jit(init)()
 
 
+class Grouped(Resident):
+    """Dispatches several updates at once, as on GPUs and TPUs."""
+
+    longest_dispatch = 8
+
+
 @functools.cache
-def train(num_devices: int, steps: int, longest_dispatch: int = 1, **changes: Any) -> Any:
+def train(num_devices: int, steps: int, loader: type[Resident] = Resident, **changes: Any) -> Any:
     """Trains a small model on random images; returns the state and the last metrics."""
-    config = small_config(**changes)
-    mesh = mesh_lib.create(
-        config.batch_size, config.model.sync_bn_devices, jax.devices()[:num_devices]
-    )
-    model = small_model(axis_name=mesh_lib.norm_axis(mesh), dtype=changes.get("model.dtype"))
-    learning_rate = optimizer.schedule(config.optimizer, steps, 0)
-    tx = optimizer.create(config.optimizer, learning_rate)
-    state = initial_state(model, tx, with_ema=config.ema_decay > 0)
+    experiment = small_experiment(small_config(**changes), num_devices, steps, loader)
+    state = initial_state(experiment.model, experiment.tx, experiment.config.ema_decay > 0)
     images = np.random.default_rng(0).integers(0, 256, (16, 6, 6, 1), np.uint8)
-    split = resident.ResidentSplit(images, LABELS, np.arange(16, dtype=np.int32))
-    state, split = jax.device_put((state, split), mesh_lib.replicated(mesh))
-    train_step = compiled_steps.build_train_step(
-        model, config, mesh, tx, learning_rate, steps_per_epoch=2, longest_dispatch=longest_dispatch
-    )
-    if longest_dispatch > 1:
+    split = ResidentSplit(images, LABELS, np.arange(16, dtype=np.int32))
+    state, split = jax.device_put((state, split), replicated(experiment.mesh))
+    train_step = build_train_step(experiment)
+    if experiment.is_grouped:
         state, stacked = train_step(state, split, np.int32(steps))
-        assert all(len(values) == longest_dispatch for values in stacked.values())
+        assert all(len(values) == loader.longest_dispatch for values in stacked.values())
         return state, {name: values[steps - 1] for name, values in stacked.items()}
     for _ in range(steps):
         state, metrics = train_step(state, split)
     return state, metrics
+
+
+def small_experiment(
+    config: Config, num_devices: int, steps: int, loader: type[Resident]
+) -> Experiment:
+    sync_bn_devices = config.model.sync_bn_devices
+    mesh = create(config.batch_size, sync_bn_devices, jax.devices()[:num_devices])
+    learning_rate = optimizer.schedule(config.optimizer, steps, 0)
+    split = Split("train", num_examples=16, num_classes=3, image_shape=(6, 6, 1))
+    return Experiment(
+        config=config,
+        mesh=mesh,
+        loader=loader(config, mesh),
+        source=Digits(config.data),
+        train_split=split,
+        eval_split=split,
+        steps_per_epoch=2,
+        total_steps=steps,
+        model=small_model(axis_name=norm_axis(mesh), dtype=config.model.dtype),
+        learning_rate=learning_rate,
+        tx=optimizer.create(config.optimizer, learning_rate),
+    )
 
 
 @pytest.mark.usefixtures("x64")
@@ -93,7 +112,7 @@ def test_global_statistics_equal_one_device(mix: float) -> None:
 def test_steps_of_one_dispatch_equal_those_of_several() -> None:
     changes = {"model.dtype": "float64", "ema_decay": 0.5}
     expected, last = train(2, 5, **changes)
-    state, metrics = train(2, 5, longest_dispatch=8, **changes)
+    state, metrics = train(2, 5, Grouped, **changes)
     assert int(state.step) == 5
     assert_close(state.variables, jax.tree.map(np.asarray, expected.variables))
     assert_close(state.ema, jax.tree.map(np.asarray, expected.ema))
@@ -113,10 +132,8 @@ def test_accumulated_parts_make_the_update_of_the_whole() -> None:
     def update(count: int) -> Any:
         config.accumulate_steps = count
         arguments = {"model": model, "tx": tx, "config": config}
-        mesh = mesh_lib.create(1, devices=jax.devices()[:1])
-        return mesh_lib.jit_replicated(
-            lambda: step.train_step(state, images, targets, **arguments), mesh
-        )()
+        mesh = create(1, devices=jax.devices()[:1])
+        return jit_replicated(lambda: step.train_step(state, images, targets, **arguments), mesh)()
 
     (whole, whole_metrics), (parts, metrics) = update(1), update(2)
     assert_close(parts.params, jax.tree.map(np.asarray, whole.params))
@@ -162,7 +179,7 @@ def test_penalty_is_reported_and_reaches_gradients_once() -> None:
     np.testing.assert_allclose(metrics["loss"], metrics["cross_entropy"] + metrics["penalty"])
     assert plain_metrics["penalty"] == 0
 
-    def scale(state: step.TrainState) -> jax.Array:
+    def scale(state: TrainState) -> jax.Array:
         return state.params["layer1_0"]["attention"]["channel"]["nam_bn"]["scale"]
 
     np.testing.assert_allclose(scale(plain) - scale(sparse), 0.1, rtol=1e-5)
@@ -208,7 +225,7 @@ def test_is_wrong(logits: list[float], label: int, k: int, wrong: bool) -> None:
 
 
 def test_eval_step_counts_unmasked_rows_only() -> None:
-    mesh = mesh_lib.create(4, devices=jax.devices()[:1])
+    mesh = create(4, devices=jax.devices()[:1])
     model = small_model()
     state = initial_state(model)
     images = jax.random.normal(jax.random.key(1), (4, 6, 6, 1))
@@ -218,7 +235,7 @@ def test_eval_step_counts_unmasked_rows_only() -> None:
         def evaluate() -> Any:
             return step.eval_step(state.variables, images, labels, jnp.array(mask), model=model)
 
-        return mesh_lib.jit_replicated(evaluate, mesh)()
+        return jit_replicated(evaluate, mesh)()
 
     whole = sums([True, True, True, True])
     first, last = sums([True, True, False, False]), sums([False, False, True, True])

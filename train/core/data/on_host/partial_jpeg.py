@@ -19,10 +19,10 @@ class Header(NamedTuple):
     """What is needed to end a file early.
 
     Attributes:
-      height: in pixels.
-      width: in pixels.
-      place: of the two bytes with the height.
-      block_rows: height of a row of blocks, in pixels.
+      height: Height of the image, in pixels.
+      width: Width of the image, in pixels.
+      place: Place of the two bytes with the height.
+      block_rows: Height of a row of blocks, in pixels.
     """
 
     height: int
@@ -38,18 +38,18 @@ def header(encoded: bytes) -> Header | None:
     not cut short already: that should be noticed.
 
     Args:
-      encoded: the bytes of an image file.
+      encoded: Bytes of an image file.
     """
     if not (encoded.startswith(START) and encoded.endswith(END)):
         return None
-    place, channels, found = 2, 0, None
+    place, channels, frame = 2, 0, None
     while place + 10 < len(encoded) and encoded[place] == 0xFF:
         kind, length = encoded[place + 1], _number(encoded, place + 2)
         if kind in BASELINE:
             channels = encoded[place + 9]
-            found = _header(encoded, place, channels)
+            frame = _header(encoded, place, channels)
         elif kind == SCAN:
-            return found if encoded[place + 4] == channels else None
+            return frame if encoded[place + 4] == channels else None
         elif kind == RESTARTS or (0xC2 <= kind <= 0xCF and kind not in NO_FRAME):
             return None
         place += 2 + length
@@ -74,9 +74,9 @@ def end_below(encoded: bytes, header: Header, bottom: int) -> bytes:
     """Ends a file below a row.
 
     Args:
-      encoded: the bytes of the file.
-      header: of the file.
-      bottom: how many rows of pixels are wanted, from the top.
+      encoded: Bytes of the file.
+      header: Header of the file.
+      bottom: Number of rows of pixels that are wanted, from the top.
 
     Returns:
       The bytes of a file with at least so many rows, or all of it.

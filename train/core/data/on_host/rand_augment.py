@@ -16,13 +16,13 @@ import numpy as np
 from train.core.config.fields import LEVELS, DataConfig
 
 
-class Draws(NamedTuple):
+class OperationDraws(NamedTuple):
     """The random numbers of a batch.
 
     Attributes:
-      operations: (N, n), places in OPERATIONS.
-      levels: (N, n), 0 … LEVELS.
-      signs: (N, n), −1 or 1, for operations that have two directions.
+      operations: Places in OPERATIONS, (N, n).
+      levels: Strengths from 0 to LEVELS, (N, n).
+      signs: Directions, −1 or 1, of operations that have two, (N, n).
     """
 
     operations: np.ndarray
@@ -34,11 +34,11 @@ class Ranges(NamedTuple):
     """The strength of the operations at the highest level.
 
     Attributes:
-      shear: as a tangent.
-      translate: in pixels.
-      rotate: in degrees.
-      enhance: by how much the factor of a colour operation differs from 1.
-      posterize: bits that are dropped.
+      shear: Tangent of the angle.
+      translate: Distance, in pixels.
+      rotate: Angle, in degrees.
+      enhance: Difference of the factor of a colour operation from 1.
+      posterize: Number of bits that are dropped.
     """
 
     shear: float
@@ -48,18 +48,18 @@ class Ranges(NamedTuple):
     posterize: float
 
 
-def draw(generator: np.random.Generator, count: int, config: DataConfig) -> Draws:
-    """Draws the operations of a batch.
+def draw(generator: np.random.Generator, count: int, config: DataConfig) -> OperationDraws:
+    """OperationDraws the operations of a batch.
 
     Args:
-      generator: of the batch.
-      count: images of the batch.
-      config: the `data` part of a run's config.
+      generator: Generator of the batch.
+      count: Number of images of the batch.
+      config: The `data` part of a run's config.
     """
     is_trivial = config.augmentation == "trivialaugment"
     shape = (count, 1 if is_trivial else config.randaugment_operations)
     fixed = np.full(shape, config.randaugment_level)
-    return Draws(
+    return OperationDraws(
         operations=generator.integers(0, len(OPERATIONS), shape),
         levels=generator.integers(0, LEVELS, shape, endpoint=True) if is_trivial else fixed,
         signs=generator.choice((-1, 1), shape),
@@ -73,7 +73,7 @@ def ranges(name: str, size: int) -> Ranges:
     return Ranges(shear=0.3, translate=150 / 331 * size, rotate=30, enhance=0.9, posterize=4)
 
 
-def apply(image: np.ndarray, draws: Draws, row: int, limits: Ranges) -> np.ndarray:
+def apply(image: np.ndarray, draws: OperationDraws, row: int, limits: Ranges) -> np.ndarray:
     """Applies a row's operations to its image, one after the other."""
     for operation, level, sign in zip(*(part[row].tolist() for part in draws), strict=True):
         changed = OPERATIONS[operation](image, level / LEVELS, sign, limits)

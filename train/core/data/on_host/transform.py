@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from train.core.config.fields import Config, DataConfig
-from train.core.data.on_host import crop, partial_jpeg, rand_augment
+from train.core.data import crop
+from train.core.data.on_host import partial_jpeg, rand_augment
 from train.core.data.sources.records import BadRecordError, Record, decode
 
 Shape = tuple[int, int, int]
@@ -16,8 +17,8 @@ class Transform(NamedTuple):
     """Makes the image of a row of the global batch from a record.
 
     Attributes:
-      decode: (record, row) -> the part of the image that the row needs; raises BadRecordError.
-      finish: (part, row) -> the image of the row.
+      decode: Gives the part of a record's image that a row needs; raises BadRecordError.
+      finish: Gives the image of a row from that part.
     """
 
     decode: Callable[[Record, int], np.ndarray]
@@ -32,9 +33,9 @@ def train_transform(config: Config, shape: Shape, step: int) -> Transform:
     """The crop and the augmentation of every row of a training step.
 
     Args:
-      config: of the run.
+      config: Config of the run.
       shape: (H, W, C) of the rows.
-      step: updates done before it.
+      step: Number of updates done before it.
     """
     data, count = config.data, config.batch_size
     # One generator for the batch: one for each image costs a tenth of its crop.
@@ -56,7 +57,7 @@ def eval_transform(data: DataConfig, shape: Shape) -> Transform:
     """The crop of an evaluation.
 
     Args:
-      data: the `data` part of a run's config.
+      data: The `data` part of a run's config.
       shape: (H, W, C) of the rows.
     """
     if data.crop == "pad":
@@ -71,7 +72,7 @@ def _center(shape: Shape, ratio: float = 1.0, interpolation: int | None = None) 
     )
 
 
-def _random(shape: Shape, draws: crop.Draws, interpolation: int) -> Transform:
+def _random(shape: Shape, draws: crop.CropDraws, interpolation: int) -> Transform:
     def decode_part(record: Record, row: int) -> np.ndarray:
         header = partial_jpeg.header(record.encoded)
         if header is not None:

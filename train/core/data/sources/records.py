@@ -1,32 +1,30 @@
-"""Records of TFDS datasets stored as ArrayRecord: read by index, parsed, decoded.
-
-A record is a serialised `tf.train.Example`. TFDS's own reader takes longer to parse one than
-OpenCV takes to crop its image, so it is parsed here (benchmarks/README.md has the figures).
-"""
+"""Records on disk, one an image: decoded, read all at once, and what becomes of bad ones."""
 
 import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
-from google.protobuf.message import DecodeError
 
-from train.core.errors import RunError, reason
+from train.core.data.crop import center
+from train.core.errors import RunError
 
 FEWEST_BAD = 10
+# Records that a thread loads at a time.
+RECORDS_OF_A_TASK = 256
 
 
 class Record(NamedTuple):
     """One example.
 
     Attributes:
-      encoded: the bytes of a JPEG or PNG file.
-      label: of its class.
-      file_name: where the image came from; empty in datasets that do not tell.
+      encoded: Bytes of a JPEG or PNG file.
+      label: Number of its class.
+      file_name: Name of the file that the image came from; empty in datasets that do not tell.
     """
 
     encoded: bytes
@@ -56,53 +54,18 @@ class BadRecord:
         return f"{self.split} record {self.index}{file_name}: {self.reason}"
 
 
-class Records:
+class Records(Protocol):
     """The records of a split by index; threads may share it."""
 
-    def __init__(self, source: Sequence[bytes], image_key: str, label_key: str, num_classes: int):
-        """Wraps a random-access source.
-
-        Args:
-          source: serialised examples.
-          image_key: the feature with the image.
-          label_key: the feature with the label.
-          num_classes: labels are 0 … num_classes − 1.
-        """
-        self._source = source
-        self._image_key = image_key
-        self._label_key = label_key
-        self._num_classes = num_classes
-        # It brings the whole of TFDS along, half a second that other datasets need not wait.
-        from tensorflow_datasets.proto import tf_example_pb2
-
-        self._example = tf_example_pb2.Example
-
     def __len__(self) -> int:
-        return len(self._source)
+        """Number of records."""
 
     def __getitem__(self, index: int) -> Record:
         """Reads a record.
 
         Raises:
-          BadRecordError: it is damaged, empty, or without an image and a label of a class.
+          BadRecordError: it cannot be used.
         """
-        try:
-            features = self._example.FromString(self._source[index]).features.feature
-        # ArrayRecord answers with a RuntimeError to bytes that fail their checksum.
-        except (DecodeError, RuntimeError) as error:
-            raise BadRecordError(" ".join(str(error).split())) from error
-        # Naming a feature that is missing would create it.
-        names = features["file_name"].bytes_list.value if "file_name" in features else ()
-        file_name = names[0].decode(errors="replace") if names else ""
-        if self._image_key not in features or self._label_key not in features:
-            raise BadRecordError("no image or no label in it", file_name)
-        images = features[self._image_key].bytes_list.value
-        labels = features[self._label_key].int64_list.value
-        if not images or not labels:
-            raise BadRecordError("an empty image or label", file_name)
-        if not 0 <= labels[0] < self._num_classes:
-            raise BadRecordError(f"label {labels[0]} of {self._num_classes} classes", file_name)
-        return Record(images[0], labels[0], file_name)
 
 
 def decode(record: Record, channels: int) -> np.ndarray:
@@ -111,8 +74,8 @@ def decode(record: Record, channels: int) -> np.ndarray:
     The orientation in its metadata is ignored, as in other ImageNet pipelines.
 
     Args:
-      record: with the encoded image.
-      channels: 1 for grey, 3 for RGB.
+      record: Record with the encoded image.
+      channels: Number of channels: 1 for grey, 3 for RGB.
 
     Returns:
       (H, W, channels) uint8.
@@ -148,8 +111,8 @@ class BadRecords:
         """Counts the records of a batch.
 
         Args:
-          seen: how many were read, the bad ones among them.
-          bad: those that could not be used.
+          seen: Number of records read, the bad ones among them.
+          bad: Records that could not be used.
 
         Raises:
           RunError: FEWEST_BAD different ones or more were bad so far, and a larger share of all
@@ -170,43 +133,41 @@ class BadRecords:
             )
 
 
-def array_records(builder: Any, split: str) -> Sequence[bytes]:
-    """The serialised examples of a split, by index.
+def load_all(
+    records: Records, split: str, shape: tuple[int, int, int], workers: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads all images and labels.
 
     Args:
-      builder: of a TFDS dataset that has ArrayRecord files.
-      split: its name, or a part of it such as `train[:10%]`.
+      records: Records of the split.
+      split: Name of the split, for the error.
+      shape: (H, W, channels) of the images, to which they are brought.
+      workers: Number of threads.
+
+    Returns:
+      Images (n, H, W, channels) uint8 and labels (n,) int32.
 
     Raises:
-      RunError: a file is missing or damaged, or holds other records than the metadata say.
+      RunError: a record is bad; names the first one.
     """
-    try:
-        source = builder.as_data_source(split).data_source
-        files = builder.info.splits[split].file_instructions
-    # The metadata hold patterns of file names, and the records of each file.
-    except ValueError as error:
-        raise RunError(f"{builder.data_path}/dataset_info.json: {reason(error)}") from error
-    # Each takes a tenth of a millisecond on a local disk, and far longer on others.
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(_check_file, files))
-    return source
+    images = np.empty((len(records), *shape), np.uint8)
+    labels = np.empty(len(records), np.int32)
 
+    def load(begin: int) -> None:
+        for index in range(begin, min(begin + RECORDS_OF_A_TASK, len(records))):
+            try:
+                record = records[index]
+                images[index] = center(decode(record, shape[-1]), shape)
+                labels[index] = record.label
+            except BadRecordError as error:
+                bad = BadRecord(split, index, error.file_name, str(error))
+                message = f"{bad}; the loader `streaming` passes over such records."
+                raise RunError(message) from error
 
-def _check_file(file: Any) -> None:
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    try:
-        reader = ArrayRecordReader(file.filename, options="readahead_buffer_size:0")
-        count = reader.num_records()
-        reader.close()
-    # A RuntimeError as a rule, and what else damaged sizes lead to.
-    except Exception as error:
-        raise RunError(
-            f"{file.filename} cannot be read as ArrayRecord: {reason(error)} "
-            "Copy it, or prepare the dataset, anew."
-        ) from error
-    if count != file.examples_in_shard:
-        raise RunError(
-            f"{file.filename} holds {count} records, and dataset_info.json says "
-            f"{file.examples_in_shard}. Copy both, or prepare the dataset, anew."
-        )
+    # The threads here share the cores already.
+    cv2.setNumThreads(0)
+    with ThreadPoolExecutor(workers) as pool:
+        # In order, so that it is the first bad record that is named.
+        for _ in pool.map(load, range(0, len(records), RECORDS_OF_A_TASK)):
+            pass
+    return images, labels

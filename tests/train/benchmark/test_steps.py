@@ -1,31 +1,32 @@
 """train.benchmark of training steps: what it measures and prints, not how fast anything is."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from configs import cifar100_resnet20, digits_resnet20
+from configs import cifar100_resnet20
 from nam_jax import models
 from nam_jax.models.resnet import BasicBlock, ResNet
 from nam_jax.models.size import multiply_adds
 from tests.helpers import imagenet, tiny
+from tests.helpers.digits import digits as whole_digits
 from train.benchmark import __main__ as benchmark
-from train.benchmark import steps
+from train.benchmark import attentions, steps
+from train.benchmark.attentions import measure_attentions
 from train.benchmark.turns import Times
-from train.core import attentions, command_line
+from train.core.command_line import call
+from train.core.config.fields import replaced, with_attention
+from train.core.data import resident
 from train.core.data.feed import Feed
+from train.core.data.streaming import READY
 from train.core.devices import chips
-from train.core.devices import mesh as mesh_lib
-from train.core.engine import assembly
-from train.core.engine import experiment as experiment_lib
+from train.core.engine import compiled_steps
+from train.core.engine.experiment import build_experiment
+from train.core.engine.feeds import train_example, train_feed
 from train.core.errors import ConfigError, RunError
 
-REPOSITORY = Path(__file__).parents[3]
 KEYS = {
     "images_per_second",
     "step_ms",
@@ -53,18 +54,14 @@ def small(monkeypatch):
         return ResNet(BasicBlock, (1,), num_classes=num_classes, width=4, **fields)
 
     monkeypatch.setattr(models, "create", create)
-    monkeypatch.setattr(command_line, "config_name", lambda: "small")
 
 
 def digits(**changes):
-    config = digits_resnet20.get_config()
-    config.batch_size = 8
-    config.update_from_flattened_dict(changes)
-    return config
+    return whole_digits(**{"batch_size": 8, **changes})
 
 
 def test_figures_of_two_attentions_stand_under_their_names(capsys):
-    found = benchmark.step_benchmark(digits(), ["nam", "none"], steps=2)
+    found = measure_attentions(digits(), "small", ["nam", "none"], steps=2)
     assert {"none", "nam"} < set(found)
     for name in ("none", "nam"):
         assert set(found[name]) == KEYS
@@ -87,7 +84,7 @@ def test_figures_of_one_attention_stand_by_themselves(tmp_path, capsys):
     """Of a dataset that is not on disk, with the loader that would lay it on the device."""
     config = cifar100_resnet20.get_config()
     config.batch_size, config.data.dir = 8, str(tmp_path)
-    found = benchmark.step_benchmark(config, ["none"], steps=1)
+    found = measure_attentions(config, "small", ["none"], steps=1)
     assert set(found) > KEYS
     assert (found["fed_images_per_second"], found["data_wait"]) == (None, None)
     first, *table, _ = capsys.readouterr().out.splitlines()
@@ -99,7 +96,7 @@ def test_figures_of_one_attention_stand_by_themselves(tmp_path, capsys):
 def test_streaming_loader_feeds_the_steps(tmp_path):
     for split in ("train", "validation"):
         imagenet.write(tmp_path, imagenet.jpegs(16), split)
-    experiment = steps.build(imagenet.config(tmp_path), "none")
+    experiment = steps.experiment_with(imagenet.config(tmp_path), "none")
     found = steps.measure({"none": experiment}, steps=2)
     assert found["none"]["fed_images_per_second"] > 0
     assert 0 <= found["none"]["data_wait"] <= 1
@@ -107,13 +104,11 @@ def test_streaming_loader_feeds_the_steps(tmp_path):
 
 @pytest.mark.parametrize("loader", ["resident", "streaming"])
 def test_random_images_lie_like_those_of_the_loader(tmp_path, loader):
-    config = cifar100_resnet20.get_config()
-    config.update_from_flattened_dict(
-        {"batch_size": 8, "data.dir": str(tmp_path), "data.loader": loader}
-    )
-    experiment = steps.build(config, "se")
+    changes = {"batch_size": 8, "data.dir": str(tmp_path), "data.loader": loader}
+    config = replaced(cifar100_resnet20.get_config(), changes)
+    experiment = steps.experiment_with(config, "se")
     images = steps.random_images(experiment)
-    expected, *_ = assembly.train_example(experiment)
+    expected, *_ = train_example(experiment)
 
     def layout(x):
         return x.shape, x.dtype, x.sharding
@@ -125,10 +120,11 @@ def test_random_images_lie_like_those_of_the_loader(tmp_path, loader):
 
 def test_steps_are_dispatched_together_where_the_trainer_does_so(monkeypatch):
     tiny.use(monkeypatch)
-    monkeypatch.setattr(mesh_lib, "is_cpu", lambda mesh: False)
-    monkeypatch.setattr(experiment_lib, "LONGEST_DISPATCH", 4)
-    experiment = steps.build(digits(), "none")
-    run = steps.Run(experiment, steps.random_images(experiment))
+    for module in (resident, compiled_steps):
+        monkeypatch.setattr(module, "is_cpu", lambda mesh: False)
+    monkeypatch.setattr(resident, "LONGEST_DISPATCH", 4)
+    experiment = steps.experiment_with(digits(), "none")
+    run = steps.CompiledStep(experiment, steps.random_images(experiment))
     counts, program = [], run.program
 
     def counted(state, split, count):
@@ -139,7 +135,7 @@ def test_steps_are_dispatched_together_where_the_trainer_does_so(monkeypatch):
     run.start(10)
     run.wait()
     assert counts == [4, 4, 2]
-    feed = assembly.train_feed(experiment)
+    feed = train_feed(experiment)
     steps.fed_figures(run, feed, experiment.dispatches(0), 6)
     # A row of the log is due after 22 steps: the sixth dispatch ends there.
     assert counts[3:] == [4, 4, 4, 4, 4, 2, 4]
@@ -148,8 +144,8 @@ def test_steps_are_dispatched_together_where_the_trainer_does_so(monkeypatch):
 def test_attentions_without_scales_have_no_penalty():
     config = digits()
     assert config.optimizer.sparsity > 0
-    assert attentions.exchanged(config, "se").optimizer.sparsity == 0
-    tied = attentions.exchanged(config, "nam_tied")
+    assert with_attention(config, "se").optimizer.sparsity == 0
+    tied = with_attention(config, "nam_tied")
     assert tied.optimizer.sparsity == config.optimizer.sparsity
     assert (tied.model.attention, config.model.attention) == ("nam_tied", "nam")
 
@@ -163,7 +159,7 @@ class Timed:
 
 
 def test_arithmetic_of_the_figures(monkeypatch):
-    experiment = experiment_lib.build(digits())
+    experiment = build_experiment(digits())
     times = Times([0.1 * n for n in range(1, 22)], [0.04, 0.05, 0.06])
     base = Times([], [0.02, 0.02, 0.02])
     monkeypatch.setattr(chips, "peak_flops", lambda kind: 1e6)
@@ -200,50 +196,43 @@ def test_waiting_for_images_is_a_share_of_the_time():
             clock[0] += 0.5
             yield (number,)
 
-    run = Counted(experiment_lib.build(digits()), clock)
+    run = Counted(build_experiment(digits()), clock)
     found = steps.fed_figures(
         run, Feed((), batches), run.experiment.dispatches(0), 4, clock=lambda: clock[0]
     )
     assert found == {"fed_images_per_second": 3.2, "data_wait": 0.2}
-    assert run.seen == [(n,) for n in range(steps.READY + 4)]
+    assert run.seen == [(n,) for n in range(READY + 4)]
 
 
 def test_step_that_does_not_run_is_refused_in_one_line(monkeypatch):
     def fail(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nand more")
 
-    monkeypatch.setattr(steps, "measure", fail)
+    monkeypatch.setattr(attentions, "measure", fail)
     with pytest.raises(
         RunError, match=r"^RESOURCE_EXHAUSTED: out of memory; .*batch_size"
     ) as error:
-        benchmark.step_benchmark(digits(), ["nam"], steps=1)
+        measure_attentions(digits(), "small", ["nam"], steps=1)
     assert len(str(error.value).splitlines()) == 1
 
 
 def test_batch_that_does_not_divide_is_refused():
     with pytest.raises(ConfigError, match="10 images do not divide over 4 devices"):
-        benchmark.step_benchmark(digits(batch_size=10), ["nam"], steps=1)
+        measure_attentions(digits(batch_size=10), "small", ["nam"], steps=1)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--attention=none,sae"], "error: --attention: got 'none,sae'; allowed: one or several"),
-        (["--steps=0"], "error: flag --steps=0"),
+        (["--steps=0"], "error: --steps: got '0'; allowed: "),
         (["--json=no/such/directory/f.json"], "error: --json: got 'no/such/directory/f.json'"),
     ],
 )
-def test_wrong_options_are_refused_in_one_line(arguments, message):
-    result = subprocess.run(
-        [
-            *(sys.executable, "-m", "train.benchmark", "--config=configs/digits_resnet20.py"),
-            *arguments,
-        ],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith(message)
-    assert len(result.stderr.splitlines()) == 1
+def test_wrong_options_are_refused_in_one_line(arguments, message, capsys):
+    arguments = ["--config=configs/digits_resnet20.py", *arguments]
+    assert call(benchmark.main, benchmark.parser(), arguments) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith(message)
+    assert len(error.splitlines()) == 1

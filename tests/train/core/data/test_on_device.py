@@ -1,5 +1,6 @@
 """Augmentation against NumPy, and its independence of how devices share the batch."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,18 +10,13 @@ import pytest
 
 from train.core.config.fields import default_config
 from train.core.data import on_device
-from train.core.devices import mesh as mesh_lib
+from train.core.devices.mesh import AXES, create, jit_replicated, local_rows
+
+# Compiling random generators takes most of the time here, and running them next to none.
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 # Of pixels that are all different, so that a crop or a box can be found in a result.
 DISTINCT = np.random.default_rng(0).permutation(np.arange(1, 121, dtype=np.uint8))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    # Compiling random generators takes most of the time here, and running them next to none.
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def keys(count):
@@ -32,10 +28,8 @@ def distinct_images(count):
 
 
 def data_config(**fields):
-    config = default_config().data
-    config.update(crop_padding=0, flip=False, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-    config.update(fields)
-    return config
+    plain = {"crop_padding": 0, "flip": False, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    return dataclasses.replace(default_config().data, **{**plain, **fields})
 
 
 def offsets_of(crop, image, padding):
@@ -116,17 +110,17 @@ def test_keys_differ_between_seeds_steps_and_rows():
 @functools.cache
 def augmented(num_devices, mixup, cutmix):
     """A batch of 16, augmented by several devices that have an equal share each."""
-    mesh = mesh_lib.create(16, devices=jax.devices()[:num_devices])
+    mesh = create(16, devices=jax.devices()[:num_devices])
     images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)
     config = data_config(crop_padding=2, flip=True, mixup=mixup, cutmix=cutmix)
 
     def share(images, targets):
-        rows = mesh_lib.local_rows(mesh, 16)
+        rows = local_rows(mesh, 16)
         row_keys = on_device.row_keys(jax.random.key(1), 7, rows)
         batch = on_device.train_batch(row_keys, images[rows], targets[rows], config, jnp.float32)
-        return jax.tree.map(lambda x: jax.lax.all_gather(x, mesh_lib.AXES, tiled=True), batch)
+        return jax.tree.map(lambda x: jax.lax.all_gather(x, AXES, tiled=True), batch)
 
-    return jax.device_get(mesh_lib.jit_replicated(share, mesh)(images, jnp.eye(16)))
+    return jax.device_get(jit_replicated(share, mesh)(images, jnp.eye(16)))
 
 
 @pytest.mark.parametrize(

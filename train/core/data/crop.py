@@ -1,4 +1,4 @@
-"""Crops on the host, of decoded images (H, W, C) in uint8."""
+"""Crops of decoded images (H, W, C) in uint8."""
 
 import math
 from typing import NamedTuple
@@ -27,13 +27,13 @@ class Box(NamedTuple):
     width: int
 
 
-class Draws(NamedTuple):
+class CropDraws(NamedTuple):
     """The random numbers of a batch's crops.
 
     Attributes:
-      areas: (N, ATTEMPTS), as shares of the image, uniform in AREA.
-      aspects: (N, ATTEMPTS), width / height, log-uniform in ASPECT.
-      places: (N, 2), from the top and from the left, uniform in 0 … 1.
+      areas: Shares of the image, uniform in AREA, (N, ATTEMPTS).
+      aspects: Width / height, log-uniform in ASPECT, (N, ATTEMPTS).
+      places: Places from the top and from the left, uniform in 0 … 1, (N, 2).
     """
 
     areas: np.ndarray
@@ -41,26 +41,26 @@ class Draws(NamedTuple):
     places: np.ndarray
 
 
-def draw(generator: np.random.Generator, count: int) -> Draws:
-    """Draws the crops of a batch; always takes the same number of random numbers."""
+def draw(generator: np.random.Generator, count: int) -> CropDraws:
+    """CropDraws the crops of a batch; always takes the same number of random numbers."""
     low, high = np.log(ASPECT)
-    return Draws(
+    return CropDraws(
         areas=generator.uniform(*AREA, (count, ATTEMPTS)),
         aspects=np.exp(generator.uniform(low, high, (count, ATTEMPTS))),
         places=generator.random((count, 2)),
     )
 
 
-def random_box(height: int, width: int, draws: Draws, row: int) -> Box:
+def random_box(height: int, width: int, draws: CropDraws, row: int) -> Box:
     """The random resized crop's part of an image: the first drawn one that fits into it.
 
     Where none does: the largest in the middle whose aspect is within ASPECT.
 
     Args:
-      height: of the image.
-      width: of the image.
-      draws: of the batch.
-      row: of the image in them.
+      height: Height of the image, in pixels.
+      width: Width of the image, in pixels.
+      draws: Draws of the batch.
+      row: Row of the image in them.
 
     Source: C. Szegedy et al., Going deeper with convolutions, 2014,
     https://arxiv.org/abs/1409.4842, section 6.
@@ -88,9 +88,9 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: int) -> np.n
     """Scales an image.
 
     Args:
-      image: (H, W, C) uint8.
-      size: (height, width) of the result.
-      interpolation: OpenCV's number of it.
+      image: Image, (H, W, C) uint8.
+      size: Height and width of the result, in pixels.
+      interpolation: OpenCV's number of the interpolation.
     """
     resized = cv2.resize(image, size[::-1], interpolation=interpolation)
     return resized.reshape(*size, image.shape[2])
@@ -107,10 +107,11 @@ def center(
     For a square crop this is the usual evaluation: the short side becomes size / ratio.
 
     Args:
-      image: (H, W, C) uint8.
+      image: Image, (H, W, C) uint8.
       shape: (height, width, C) of the result.
-      ratio: of the crop's size to the scaled short side.
-      interpolation: OpenCV's number of it; None: area where it shrinks, bilinear where it grows.
+      ratio: Ratio of the crop's size to the scaled short side.
+      interpolation: OpenCV's number of the interpolation; None: area where the image shrinks,
+        bilinear where it grows.
     """
     if image.shape == shape and ratio == 1:
         return image

@@ -1,7 +1,9 @@
 """A run from start to end, in one process: what it learns, what it writes, how it fails."""
 
 import json
+import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,20 @@ import numpy as np
 import pytest
 from etils import epath
 
-from configs import digits_resnet20
-from nam_jax.attention import NAMES
-from tests.helpers import tfds_writer, tiny
-from train.core.config.fields import Config
-from train.core.engine import evaluation, loop
-from train.core.engine import experiment as experiment_lib
-from train.core.errors import ConfigError, RunError
+from tests.helpers import tiny
+from tests.helpers.digits import digits
+from train.core.data import resident
+from train.core.engine import compiled_steps, loop
+from train.core.engine.evaluation import evaluate, evaluate_checkpoint
+from train.core.engine.experiment import Experiment, build_experiment
+from train.core.errors import ConfigError, PreemptedError, RunError
+from train.core.monitor.metric_rows import Row, RowFile
 from train.core.workdir import lock
+
+TIMED = {"images_per_second", "data_wait", "wall_seconds"}
+DAY = 86400.0
+# Of the clock, from ten rows to ten rows.
+SHIFTS = (0, DAY, -400 * DAY, 400 * DAY)
 
 SUMMARY_FIELDS = {
     *("top1_error", "top5_error", "loss", "best_top1_error", "best_step", "num_eval_images"),
@@ -35,19 +43,22 @@ DIVERGING = {
 SHORT = {"steps": 1, "optimizer.sparsity": 0.0}
 
 
-def digits(**changes: Any) -> Config:
-    config = digits_resnet20.get_config()
-    config.batch_size = 64
-    config.update_from_flattened_dict(changes)
-    return config
+def build(**changes: Any) -> Experiment:
+    return build_experiment(digits(**{"batch_size": 64, **changes}))
 
 
 def train(workdir: Path, **changes: Any) -> dict[str, Any]:
-    return loop.train(experiment_lib.build(digits(**changes)), workdir)
+    summary = loop.train(build(**changes), epath.Path(workdir))
+    assert summary is not None
+    return summary
 
 
 def rows(workdir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def untimed_rows(workdir: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in TIMED} for row in rows(workdir)]
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +104,10 @@ def test_averaged_weights_are_evaluated_beside_the_others(learned: Path) -> None
 
 def test_directory_of_a_run(learned: Path) -> None:
     names = {path.name for path in learned.iterdir()}
-    files = {"config.json", "environment.json", "metrics.jsonl", "summary.json"}
+    files = {"config.json", "dataset.json", "environment.json", "metrics.jsonl", "summary.json"}
     assert names == files | {"checkpoints", "tensorboard"}
+    dataset = json.loads((learned / "dataset.json").read_text())
+    assert dataset == {"num_classes": 10, "class_names": None, "image_shape": [8, 8, 1]}
     config = json.loads((learned / "config.json").read_text())
     assert config["epochs"] == 4
     assert config["optimizer"]["milestones"] == [0.3, 0.6, 0.8]
@@ -104,9 +117,9 @@ def test_directory_of_a_run(learned: Path) -> None:
 
 def test_evaluation_does_not_depend_on_batch_and_groups(learned: Path) -> None:
     trained = rows(learned)[-1]
-    config = digits(epochs=4, ema_decay=0.9, eval_every_epochs=2, batch_size=100)
-    config.model.sync_bn_devices = -1
-    step, result = evaluation.evaluate_checkpoint(experiment_lib.build(config), learned, "last")
+    changes = {"epochs": 4, "ema_decay": 0.9, "eval_every_epochs": 2}
+    experiment = build(batch_size=100, **{"model.sync_bn_devices": -1}, **changes)
+    step, result = evaluate_checkpoint(experiment, epath.Path(learned), "last")
     assert step == 88
     assert result == pytest.approx({name: trained[name] for name in result}, rel=1e-5)
 
@@ -157,7 +170,7 @@ def test_run_that_loses_its_directory_in_an_evaluation_writes_no_result(
 
     def taken_over(*arguments: Any) -> Any:
         held[0]._other = lock.Owner("elsewhere", 7, "of another start")
-        return evaluation.evaluate(*arguments)
+        return evaluate(*arguments)
 
     monkeypatch.setattr(loop, "evaluate", taken_over)
     with pytest.raises(RunError, match="process 7 on elsewhere took the directory over"):
@@ -177,7 +190,7 @@ def test_of_two_starts_at_the_same_moment_one_has_the_directory(
         is_refused.wait(60)
 
     monkeypatch.setattr(loop, "_train", held)
-    experiments = [experiment_lib.build(digits(batch_size=size)) for size in (32, 64)]
+    experiments = [build(batch_size=size) for size in (32, 64)]
 
     def start(workdir: Path, experiment: Any) -> str:
         try:
@@ -220,36 +233,95 @@ def test_device_without_enough_memory_is_one_line(
         train(tmp_path, **SHORT)
 
 
-@pytest.mark.parametrize("attention", NAMES)
-def test_every_attention_builds(attention: str) -> None:
-    changes = {"model.attention": attention, "optimizer.sparsity": 0.0}
-    experiment = experiment_lib.build(digits(**changes))
-    assert experiment.model.attention == attention
-    assert experiment.total_steps == 30 * 22
+# The same command gives the same bits, another seed others, and the clock has no say.
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"batch_size": 66}, "nearest sizes that do: 64 or 68"),
-        ({"batch_size": 1440}, "the split train has 1438"),
-        ({"data.mean": (0.1, 0.2)}, "config.data.mean: 2 numbers"),
-        ({"optimizer.warmup_epochs": 40.0}, "config.optimizer.warmup_epochs: 40"),
-        ({"batch_size": 4, "data.mixup": 0.2}, "use a multiple of 8"),
-        ({"model.sync_bn_devices": 3}, "config.model.sync_bn_devices"),
-        ({"data.eval_split": "validation"}, "splits train and test"),
-        ({"data.resident_limit_gb": 1e-5}, "config.data.resident_limit_gb: the split train"),
-    ],
-)
-def test_config_that_does_not_fit(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        experiment_lib.build(digits(**changes))
+def train_30(workdir: Path, seed: int = 0) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The summary and the rows of a run of 30 steps."""
+    changes = {"optimizer.sparsity": 0.0, "checkpoint.every_steps": 7, "steps": 30}
+    summary = train(workdir, seed=seed, log_every_steps=1, **changes)
+    return summary, untimed_rows(workdir)
 
 
-def test_empty_split_is_refused(tmp_path: Path) -> None:
-    images, labels = np.zeros((3, 8, 8, 1), np.uint8), [0, 1, 0]
-    tfds_writer.write(tmp_path, "tiny", images, labels, 2)
-    data = {"name": "tiny", "dir": str(tmp_path), "eval_split": "train[:0]"}
-    config = digits(batch_size=4, **{f"data.{name}": value for name, value in data.items()})
-    with pytest.raises(ConfigError, match=r"'train\[:0\]' of tiny is empty"):
-        experiment_lib.build(config)
+@pytest.mark.usefixtures("tiny_network")
+def test_same_command_gives_the_same_bits_and_another_seed_others(tmp_path: Path) -> None:
+    runs = [train_30(tmp_path / str(number), seed) for number, seed in enumerate((0, 0, 1))]
+    digests = [summary["state_sha256"] for summary, _ in runs]
+    assert digests[0] == digests[1] != digests[2]
+    assert runs[0][1] == runs[1][1]
+    losses = [[row["loss"] for row in rows] for _, rows in runs]
+    assert not set(losses[0]) & set(losses[2])
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, rows = train_30(tmp_path / "undisturbed")
+    now, append, written = time.time, RowFile.append, []
+
+    def count(self: RowFile, row: Row) -> None:
+        written.append(row)
+        append(self, row)
+
+    monkeypatch.setattr(RowFile, "append", count)
+    monkeypatch.setattr(time, "time", lambda: now() + SHIFTS[len(written) // 10])
+    found, found_rows = train_30(tmp_path / "disturbed")
+    assert len(written) == 31
+    assert found["state_sha256"] == expected["state_sha256"]
+    assert found_rows == rows
+    assert 0 < found["wall_seconds"] < DAY
+    for line in (tmp_path / "disturbed" / "metrics.jsonl").read_text().splitlines():
+        assert json.loads(line).get("images_per_second", 1) > 0
+
+
+# Several updates in one dispatch change nothing else.
+
+
+def group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups updates, as on GPUs and TPUs."""
+    for module in (resident, compiled_steps):
+        monkeypatch.setattr(module, "is_cpu", lambda mesh: False)
+
+
+@pytest.mark.usefixtures("tiny_network")
+@pytest.mark.parametrize("every", [5, 1000])
+def test_groups_do_not_change_the_rows(
+    every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"log_every_steps": every, "checkpoint.every_steps": 9, "steps": 50}
+    changes |= {"optimizer.sparsity": 0.0}
+    one = train(tmp_path / "one", **changes)
+    group(monkeypatch)
+    grouped = train(tmp_path / "grouped", **changes)
+    assert grouped["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    both = (untimed_rows(tmp_path / name) for name in ("grouped", "one"))
+    pairs = list(zip(*both, strict=True))
+    assert [actual["step"] for actual, _ in pairs] == [expected["step"] for _, expected in pairs]
+    for actual, expected in pairs:
+        numbers = [{k: v for k, v in row.items() if k != "split"} for row in (actual, expected)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=1e-4)
+        assert actual["split"] == expected["split"]
+    saved = {path.name for path in (tmp_path / "grouped/checkpoints").iterdir()}
+    assert saved == {path.name for path in (tmp_path / "one/checkpoints").iterdir()}
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_signal_ends_a_run_after_the_group_that_it_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"log_every_steps": 5, "eval_every_epochs": 4, "epochs": 4}
+    changes |= {"optimizer.sparsity": 0.0}
+    group(monkeypatch)
+    expected = train(tmp_path / "expected", **changes)
+    take = loop.Log.train
+
+    def interrupted(log: Any, steps: range, metrics: Any) -> None:
+        take(log, steps, metrics)
+        if 12 in steps:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Log, "train", interrupted)
+    with pytest.raises(PreemptedError, match="stopped after step 15, which is saved"):
+        train(tmp_path / "run", **changes)
+    resumed = train(tmp_path / "run", **changes)
+    assert resumed["state_sha256"] == expected["state_sha256"]
+    assert untimed_rows(tmp_path / "run") == untimed_rows(tmp_path / "expected")

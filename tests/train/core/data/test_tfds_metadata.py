@@ -18,9 +18,11 @@ from tests.helpers import datasets
 from tests.helpers.commands import REPOSITORY
 from tests.helpers.damage import assert_says, json_values, places, put
 from tests.helpers.datasets import COUNT, SHARD, config_of
-from train.core.data import streaming
-from train.core.data.sources import registry
-from train.core.engine import experiment as experiment_lib
+from train.core.data.on_host import batches
+from train.core.data.on_host.batches import BatchMaker
+from train.core.data.sources.registry import open_split
+from train.core.data.sources.split import Split
+from train.core.engine.experiment import build_experiment
 from train.core.errors import ConfigError, RunError
 
 INFO, FEATURES = "dataset_info.json", "features.json"
@@ -35,9 +37,9 @@ NO_IMAGES = "config.data.name: tiny is no image classification dataset"
 LIMIT_SECONDS = 120
 
 
-def load(directory: Path) -> tuple[registry.Split, np.ndarray, np.ndarray]:
+def load(directory: Path) -> tuple[Split, np.ndarray, np.ndarray]:
     """What a run reads, after all that it checks before."""
-    split = experiment_lib.build(config_of(directory, batch_size=8)).train_split
+    split = build_experiment(config_of(directory, batch_size=8)).train_split
     return split, *split.load()
 
 
@@ -66,6 +68,7 @@ def rewrite(path: Path, place: tuple[Any, ...], value: Any) -> None:
     path.write_text(json.dumps(content))
 
 
+@pytest.mark.faults
 def test_what_is_sound_is_read(tmp_path: Path) -> None:
     # The control of the tests below.
     datasets.write(tmp_path)
@@ -77,6 +80,7 @@ def test_what_is_sound_is_read(tmp_path: Path) -> None:
 # Files.
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("name", [INFO, FEATURES])
 @pytest.mark.parametrize(
     "content",
@@ -98,6 +102,7 @@ def to_folder(path: Path) -> None:
     path.mkdir()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("spoil", "name", "message"),
     [
@@ -123,6 +128,7 @@ def test_missing_file_is_named(
 # What they say.
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("name", "place", "value", "message"),
     [
@@ -148,6 +154,7 @@ def test_missing_file_is_named(
         (INFO, (*TRAIN, "shardLengths", 1), str(10**12), "config.data.resident_limit_gb: "),
         (INFO, (*TRAIN, "shardLengths", 1), "13", f"{SHARD} holds 12 records, and {INFO} says 13"),
         (INFO, (*TRAIN, "shardLengths", 1), "11", f"{SHARD} holds 12 records, and {INFO} says 11"),
+        (INFO, (*TRAIN, "shardLengths", 0), "0", f"-of-00002 holds 12 records, and {INFO} says 0"),
         (INFO, (*TRAIN, "filepathTemplate"), "{SPAM}", f"{INFO}: "),
     ],
 )
@@ -158,15 +165,17 @@ def test_wrong_description_is_refused(
     refuse(tmp_path, message)
 
 
+@pytest.mark.faults
 def test_number_of_records_is_not_believed(tmp_path: Path) -> None:
     # An order of so many takes terabytes.
     rewrite(datasets.write(tmp_path) / INFO, (*TRAIN, "shardLengths", 1), str(10**12))
     config = config_of(tmp_path, **{"data.loader": "streaming", "steps": 1})
-    split = experiment_lib.build(config).train_split
+    split = build_experiment(config).train_split
     with pytest.raises(RunError, match=f"{SHARD} holds 12 records"):
-        streaming.Loader(split, config, np.arange(COUNT))
+        BatchMaker(split, config, np.arange(COUNT))
 
 
+@pytest.mark.faults
 def test_records_of_other_features_are_all_bad(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,14 +184,14 @@ def test_records_of_other_features_are_all_bad(
     rewrite(target / FEATURES, ("featuresDict", "features", "picture"), features["image"])
     rewrite(target / INFO, (*KEYS, 0, "featureKey"), "picture")
     config = config_of(tmp_path)
-    split = registry.open_split(config.data, "train")
+    split = open_split(config.data, "train")
     bad = r"train record \d: no image or no label in it"
     with pytest.raises(RunError, match=bad):
         split.load()
-    monkeypatch.setattr(streaming, "LONGEST_SEARCH", 5)
-    loader = streaming.Loader(split, config, np.arange(1))
-    with loader, pytest.raises(RunError, match=bad):
-        loader.train_batch(0, np.zeros(COUNT, int))
+    monkeypatch.setattr(batches, "LONGEST_SEARCH", 5)
+    maker = BatchMaker(split, config, np.arange(1))
+    with maker, pytest.raises(RunError, match=bad):
+        maker.train_batch(0, np.zeros(COUNT, int))
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +199,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("scratch")
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("name", [INFO, FEATURES])
 @given(data=st.data())
 def test_any_description_is_refused_or_describes_what_is_read(
@@ -205,6 +215,7 @@ def test_any_description_is_refused_or_describes_what_is_read(
         np.testing.assert_array_equal(labels, datasets.LABELS)
 
 
+@pytest.mark.faults
 @given(content=st.binary(max_size=20), place=st.integers(0, 10_000))
 @pytest.mark.parametrize("name", [INFO, FEATURES])
 def test_any_bytes_in_a_description_are_refused_or_read(
@@ -243,6 +254,7 @@ def run(directory: Path, workdir: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.faults
 @pytest.mark.skipif(IS_ROOT and shutil.which("setpriv") is None, reason="root reads everything")
 @pytest.mark.parametrize(
     ("name", "code", "message"),
@@ -267,6 +279,7 @@ def test_run_without_permission_ends_in_one_line(
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.faults
 def test_run_on_damaged_metadata_ends_in_one_line(tmp_path: Path) -> None:
     path = datasets.write(tmp_path) / FEATURES
     path.write_bytes(path.read_bytes()[:300])

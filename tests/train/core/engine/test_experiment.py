@@ -1,0 +1,91 @@
+"""What follows from a config: the network, the dispatches, and what does not fit."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nam_jax.attention import NAMES
+from tests.helpers import tfds_writer
+from tests.helpers.digits import digits
+from train.core.data import resident
+from train.core.data.resident import LONGEST_DISPATCH
+from train.core.data.streaming import Streaming
+from train.core.engine.experiment import Experiment, build_experiment
+from train.core.errors import ConfigError
+
+
+def build(**changes: Any) -> Experiment:
+    """22 steps an epoch."""
+    return build_experiment(digits(**{"optimizer.sparsity": 0.0, "epochs": 4, **changes}))
+
+
+@pytest.fixture
+def grouped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups updates, as on GPUs and TPUs."""
+    monkeypatch.setattr(resident, "is_cpu", lambda mesh: False)
+
+
+def test_on_a_cpu_every_update_is_a_dispatch() -> None:
+    assert list(build(steps=3).dispatches(1)) == [range(2, 3), range(3, 4)]
+
+
+@pytest.mark.usefixtures("grouped")
+def test_streamed_batches_are_dispatched_one_by_one() -> None:
+    experiment = build()
+    assert experiment.loader.longest_dispatch == LONGEST_DISPATCH
+    assert Streaming(experiment.config, experiment.mesh).longest_dispatch == 1
+
+
+@pytest.mark.usefixtures("grouped")
+@pytest.mark.parametrize(
+    ("changes", "start", "ends"),
+    [
+        ({"log_every_steps": 1000}, 0, [16, 22, 38, 44, 60, 66, 82, 88]),
+        ({"log_every_steps": 10}, 15, [20, 22, 30, 40, 44, 50, 60, 66, 70, 80, 88]),
+        ({"log_every_steps": 1000, "checkpoint.every_steps": 12}, 40, [44, 48, 60, 66, 72, 84, 88]),
+        ({"log_every_steps": 1000, "steps": 30}, 0, [16, 22, 30]),
+    ],
+)
+def test_groups_end_where_something_is_due(
+    changes: dict[str, Any], start: int, ends: list[int]
+) -> None:
+    dispatches = list(build(**changes).dispatches(start))
+    assert [steps[-1] for steps in dispatches] == ends
+    assert [step for steps in dispatches for step in steps] == list(range(start + 1, ends[-1] + 1))
+
+
+@pytest.mark.parametrize("attention", NAMES)
+def test_every_attention_builds(attention: str) -> None:
+    changes = {"model.attention": attention, "optimizer.sparsity": 0.0}
+    experiment = build_experiment(digits(batch_size=64, **changes))
+    assert experiment.model.attention == attention
+    assert experiment.total_steps == 30 * 22
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 66}, "nearest sizes that do: 64 or 68"),
+        ({"batch_size": 1440}, "the split train has 1438"),
+        ({"data.mean": (0.1, 0.2)}, "config.data.mean: 2 numbers"),
+        ({"optimizer.warmup_epochs": 40.0}, "config.optimizer.warmup_epochs: 40"),
+        ({"batch_size": 4, "data.mixup": 0.2}, "use a multiple of 8"),
+        ({"model.sync_bn_devices": 3}, "config.model.sync_bn_devices"),
+        ({"data.eval_split": "validation"}, "splits train and test"),
+        ({"data.resident_limit_gb": 1e-5}, "config.data.resident_limit_gb: the split train"),
+    ],
+)
+def test_config_that_does_not_fit(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_experiment(digits(**{"batch_size": 64, **changes}))
+
+
+def test_empty_split_is_refused(tmp_path: Path) -> None:
+    images, labels = np.zeros((3, 8, 8, 1), np.uint8), [0, 1, 0]
+    tfds_writer.write(tmp_path, "tiny", images, labels, 2)
+    data = {"name": "tiny", "dir": str(tmp_path), "eval_split": "train[:0]"}
+    config = digits(batch_size=4, **{f"data.{name}": value for name, value in data.items()})
+    with pytest.raises(ConfigError, match=r"'train\[:0\]' of tiny is empty"):
+        build_experiment(config)

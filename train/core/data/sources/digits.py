@@ -1,0 +1,40 @@
+"""scikit-learn's digits: 1797 images of 8 × 8 grey pixels, which come with it."""
+
+import numpy as np
+
+from train.core.config.fields import DataConfig
+from train.core.data.crop import center
+from train.core.data.sources.split import Arrays, Split, loaded_shape
+from train.core.errors import UnknownSplitError
+
+SPLITS = ("train", "test")
+
+
+class Digits:
+    """The digits: every fifth one is a test image, for they come grouped by writer."""
+
+    num_classes = 10
+    class_names = None
+    is_on_disk = True
+
+    def __init__(self, config: DataConfig):
+        self._name = config.name
+        self.image_shape = loaded_shape(config, (8, 8, 1))
+
+    def open_split(self, name: str) -> Split:
+        """Opens the split `train` or `test`."""
+        from sklearn.datasets import load_digits
+
+        if name not in SPLITS:
+            raise UnknownSplitError(
+                f"{self._name} has the splits {' and '.join(SPLITS)}; got {name!r}."
+            )
+        digits = load_digits()
+        images = np.rint(digits.images[..., None] * (255 / 16)).astype(np.uint8)
+        chosen = (np.arange(len(images)) % 5 == 4) == (name == "test")
+        images, labels = images[chosen], digits.target[chosen].astype(np.int32)
+
+        def load() -> Arrays:
+            return np.stack([center(image, self.image_shape) for image in images]), labels
+
+        return Split(name, len(images), self.num_classes, self.image_shape, load)
