@@ -8,12 +8,15 @@ import os
 import runpy
 import sys
 import time
+from typing import Any
 
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
+from configs import digits_resnet20
 from nam_jax import models
+from train.core.config.fields import Config, replaced
 from train.core.devices.processes import Preemption
 
 
@@ -37,6 +40,11 @@ def use(monkeypatch):
         return Tiny(num_classes, axis_name)
 
     monkeypatch.setattr(models, "create", create)
+
+
+def digits(**changes: Any) -> Config:
+    """The config of the digits, with other values by the dotted names of fields."""
+    return replaced(digits_resnet20.get_config(), changes)
 
 
 if __name__ == "__main__":

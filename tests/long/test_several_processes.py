@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers import tfds_writer
 from tests.helpers.commands import (
     MAIN,
     PLAIN,
@@ -20,6 +19,7 @@ from tests.helpers.commands import (
     summary,
     wait_for,
 )
+from tests.helpers.image_datasets import tfds_writer
 from train.core.config.fields import default_config
 from train.core.data.sources import registry
 

@@ -15,7 +15,7 @@ from jax.sharding import SingleDeviceSharding
 
 from configs import cifar100_resnet20
 from tests.helpers.commands import REPOSITORY
-from tests.helpers.digits import digits
+from tests.helpers.tiny import digits
 from train import compile as command
 from train.compile import experiment_for, refusal, report
 from train.core import command_line

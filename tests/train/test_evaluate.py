@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 
 from tests.helpers import tiny
-from tests.helpers.digits import digits
+from tests.helpers.tiny import digits
 from train import evaluate
 from train.core.command_line import call
 from train.core.engine import loop

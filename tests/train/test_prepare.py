@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.helpers import imagenet, tfds_writer
+from tests.helpers.image_datasets import imagenet, tfds_writer
 from train.core.data.sources.records import Record, decode
 from train.core.data.sources.registry import open_split
 from train.core.data.sources.tfds import Tfds

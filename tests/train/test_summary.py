@@ -6,7 +6,7 @@ import pytest
 
 from nam_jax import models
 from nam_jax.models.size import Layer, Size, layers
-from tests.helpers.in_process import call
+from tests.helpers.commands import call
 from train import summary
 
 DIGITS = ("--config", "configs/digits_resnet20.py")

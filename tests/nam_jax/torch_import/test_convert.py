@@ -14,10 +14,10 @@ from nam_jax import ChannelNAM, SpatialNAM, models, torch_import
 from nam_jax.attention import NAMES, attention
 from nam_jax.models.resnet import BasicBlock, ResNet
 from nam_jax.variables import abstract_variables
-from tests.helpers import torch_layers
 from tests.helpers.arrays import assert_close
 from tests.helpers.networks import GOLDEN, draw_state_dict, nhwc
-from tests.helpers.torch_layers import (
+from tests.helpers.torch_weights import layers
+from tests.helpers.torch_weights.layers import (
     INPUT,
     assert_imported,
     entries,
@@ -34,7 +34,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("none", "nam_tied")])
 @pytest.mark.parametrize("running", [None, False, True])
 def test_every_entry_of_a_module_has_its_place(name, running):
-    listed = entries(torch_layers.attention(name, 32, 3, 5))
+    listed = entries(layers.attention(name, 32, 3, 5))
     module, state_dict = attention(name)(use_running_average=running), state_dict_of(listed)
     variables = torch_import.variables(module, state_dict, (2, 3, 5, 32))
     assert_imported(variables, state_dict, listed)
@@ -101,7 +101,7 @@ def test_layout_by_hand():
 
 
 def test_pixels_are_read_row_by_row():
-    state_dict = state_dict_of(entries(torch_layers.attention("nam_spatial", 4, 2, 3)))
+    state_dict = state_dict_of(entries(layers.attention("nam_spatial", 4, 2, 3)))
     state_dict["bn.weight"] = np.arange(6.0)
     variables = torch_import.variables(SpatialNAM(), state_dict, (1, 2, 3, 4))
     np.testing.assert_array_equal(variables["params"]["nam_bn"]["scale"], [[0, 1, 2], [3, 4, 5]])
@@ -109,7 +109,7 @@ def test_pixels_are_read_row_by_row():
 
 @functools.cache
 def norm():
-    return state_dict_of(entries(torch_layers.attention("nam_channel", 4, 2, 3)))
+    return state_dict_of(entries(layers.attention("nam_channel", 4, 2, 3)))
 
 
 def imported(state_dict, module=None, **options):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nam_jax import ChannelNAM, torch_import
-from tests.helpers.torch_files import (
+from tests.helpers.torch_weights.files import (
     EIGHT,
     ENTRY,
     FOLDER,

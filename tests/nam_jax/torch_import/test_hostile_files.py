@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from nam_jax import torch_import
 from nam_jax.torch_import import files
 from tests.helpers.damage import Child, damaged, damages, json_values, places, put
-from tests.helpers.torch_files import (
+from tests.helpers.torch_weights.files import (
     EIGHT,
     ENTRY,
     FOLDER,

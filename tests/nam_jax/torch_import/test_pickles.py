@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers.commands import call as run_command
-from tests.helpers.torch_files import (
+from tests.helpers.commands import run_process as run_command
+from tests.helpers.torch_weights.files import (
     EIGHT,
     HEAD,
     MAGIC,

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from configs import imagenet_resnet50
-from tests.helpers import imagenet
+from tests.helpers.image_datasets import imagenet
 from train.benchmark import __main__ as benchmark
 from train.benchmark import loader
 from train.core.command_line import call

@@ -10,8 +10,9 @@ from configs import cifar100_resnet20
 from nam_jax import models
 from nam_jax.models.resnet import BasicBlock, ResNet
 from nam_jax.models.size import multiply_adds
-from tests.helpers import imagenet, tiny
-from tests.helpers.digits import digits as whole_digits
+from tests.helpers import tiny
+from tests.helpers.image_datasets import imagenet
+from tests.helpers.tiny import digits as whole_digits
 from train.benchmark import __main__ as benchmark
 from train.benchmark import attentions, steps
 from train.benchmark.attentions import measure_attentions

@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 
 from configs import digits_resnet20
-from tests.helpers import in_process, tiny
+from tests.helpers import commands, tiny
 from tests.helpers.commands import REPOSITORY
 from train.compare.runs import asked, numbers, plan, read_runs, share
 from train.compare.train_all import train_all, write_tables
@@ -266,7 +266,7 @@ def test_wrong_shares(only):
     ],
 )
 def test_wrong_options_are_one_line(arguments, expected):
-    result = in_process.call("compare", *arguments)
+    result = commands.call("compare", *arguments)
     assert (result.code, len(result.err.splitlines())) == (2, 1), result.err
     assert expected in result.err
     assert not (REPOSITORY / "nowhere").exists()

@@ -12,8 +12,8 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from configs import digits_resnet20
-from tests.helpers import fake_run, in_process, tiny
-from tests.helpers.commands import call
+from tests.helpers import commands, fake_run, tiny
+from tests.helpers.commands import run_process
 from train.compare.runs import read_runs
 from train.core import plotting
 from train.core.engine import loop
@@ -267,7 +267,7 @@ def test_damaged_environment_is_left_out(tmp_path, content):
 @pytest.mark.parametrize("command", ["compare", "report", "visualize"])
 def test_missing_matplotlib_is_an_error(monkeypatch, command):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    result = in_process.call(command)
+    result = commands.call(command)
     assert result.code == 2
     assert "pictures need matplotlib: pip install" in result.err
 
@@ -275,14 +275,14 @@ def test_missing_matplotlib_is_an_error(monkeypatch, command):
 def test_command_on_a_machine_with_other_devices(tmp_path):
     # The checkpoint is written with four devices; the command has one.
     workdir = fake_run.write(tmp_path / "run", saved=fake_run.params())
-    result = call("--workdir", str(workdir), command="train.report")
+    result = run_process("--workdir", str(workdir), command="train.report")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == f"{workdir}/report.html\n"
     assert len(list((workdir / "report").iterdir())) == 2 * len(RUN_PLOTS)
 
 
 def test_command_without_a_directory():
-    result = in_process.call("report")
+    result = commands.call("report")
     assert (result.code, result.out) == (2, "")
     assert "--workdir is missing" in result.err
     assert len(result.err.splitlines()) == 1

@@ -17,8 +17,9 @@ from nam_jax import gates, models
 from nam_jax.models import mobilenet_v2
 from nam_jax.models.mobilenet_v2 import MobileNetV2, Stage
 from nam_jax.models.resnet import BasicBlock, ResNet
-from tests.helpers import imagenet, in_process, tfds_writer
+from tests.helpers import commands
 from tests.helpers.commands import REPOSITORY
+from tests.helpers.image_datasets import imagenet, tfds_writer
 from tests.helpers.networks import random_variables
 from train.core.config.fields import replaced
 from train.core.data import crop, on_device
@@ -337,7 +338,7 @@ def test_no_run_and_no_checkpoint(tmp_path):
     ],
 )
 def test_wrong_command_lines_are_one_line(arguments, expected):
-    result = in_process.call("visualize", *arguments)
+    result = commands.call("visualize", *arguments)
     assert (result.code, len(result.err.splitlines())) == (2, 1), result.err
     assert expected in result.err
 

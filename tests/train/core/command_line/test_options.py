@@ -8,21 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import digits_resnet20
-from tests.helpers.command_lines import (
+from tests.helpers.commands import BEGINS, call, no_work
+from tests.helpers.values import (
     COMMANDS,
     CONFIG,
     CONFIG_FILES,
     COUNTS,
     FOREIGN,
     LISTS,
-    NAMES,
     SURPLUS,
+    TEXTS,
     UNPRINTABLE,
+    WRONG_NAMES,
     all_values,
+    allowed,
     right_line,
 )
-from tests.helpers.in_process import BEGINS, call, no_work
-from tests.helpers.values import TEXTS, allowed
 from train.core.config.checks import validate
 from train.core.config.fields import FIELDS, replaced
 from train.core.errors import ConfigError
@@ -156,7 +157,7 @@ def test_odd_config_file_is_refused(kind, tmp_path):
     assert_refused(call("main", f"--config={tmp_path}"))
 
 
-words = st.sampled_from([*TEXTS, *COUNTS, *LISTS, *NAMES, *UNPRINTABLE]) | st.text()
+words = st.sampled_from([*TEXTS, *COUNTS, *LISTS, *WRONG_NAMES, *UNPRINTABLE]) | st.text()
 texts = words.filter(lambda text: "\0" not in text)
 options = st.sampled_from([*FIELDS, *(option for _, option in OPTIONS), "config", "report"])
 arguments = st.one_of(

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import commands
-from tests.helpers.commands import REPOSITORY
-from tests.helpers.in_process import call
+from tests.helpers.commands import REPOSITORY, call
 from train.core import command_line
 from train.core.command_line.values import output
 
@@ -158,7 +157,7 @@ def test_characters_that_the_output_lacks_are_written_in_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    result = commands.call(*DIGITS, command="train.summary")
+    result = commands.run_process(*DIGITS, command="train.summary")
     assert (result.returncode, result.stderr) == (0, "")
     assert r"8 \xd7 8 \xd7 1" in result.stdout
 
@@ -202,5 +201,5 @@ def test_file_that_can_be_written(tmp_path: Path) -> None:
     ],
 )
 def test_a_process_ends_as_the_call_does(command: str, arguments: tuple[str, ...]) -> None:
-    fresh = commands.call(*arguments, command=f"train.{command}")
+    fresh = commands.run_process(*arguments, command=f"train.{command}")
     assert call(command, *arguments) == (fresh.returncode, fresh.stdout, fresh.stderr)

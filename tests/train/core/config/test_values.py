@@ -15,7 +15,8 @@ from configs import digits_resnet20
 from nam_jax import models
 from nam_jax.attention import NAMES as ATTENTIONS
 from nam_jax.models.resnet import BasicBlock, Bottleneck, ResNet
-from tests.helpers import tfds_writer, tiny
+from tests.helpers import tiny
+from tests.helpers.image_datasets import tfds_writer
 from tests.helpers.values import allowed, foreign, of_kind
 from train.core.config.checks import validate
 from train.core.config.fields import FIELDS, default_config, flatten, replaced

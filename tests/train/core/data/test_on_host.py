@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.helpers import tfds_writer
+from tests.helpers.image_datasets import tfds_writer
 from train.core.config.fields import default_config
 from train.core.data import crop
 from train.core.data.on_host import partial_jpeg

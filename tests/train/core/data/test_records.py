@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers import datasets, tfds_writer
 from tests.helpers.damage import Child, Damage, assert_says, damaged, damages
-from tests.helpers.datasets import (
+from tests.helpers.image_datasets import small, tfds_writer
+from tests.helpers.image_datasets.small import (
     COUNT,
     FILES,
     IMAGES,
@@ -173,7 +173,7 @@ def child() -> Iterator[Child]:
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a dataset's version."""
-    return datasets.write(tmp_path_factory.mktemp("sound"))
+    return small.write(tmp_path_factory.mktemp("sound"))
 
 
 @pytest.fixture(scope="module")
@@ -189,9 +189,9 @@ def encoded_as(extension: str) -> bytes:
 def test_what_is_sound_is_read(child: Child, sound: Path) -> None:
     # The control of the tests below.
     assert (sound / SHARD).stat().st_size == SHARD_BYTES
-    np.testing.assert_array_equal(child.run(datasets.read_all, sound.parents[1]), IMAGES)
+    np.testing.assert_array_equal(child.run(small.read_all, sound.parents[1]), IMAGES)
     for extension in (".png", ".jpg"):
-        found = child.run(datasets.transformed, encoded_as(extension))
+        found = child.run(small.transformed, encoded_as(extension))
         assert [image.shape for image in found] == [SHAPE, SHAPE]
 
 
@@ -203,7 +203,7 @@ def test_what_is_sound_is_read(child: Child, sound: Path) -> None:
 def test_file_cut_short_is_named(child: Child, sound: Path, length: int) -> None:
     data = (sound / SHARD).read_bytes()
     with overwritten(sound / SHARD, data[:length]), pytest.raises(RunError) as error:
-        child.run(datasets.read_all, sound.parents[1])
+        child.run(small.read_all, sound.parents[1])
     assert_says(error.value, sound / SHARD)
 
 
@@ -214,7 +214,7 @@ def test_damaged_file_is_named_or_its_sound_records_are_read(
 ) -> None:
     with overwritten(sound / SHARD, damaged((sound / SHARD).read_bytes(), damage)):
         try:
-            found = child.run(datasets.read_all, sound.parents[1])
+            found = child.run(small.read_all, sound.parents[1])
         except RunError as error:
             assert_says(error, sound / SHARD)
             return
@@ -235,7 +235,7 @@ def test_damaged_file_is_named_or_its_sound_records_are_read(
 def test_image_cut_short_is_bad(child: Child, extension: str, data: st.DataObject) -> None:
     whole = encoded_as(extension)
     length = data.draw(st.integers(0, len(whole) - 1))
-    found = child.run(datasets.transformed, whole[:length])
+    found = child.run(small.transformed, whole[:length])
     assert found == [f"no whole JPEG or PNG image in its {length} bytes"] * 2
 
 
@@ -248,7 +248,7 @@ def test_damaged_image_is_bad_or_an_image(
     whole = encoded_as(extension)
     # The header is what the crops are computed from.
     damage = data.draw(damages(len(whole)) | damages(700))
-    for image in child.run(datasets.transformed, damaged(whole, damage)):
+    for image in child.run(small.transformed, damaged(whole, damage)):
         assert isinstance(image, str) or image.shape == SHAPE
 
 
@@ -271,7 +271,7 @@ def write_with(directory: Path, bad: dict[int, str]) -> None:
     files, labels = list(FILES), LABELS.tolist()
     for index, kind in bad.items():
         files[index], labels[index] = BAD[kind]
-    datasets.write(directory, files, labels)
+    small.write(directory, files, labels)
 
 
 @pytest.mark.faults

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from tests.helpers import tfds_writer
+from tests.helpers.image_datasets import tfds_writer
 from train.core.config.fields import default_config
 from train.core.data.sources import records
 from train.core.data.sources.registry import open_split, source_of

@@ -10,7 +10,8 @@ import pytest
 
 from nam_jax import models
 from nam_jax.models.resnet import BasicBlock, ResNet
-from tests.helpers import imagenet, tfds_writer, tiny
+from tests.helpers import tiny
+from tests.helpers.image_datasets import imagenet, tfds_writer
 from train.core.config.fields import replaced
 from train.core.data import crop
 from train.core.data.feed import epoch_orders

@@ -12,7 +12,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from tests.helpers import imagenet
+from tests.helpers.image_datasets import imagenet
 from train.core.data import crop
 from train.core.data.on_host.batches import BatchMaker
 from train.core.data.sources.records import decode

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers import datasets
 from tests.helpers.commands import REPOSITORY
 from tests.helpers.damage import assert_says, json_values, places, put
-from tests.helpers.datasets import COUNT, SHARD, config_of
+from tests.helpers.image_datasets import small
+from tests.helpers.image_datasets.small import COUNT, SHARD, config_of
 from train.core.data.on_host import batches
 from train.core.data.on_host.batches import BatchMaker
 from train.core.data.sources.registry import open_split
@@ -71,10 +71,10 @@ def rewrite(path: Path, place: tuple[Any, ...], value: Any) -> None:
 @pytest.mark.faults
 def test_what_is_sound_is_read(tmp_path: Path) -> None:
     # The control of the tests below.
-    datasets.write(tmp_path)
+    small.write(tmp_path)
     _, images, labels = load(tmp_path)
-    np.testing.assert_array_equal(images, datasets.IMAGES)
-    np.testing.assert_array_equal(labels, datasets.LABELS)
+    np.testing.assert_array_equal(images, small.IMAGES)
+    np.testing.assert_array_equal(labels, small.LABELS)
 
 
 # Files.
@@ -88,7 +88,7 @@ def test_what_is_sound_is_read(tmp_path: Path) -> None:
     ids=["empty", "text", "binary", "list", "dict", "number", "null", "other", "nested"],
 )
 def test_metadata_of_something_else_are_named(tmp_path: Path, name: str, content: bytes) -> None:
-    (datasets.write(tmp_path) / name).write_bytes(content)
+    (small.write(tmp_path) / name).write_bytes(content)
     refuse(tmp_path, UNREADABLE)
 
 
@@ -121,7 +121,7 @@ def test_missing_file_is_named(
     tmp_path: Path, spoil: Callable[[Path], None], name: str, message: str
 ) -> None:
     directory = tmp_path / "data"
-    spoil((datasets.write(directory) / name).resolve())
+    spoil((small.write(directory) / name).resolve())
     refuse(directory, message)
 
 
@@ -161,14 +161,14 @@ def test_missing_file_is_named(
 def test_wrong_description_is_refused(
     tmp_path: Path, name: str, place: tuple[Any, ...], value: Any, message: str
 ) -> None:
-    rewrite(datasets.write(tmp_path) / name, place, value)
+    rewrite(small.write(tmp_path) / name, place, value)
     refuse(tmp_path, message)
 
 
 @pytest.mark.faults
 def test_number_of_records_is_not_believed(tmp_path: Path) -> None:
     # An order of so many takes terabytes.
-    rewrite(datasets.write(tmp_path) / INFO, (*TRAIN, "shardLengths", 1), str(10**12))
+    rewrite(small.write(tmp_path) / INFO, (*TRAIN, "shardLengths", 1), str(10**12))
     config = config_of(tmp_path, **{"data.loader": "streaming", "steps": 1})
     split = build_experiment(config).train_split
     with pytest.raises(RunError, match=f"{SHARD} holds 12 records"):
@@ -179,7 +179,7 @@ def test_number_of_records_is_not_believed(tmp_path: Path) -> None:
 def test_records_of_other_features_are_all_bad(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = datasets.write(tmp_path)
+    target = small.write(tmp_path)
     features = json.loads((target / FEATURES).read_text())["featuresDict"]["features"]
     rewrite(target / FEATURES, ("featuresDict", "features", "picture"), features["image"])
     rewrite(target / INFO, (*KEYS, 0, "featureKey"), "picture")
@@ -205,14 +205,14 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_any_description_is_refused_or_describes_what_is_read(
     scratch: Path, name: str, data: st.DataObject
 ) -> None:
-    target = datasets.write(scratch)
+    target = small.write(scratch)
     for _ in range(data.draw(st.integers(1, 3))):
         found = sorted(places(json.loads((target / name).read_text())), key=str)
         if found:
             rewrite(target / name, data.draw(st.sampled_from(found)), data.draw(json_values))
     labels = labels_unless_refused(scratch)
     if labels is not None:
-        np.testing.assert_array_equal(labels, datasets.LABELS)
+        np.testing.assert_array_equal(labels, small.LABELS)
 
 
 @pytest.mark.faults
@@ -221,7 +221,7 @@ def test_any_description_is_refused_or_describes_what_is_read(
 def test_any_bytes_in_a_description_are_refused_or_read(
     scratch: Path, name: str, content: bytes, place: int
 ) -> None:
-    path = datasets.write(scratch) / name
+    path = small.write(scratch) / name
     before = path.read_bytes()
     place %= len(before)
     path.write_bytes(before[:place] + content + before[place + len(content) :])
@@ -269,7 +269,7 @@ def test_run_without_permission_ends_in_one_line(
     tmp_path: Path, name: str, code: int, message: str
 ) -> None:
     directory = tmp_path / "data"
-    path = (datasets.write(directory) / name).resolve()
+    path = (small.write(directory) / name).resolve()
     mode = path.stat().st_mode
     path.chmod(0)
     done = run(directory, tmp_path / "run")
@@ -281,7 +281,7 @@ def test_run_without_permission_ends_in_one_line(
 
 @pytest.mark.faults
 def test_run_on_damaged_metadata_ends_in_one_line(tmp_path: Path) -> None:
-    path = datasets.write(tmp_path) / FEATURES
+    path = small.write(tmp_path) / FEATURES
     path.write_bytes(path.read_bytes()[:300])
     done = run(tmp_path, tmp_path / "run")
     assert done.returncode == 2

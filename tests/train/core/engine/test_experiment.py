@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from nam_jax.attention import NAMES
-from tests.helpers import tfds_writer
-from tests.helpers.digits import digits
+from tests.helpers.image_datasets import tfds_writer
+from tests.helpers.tiny import digits
 from train.core.data import resident
 from train.core.data.resident import LONGEST_DISPATCH
 from train.core.data.streaming import Streaming

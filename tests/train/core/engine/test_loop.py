@@ -14,7 +14,7 @@ import pytest
 from etils import epath
 
 from tests.helpers import tiny
-from tests.helpers.digits import digits
+from tests.helpers.tiny import digits
 from train.core.data import resident
 from train.core.engine import compiled_steps, loop
 from train.core.engine.evaluation import evaluate, evaluate_checkpoint

@@ -11,7 +11,7 @@ from flax import traverse_util
 from nam_jax import models
 from nam_jax.torch_import import names
 from nam_jax.variables import abstract_variables
-from tests.helpers.digits import digits
+from tests.helpers.tiny import digits
 from train.core.engine import loop
 from train.core.engine.experiment import Experiment, build_experiment
 from train.core.engine.pretrained import load_pretrained

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from configs import imagenet_resnet50
-from tests.helpers import tfds_writer
+from tests.helpers.image_datasets import tfds_writer
 from train.core.config.fields import replaced
 
 SIZES = [(40, 56), (56, 40), (48, 48), (30, 80), (20, 24)]

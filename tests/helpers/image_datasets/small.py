@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.helpers import tfds_writer
+from tests.helpers.image_datasets import tfds_writer
 from train.core.config.fields import Config, default_config, replaced
 from train.core.data.on_host.transform import eval_transform, train_transform
 from train.core.data.sources.records import BadRecordError, Record, decode
