@@ -2,15 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTEST_ON_TWO_CORES := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: quickstart test test-long test-compile test-page faults lint clean
+.PHONY: quickstart test test-all test-long test-compile test-page faults lint clean
 
 quickstart: .venv/train # train the small digits network to the end
 	$(BIN)/python -m train.main --config configs/digits_resnet20.py
 
-test: .venv/dev # run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: .venv/dev # run the tests of every promise, five minutes
+	$(PYTEST_ON_TWO_CORES)
+
+test-all: test # and those that repeat them at greater cost
+	$(PYTEST_ON_TWO_CORES) -m "slow and not long and not page"
 
 test-long: .venv/dev # run the tests that take minutes each
 	$(BIN)/python -m pytest -m long
@@ -20,14 +24,15 @@ test-compile: .venv/dev .venv/libtpu # run the tests that compile for TPUs; they
 
 test-page: .venv/page # open the report in Chromium, which is installed where it is missing
 	command -v chromium >/dev/null || $(AS_ROOT) sh -c 'apt-get update && apt-get install --yes --no-install-recommends chromium fonts-dejavu-core'
-	$(BIN)/python -m pytest tests -m page
+	$(BIN)/python -m pytest tests/train/report -m page
 
 faults: .venv/dev # all of the tests that break things: killed runs, damaged files, wrong input
-	$(BIN)/python -m pytest tests/faults -m "long or not long" --hypothesis-profile=many
+	$(BIN)/python -m pytest tests -m faults --hypothesis-profile=many
 
-lint: .venv/dev # lint, formatting and types
+lint: .venv/dev # lint, formatting, the direction of imports, and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 clean: # remove the environment and what tools left behind

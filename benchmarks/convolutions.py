@@ -129,7 +129,7 @@ def main() -> None:
     rows = [("ms: forward / gradient of input / of kernel", *FORMS)]
     for name, found in figures.items():
         rows.append((name, *(" / ".join(map(str, found[form])) for form in FORMS)))
-    print(tables.ruled(rows))
+    print(tables.Table(rows[0], rows[1:]).text())
     if options.json:
         device = {"device_kind": jax.devices()[0].device_kind, "jax": jax.__version__}
         write_json(options.json, {**device, **figures})

@@ -18,8 +18,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from configs import imagenet_resnet50
+from train.core.data import crop
 from train.core.data.feed import cpu_cores, epoch_orders
-from train.core.data.on_host import crop, partial_jpeg
+from train.core.data.on_host import partial_jpeg
 from train.core.data.on_host.batches import BatchMaker
 from train.core.data.on_host.transform import train_transform
 from train.core.data.sources.records import decode

@@ -137,7 +137,7 @@ def main() -> None:
         rows = [(name, "ms", "95 %", "vs compile", "vs eager")]
         for form, found in result[name].items():
             rows.append((form, *(f"{found[key]:.3f}" for key in keys)))
-        print(tables.ruled(rows) + "\n", flush=True)
+        print(tables.Table(rows[0], rows[1:]).text() + "\n", flush=True)
     print(json.dumps(result))
     if options.json:
         write_json(options.json, result)

@@ -226,7 +226,7 @@ def main(options: Namespace) -> None:
         result[name] = figures
         speeds = (figures[framework]["images_per_second"] for framework in ("nam_jax", "torch"))
         rows.append((name, *(f"{s:,.1f}" for s in speeds), f"{figures['speed_vs_torch']:.3f}"))
-    print(tables.ruled(rows))
+    print(tables.Table(rows[0], rows[1:]).text())
     print(json.dumps(result))
     if options.json:
         write_json(options.json, result)

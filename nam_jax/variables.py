@@ -1,10 +1,16 @@
-"""The variables that a module starts with, whatever it has to be called with."""
+"""The variables that a module starts with, whatever it has to be called with, and their paths."""
 
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+
+def is_attention(name: str) -> bool:
+    """Whether networks give this name to attention: in a block, or between blocks (BAM)."""
+    return re.fullmatch(r"attention|bam\d+", name) is not None
 
 
 def initial_variables(module: nn.Module, key: jax.Array, x: Any) -> Any:

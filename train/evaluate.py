@@ -20,7 +20,7 @@ from train.core.engine.experiment import build_experiment
 def parser() -> command_line.Parser:
     """The command line."""
     parser = command_line.Parser(
-        __doc__, "python -m train.evaluate --config FILE [--workdir DIR] [--which last|best]"
+        __doc__, "python -m train.evaluate --config FILE [--workdir DIR] [OPTION ...]"
     )
     parser.add_config()
     parser.add_workdir("the directory of the run; default: runs/<config name>")

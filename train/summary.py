@@ -18,39 +18,36 @@ from train.core import command_line
 from train.core.config.fields import with_attention
 from train.core.data.sources.registry import source_of
 from train.core.engine.experiment import create_model
-from train.core.tables import aligned, ruled
+from train.core.tables import Table
 
 
 def layer_table(network: Sequence[Layer]) -> str:
     """A line for every layer, then the sums."""
-    rows = [("layer", "output", "parameters", "multiply-adds")]
+    rows = []
     for path, shape, size in network:
         name = "/".join(path) or "outside of layers"
         rows.append((name, _format_shape(shape), *_format_size(size)))
     rows.append(("total", "", *_format_size(total(network))))
     rows.append(("attention alone", "", *_format_size(total(network, attention_only=True))))
-    header, *lines = aligned(rows)
-    rule = "-" * len(header)
-    return "\n".join([header, rule, *lines[:-2], rule, *lines[-2:]])
+    return Table(("layer", "output", "parameters", "multiply-adds"), rows, sums=2).text()
 
 
 def comparison_table(networks: Mapping[str, Sequence[Layer]]) -> str:
     """A line for every attention.
 
     Args:
-      networks: by the name of their attention; differences are to `none`, or to the first.
+      networks: Layers by name of the attention; differences are to `none`, or to the first.
     """
     base = "none" if "none" in networks else next(iter(networks))
     columns = ("of attention", f"vs {base}")
-    rows: list[tuple[str, ...]]
-    rows = [("attention", "parameters", *columns, "multiply-adds", *columns)]
+    rows = []
     for name, network in networks.items():
         sizes = total(network), total(network, attention_only=True), total(networks[base])
         cells = [name]
         for whole, own, other in zip(*sizes, strict=True):
             cells += f"{whole:,}", f"{own:,}", f"{whole - other:+,}" if whole != other else "0"
-        rows.append(tuple(cells))
-    return ruled(rows)
+        rows.append(cells)
+    return Table(("attention", "parameters", *columns, "multiply-adds", *columns), rows).text()
 
 
 def _format_shape(shape: Sequence[int]) -> str:

@@ -2,7 +2,6 @@
 
 import collections
 import math
-import re
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
+
+from nam_jax.variables import is_attention
 
 Path = tuple[str, ...]
 
@@ -91,7 +92,7 @@ def _recorder(shapes: dict[Path, tuple[int, ...]]) -> Callable[..., Any]:
 
 
 def _is_attention(path: Path) -> bool:
-    return bool(path) and re.fullmatch(r"attention|bam\d+", path[-1]) is not None
+    return bool(path) and is_attention(path[-1])
 
 
 def _owner(names: Sequence[str], modules: Container[Path]) -> Path:

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from nam_jax.torch_import import names
-from nam_jax.variables import abstract_variables, initial_variables
+from nam_jax.variables import abstract_variables, initial_variables, is_attention
 
 _log = logging.getLogger(__name__)
 
@@ -42,21 +41,22 @@ def variables(
     fresh gates are near 0.5, where the weights were trained without any.
 
     Args:
-      module: a network of `nam_jax.models`, or an attention module with parameters.
-      state_dict: name to array, such as from `read`; anything that NumPy takes for an array.
-      input_shape: shape of the module's input, NHWC, such as (1, 224, 224, 3).
-      new_head: leave the classifier fresh too, whatever the state dict has: for another
+      module: Network of `nam_jax.models`, or attention module with parameters.
+      state_dict: Arrays by PyTorch's names, such as from `read`; anything that NumPy takes for an
+        array.
+      input_shape: Shape (N, H, W, C) of the module's input, such as (1, 224, 224, 3).
+      new_head: Whether the classifier is fresh too, whatever the state dict has: for another
         number of classes.
-      key: random key of what is fresh (default: that of seed 0).
+      key: Random key of what is fresh (default: that of seed 0).
 
     Returns:
       {"params": …, "batch_stats": …}: NumPy arrays in the dtypes of the state dict, and
       float32 arrays where it is fresh.
 
     Raises:
-      ValueError: entries are missing, left over, of another shape, or no real numbers; all
+      ValueError: Entries are missing, left over, of another shape, or no real numbers; all
         are listed.
-      TypeError: there is no naming for this kind of module.
+      TypeError: There is no naming for this kind of module.
 
     Example:
       >>> import nam_jax, numpy as np
@@ -88,14 +88,17 @@ def fresh(
     """The modules that `variables` initialises afresh, such as `layer1_0/attention` and `fc`.
 
     Args:
-      module: see `variables`.
-      state_dict: see `variables`.
-      input_shape: see `variables`.
-      new_head: see `variables`.
+      module: Network or attention module, as for `variables`.
+      state_dict: Arrays by PyTorch's names.
+      input_shape: Shape (N, H, W, C) of the module's input.
+      new_head: Whether the classifier is fresh too.
+
+    Returns:
+      Paths of modules, each once.
 
     Raises:
-      ValueError: see `variables`.
-      TypeError: see `variables`.
+      ValueError: The state dict does not fit, as for `variables`.
+      TypeError: There is no naming for this kind of module.
     """
     return _modules(_plan(module, state_dict, input_shape, new_head).fresh)
 
@@ -105,7 +108,7 @@ class _Plan(NamedTuple):
 
     Attributes:
       imported: PyTorch's array and the shape here, by path.
-      fresh: the paths of all others.
+      fresh: Paths of all others.
     """
 
     imported: dict[Path, tuple[np.ndarray, tuple[int, ...]]]
@@ -119,16 +122,17 @@ def _plan(
     wanted = traverse_util.flatten_dict(abstract_variables(module, input_shape))
     torch_names = {path: names.torch_name(path, rules) for path in wanted}
     state = _entries(state_dict)
-    fresh = [path for path in wanted if new_head and path[1] == "fc"]
-    for path in fresh:
+    head = [path for path in wanted if new_head and path[1] == "fc"]
+    for path in head:
         state.pop(torch_names[path], None)
-    attention = [path for path in wanted if _is_attention_of_network(path)]
-    if not any(torch_names[path] in state for path in attention):
-        fresh += attention
-    without_source = set(fresh)
+    attention = [path for path in wanted if any(map(is_attention, path))]
+    if any(torch_names[path] in state for path in attention):
+        attention = []
+    without_source = {*head, *attention}
     imported = [path for path in wanted if path not in without_source]
     _check(state, {torch_names[path]: _torch_shape(path, wanted[path]) for path in imported})
-    return _Plan({p: (state[torch_names[p]], wanted[p].shape) for p in imported}, fresh)
+    sources = {path: (state[torch_names[path]], wanted[path].shape) for path in imported}
+    return _Plan(sources, head + attention)
 
 
 def _entries(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -141,17 +145,14 @@ def _entries(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     }
 
 
-def _is_attention_of_network(path: Path) -> bool:
-    return "attention" in path or re.fullmatch(r"bam\d+", path[1]) is not None
-
-
 def _modules(paths: list[Path]) -> list[str]:
     """The attention modules and classifiers that the variables belong to, each once."""
-    found = (
-        "/".join(path[1 : path.index("attention") + 1]) if "attention" in path else path[1]
-        for path in paths
-    )
-    return list(dict.fromkeys(found))
+
+    def module(path: Path) -> str:
+        last = next((i for i, name in enumerate(path) if is_attention(name)), 1)
+        return "/".join(path[1 : last + 1])
+
+    return list(dict.fromkeys(map(module, paths)))
 
 
 def _initial(
@@ -188,23 +189,19 @@ def _is_real(dtype: np.dtype) -> bool:
 
 def _check(state: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]) -> None:
     actual = {name: value.shape for name, value in state.items()}
-    missing = [f"{name} {wanted[name]}" for name in wanted.keys() - actual.keys()]
-    left_over = [f"{name} {actual[name]}" for name in actual.keys() - wanted.keys()]
-    misshapen = [
-        f"{name} {actual[name]} instead of {wanted[name]}"
-        for name in wanted.keys() & actual.keys()
-        if actual[name] != wanted[name]
-    ]
-    not_real = [
-        f"{name} {value.dtype}" for name, value in state.items() if not _is_real(value.dtype)
-    ]
-    found = {
-        "missing": missing,
-        "left over": left_over,
-        "misshapen": misshapen,
-        "not real numbers": not_real,
+    listed = {
+        "missing": [f"{name} {wanted[name]}" for name in wanted.keys() - actual.keys()],
+        "left over": [f"{name} {actual[name]}" for name in actual.keys() - wanted.keys()],
+        "misshapen": [
+            f"{name} {actual[name]} instead of {wanted[name]}"
+            for name in wanted.keys() & actual.keys()
+            if actual[name] != wanted[name]
+        ],
+        "not real numbers": [
+            f"{name} {value.dtype}" for name, value in state.items() if not _is_real(value.dtype)
+        ],
     }
-    problems = [f"{kind}: {', '.join(sorted(them))}" for kind, them in found.items() if them]
+    problems = [f"{kind}: {', '.join(sorted(them))}" for kind, them in listed.items() if them]
     if problems:
         raise ValueError(
             f"The state dict does not fit the module. {'; '.join(problems)}. "

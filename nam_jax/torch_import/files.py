@@ -28,16 +28,16 @@ def read(path: str | os.PathLike[str]) -> StateDict:
     `net`), it is taken from there.
 
     Args:
-      path: a `.npz`, `.safetensors`, `.pth`, `.pth.tar` or `.pt` file.
+      path: File whose name ends in `.npz`, `.safetensors`, `.pth`, `.pth.tar` or `.pt`.
 
     Returns:
-      Name to array.
+      Arrays by name.
 
     Raises:
-      ValueError: another suffix, a pipe or a device, or the file is damaged, or holds other things
-        than arrays.
-      OSError: the file cannot be opened.
-      ImportError: for a `.safetensors` file, the package of that name is missing.
+      ValueError: The suffix is another, the path is that of a pipe or a device, or the file is
+        damaged or holds other things than arrays.
+      OSError: The file cannot be opened.
+      ImportError: For a `.safetensors` file, the package of that name is missing.
 
     Example:
       >>> import nam_jax, numpy as np, pathlib, tempfile

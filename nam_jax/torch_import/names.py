@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from flax import linen as nn
 
-from nam_jax import attention as attention_lib
+from nam_jax.attention import attention
 from nam_jax.models.mobilenet_v2 import MobileNetV2
 from nam_jax.models.resnet import Bottleneck, ResNet
 
@@ -92,8 +92,11 @@ _LEAVES = {
 def rules_of(module: nn.Module) -> Rules:
     """How the children of a module are renamed.
 
+    Args:
+      module: Network of `nam_jax.models`, or attention module with parameters.
+
     Raises:
-      TypeError: there is no naming for this kind of module.
+      TypeError: There is no naming for this kind of module.
     """
     if isinstance(module, ResNet):
         last_norm = "bn3" if module.block is Bottleneck else "bn2"
@@ -101,7 +104,7 @@ def rules_of(module: nn.Module) -> Rules:
     if isinstance(module, MobileNetV2):
         return _network_rules(module.attention, "project_bn", _MOBILENET_V2)
     for name, rules in _ATTENTION.items():
-        if type(module) is attention_lib.attention(name):
+        if type(module) is attention(name):
             return rules
     raise TypeError(
         "PyTorch weights can be imported into a network of nam_jax.models or an attention module "
@@ -109,19 +112,19 @@ def rules_of(module: nn.Module) -> Rules:
     )
 
 
-def _network_rules(attention: str, last_norm: str, backbone: Rules) -> Rules:
-    if attention == "nam_tied":
+def _network_rules(name: str, last_norm: str, backbone: Rules) -> Rules:
+    if name == "nam_tied":
         return ((r"nam_bn", last_norm), *backbone)
-    slot = ((r"attention", _SLOTS[attention]),) if attention in _SLOTS else ()
-    return (*backbone, *slot, *_ATTENTION[attention])
+    slot = ((r"attention", _SLOTS[name]),) if name in _SLOTS else ()
+    return (*backbone, *slot, *_ATTENTION[name])
 
 
 def torch_name(path: tuple[str, ...], rules: Rules) -> str:
     """PyTorch's name of a variable.
 
     Args:
-      path: collection, modules and leaf.
-      rules: of the module that has the variable.
+      path: Collection, modules and leaf of the variable.
+      rules: Rules of the module that has the variable, from `rules_of`.
     """
     _, *modules, leaf = path
     name = "/".join(modules)

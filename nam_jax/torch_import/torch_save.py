@@ -27,13 +27,13 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """Reads the state dict of a file of torch.save.
 
     Args:
-      path: of the file.
+      path: File of torch.save.
 
     Returns:
-      Name to array: views of what the file holds.
+      Arrays by name: views of what the file holds.
 
     Raises:
-      Exception: of any kind, where the file is damaged or holds other things than tensors.
+      Exception: Of any kind, where the file is damaged or holds other things than tensors.
     """
     file = io.BytesIO(path.read_bytes())
     is_zip = zipfile.is_zipfile(file)
@@ -48,10 +48,11 @@ def _state_dict(content: Any) -> Mapping[str, Tensor]:
     for entries in [whole, *parts]:
         if entries and all(type(k) is str and type(v) is Tensor for k, v in entries.items()):
             return entries
-    found = [
-        f"{str(key)[:80]} ({type(value).__name__})" for key, value in (parts or [whole])[0].items()
+    others = [
+        f"{str(key)[:80]} ({type(value).__name__})"
+        for key, value in (parts or [whole])[0].items()
+        if type(value) is not Tensor
     ]
-    others = [entry for entry in found if not entry.endswith("(Tensor)")]
     raise ValueError(
         f"it holds no state dict of tensors alone, but {', '.join(others[:10]) or 'nothing'}"
     )

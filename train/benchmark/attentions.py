@@ -1,32 +1,15 @@
 """Measures the training steps of a network with several attentions, and prints a table."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from train.benchmark.steps import experiment_with, measure
-from train.core import tables
+from train.benchmark.table import table
 from train.core.config.fields import Config
 from train.core.devices import environment
-from train.core.devices.program_cost import GIB
 from train.core.errors import explaining_memory
-
-# The columns of the table: title, figure, divisor, format.
-COLUMNS = (
-    ("compile", "compile_seconds", 1, ".1f"),
-    ("step ms", "step_ms", 1, ",.2f"),
-    ("95 %", "step_ms_p95", 1, ",.2f"),
-    ("images/s", "images_per_second", 1, ",.0f"),
-    ("vs none", "time_vs_none", 1, ".3f"),
-    ("of peak", "utilisation", 1, ".1%"),
-    ("Gflop", "flops", 1e9, ",.1f"),
-    ("GB", "bytes_accessed", 1e9, ",.2f"),
-    ("GiB", "peak_bytes", GIB, ",.3f"),
-    ("fed", "fed_images_per_second", 1, ",.0f"),
-    ("wait", "data_wait", 1, ".1%"),
-)
 
 
 def measure_attentions(
@@ -56,7 +39,7 @@ def measure_attentions(
         **circumstances(config, config_name, steps),
         **(figures if len(names) > 1 else figures[names[0]]),
     }
-    print(report(figures))
+    print(table(figures).text())
     print(json.dumps(result))
     return result
 
@@ -74,15 +57,3 @@ def circumstances(config: Config, config_name: str, steps: int) -> dict[str, Any
         "device_peak_bytes": memory.get("peak_bytes_in_use"),
         **environment.describe(),
     }
-
-
-def report(figures: Mapping[str, Mapping[str, Any]]) -> str:
-    """The figures as a table, a line for every attention; a dash is for what is not known."""
-    rows = [["attention", *(title for title, *_ in COLUMNS)]]
-    for name, own in figures.items():
-        cells = [
-            "–" if own[key] is None else f"{own[key] / divisor:{form}}"
-            for _, key, divisor, form in COLUMNS
-        ]
-        rows.append([name, *cells])
-    return tables.ruled(rows)

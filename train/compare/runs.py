@@ -2,30 +2,34 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
-from typing import Any
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from etils import epath
 
 from nam_jax.attention import NAMES
-from train.core.config.checks import validate
+from train.core.config.checks import check, validate
 from train.core.config.fields import Config, marked, replaced, with_attention
 from train.core.config.spec import Mark
 from train.core.errors import ConfigError
-from train.core.workdir import directory as workdir_lib
-from train.core.workdir import storage
+from train.core.workdir import directory, storage
 
 # What the runs of a comparison may differ in.
 AXES = ("model.attention", "optimizer.sparsity", "seed")
 
 
+Number = TypeVar("Number", int, float)
+
+
 @dataclasses.dataclass(frozen=True)
-class Run:
+class ComparedRun:
     """One run of a comparison.
 
     Attributes:
-      config: of the run.
-      summary: as in summary.json; None before the run is finished.
+      config: Config of the run.
+      summary: Contents of summary.json; None before the run is finished.
     """
 
     config: Config
@@ -53,8 +57,35 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its directory."""
+        """The name of its directory."""
         return f"{self.variant}-seed{self.seed}"
+
+
+def asked(
+    config: Config,
+    names: Sequence[str] | None = None,
+    seeds: Sequence[str] | None = None,
+    sparsities: Sequence[str] | None = None,
+    only: str | None = None,
+) -> list[ComparedRun]:
+    """The runs that a command line asks for.
+
+    Args:
+      config: Config that they have in common.
+      names: Names of the attentions; default: none, and the config's.
+      seeds: What --seeds lists; default: the config's seed.
+      sparsities: What --sparsity lists; default: the config's strength.
+      only: What --only says; default: all runs.
+
+    Raises:
+      ConfigError: an option says what it may not.
+    """
+    names = names or list(dict.fromkeys(["none", config.model.attention]))
+    drawn = [config.seed] if seeds is None else numbers("seeds", seeds, int, "seed")
+    strengths = None
+    if sparsities is not None:
+        strengths = numbers("sparsity", sparsities, float, "optimizer.sparsity")
+    return share(plan(config, names, drawn, strengths), only)
 
 
 def plan(
@@ -62,48 +93,102 @@ def plan(
     names: Sequence[str],
     seeds: Sequence[int],
     sparsities: Sequence[float] | None = None,
-) -> list[Run]:
+) -> list[ComparedRun]:
     """The runs of a comparison, all attentions with the first seed first.
 
     Args:
-      config: what they have in common.
-      names: of the attentions.
-      seeds: of the runs with each.
-      sparsities: strengths of the penalty, for attentions with NAM scales; default: the config's.
+      config: Config that they have in common.
+      names: Names of the attentions.
+      seeds: Seeds of the runs with each attention.
+      sparsities: Strengths of the penalty, for attentions with NAM scales; default: the config's.
     """
     strengths = [config.optimizer.sparsity] if sparsities is None else sparsities
-    runs: dict[str, Run] = {}
+    runs: dict[str, ComparedRun] = {}
     for seed, name, strength in itertools.product(seeds, names, strengths):
         varied = replaced(config, {"seed": seed, "optimizer.sparsity": strength})
-        run = Run(with_attention(varied, name))
+        run = ComparedRun(with_attention(varied, name))
         # Without NAM scales all strengths are one.
         runs[run.name] = run
     return list(runs.values())
 
 
-def read_runs(directory: epath.Path, config: Config | None = None) -> list[Run]:
+def share(runs: list[ComparedRun], only: str | None) -> list[ComparedRun]:
+    """The runs that this machine trains.
+
+    Args:
+      runs: Runs of all machines.
+      only: K/N, for every Nth from the Kth on; default: all.
+
+    Raises:
+      ConfigError: it is something else, or N is more than the runs.
+    """
+    if only is None:
+        return runs
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", only)
+    first, every = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= first <= every <= len(runs):
+        raise ConfigError(
+            f"--only: got {only!r}; allowed: K/N with K from 1 to N, and N at most the "
+            f"{len(runs)} runs."
+        )
+    return runs[first - 1 :: every]
+
+
+def numbers(
+    option: str, texts: Sequence[str], kind: Callable[[str], Number], field: str
+) -> list[Number]:
+    """The numbers that an option lists.
+
+    Args:
+      option: Name of the option.
+      texts: What stands between its commas.
+      kind: int or float.
+      field: Field of the config that they are for.
+
+    Raises:
+      ConfigError: one is no such number, there twice, or not allowed there.
+    """
+    try:
+        values = [kind(text) for text in texts]
+    except ValueError:
+        values = []
+    if not values or len(set(values)) < len(values) or not all(0 <= n < math.inf for n in values):
+        what = "whole numbers" if kind is int else "numbers"
+        raise ConfigError(
+            f"--{option}: got {','.join(texts)!r}; allowed: {what} from 0 on, each once, with "
+            "commas between."
+        )
+    for value in values:
+        try:
+            check(field, value)
+        except ConfigError as error:
+            raise ConfigError(f"--{option}: {error}") from error
+    return values
+
+
+def read_runs(workdir: epath.Path, config: Config | None = None) -> list[ComparedRun]:
     """The runs in a directory, finished or not, in the order of `nam_jax.attention.NAMES`.
 
     Args:
-      directory: of the comparison.
-      config: what they have in common; default: that of the first one.
+      workdir: Directory of the comparison.
+      config: Config that they have in common; default: that of the first one.
 
     Raises:
       ConfigError: they are not of one comparison.
     """
-    if directory.exists() and not directory.is_dir():
-        raise ConfigError(f"--workdir {directory} is a file; name a directory.")
-    if (directory / "config.json").exists():
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"--workdir {workdir} is a file; name a directory.")
+    if (workdir / "config.json").exists():
         raise ConfigError(
-            f"--workdir {directory} holds a single run; a comparison needs a directory of its own."
+            f"--workdir {workdir} holds a single run; a comparison needs a directory of its own."
         )
     runs = []
-    for path in storage.children(directory):
+    for path in storage.children(workdir):
         if not _is_there(path / "config.json"):
             continue
-        run = Run(_config(path), workdir_lib.summary(path))
+        run = ComparedRun(_config(path), directory.summary(path))
         config = run.config if config is None else config
-        workdir_lib.check(path, config, marked(Mark.FREE) | set(AXES))
+        directory.check(path, config, marked(Mark.FREE) | set(AXES))
         if path.name != run.name:
             raise ConfigError(f"{path} holds the run {run.name}; give the directory that name.")
         runs.append(run)
@@ -120,7 +205,7 @@ def _is_there(path: epath.Path) -> bool:
 
 
 def _config(path: epath.Path) -> Config:
-    config = workdir_lib.saved_config(path)
+    config = directory.saved_config(path)
     try:
         validate(config)
     except ConfigError as error:

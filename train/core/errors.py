@@ -10,8 +10,24 @@ class ConfigError(ValueError):
     """The command line or the config is wrong (exit code 2)."""
 
 
-class UnknownSplitError(ValueError):
-    """A dataset has no such split; the caller names the field or the option that asked for it."""
+class UnknownSplitError(ConfigError):
+    """A dataset has no split of that name; `naming` says which field or option it comes from."""
+
+
+@contextlib.contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Says which field or option names a split that does not exist.
+
+    Args:
+      source: Name of the field or option, such as `--split`.
+
+    Raises:
+      ConfigError: there is no such split.
+    """
+    try:
+        yield
+    except UnknownSplitError as error:
+        raise ConfigError(f"{source}: {error}") from error
 
 
 class RunError(RuntimeError):

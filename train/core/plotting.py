@@ -1,4 +1,4 @@
-"""Pictures, for light and dark pages."""
+"""Figures as PNG, for light and dark pages."""
 
 import io
 import warnings
@@ -36,13 +36,13 @@ def check_installed() -> None:
 
 
 def png(draw: Draw, width: float, height: float, theme: Theme = "light") -> bytes:
-    """Makes a picture.
+    """Draws a figure.
 
     Args:
-      draw: draws into an empty figure.
-      width: in inches, of 144 pixels each.
-      height: likewise.
-      theme: of the page that it is for.
+      draw: Function that draws into an empty figure.
+      width: Width in inches, of 144 pixels each.
+      height: Height in inches.
+      theme: Theme of the page that it is for.
 
     Returns:
       A PNG file.

@@ -9,7 +9,7 @@ from train.core.config.fields import DataConfig
 from train.core.data.feed import cpu_cores
 from train.core.data.sources.records import BadRecord, BadRecordError, Records, decode
 from train.core.data.sources.split import Source, Split
-from train.core.errors import ConfigError, RunError, UnknownSplitError
+from train.core.errors import RunError, naming
 
 RECORDS_OF_A_TASK = 64
 
@@ -44,10 +44,8 @@ def check(config: DataConfig, source: Source) -> None:
     fields = {getattr(config, field): field for field in ("train_split", "eval_split")}
     num_bad = 0
     for name, field in fields.items():
-        try:
+        with naming(f"config.data.{field}"):
             split = source.open_split(name)
-        except UnknownSplitError as error:
-            raise ConfigError(f"config.data.{field}: {error}") from error
         num_bad += _check_split(split, config.workers or cpu_cores())
     if num_bad:
         raise RunError(f"{num_bad} records of {config.name} cannot be used.")

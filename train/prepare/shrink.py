@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from train.core.data.on_host.crop import resize
+from train.core.data.crop import resize
 from train.core.data.sources.records import BadRecordError, Record, decode
 from train.core.data.sources.tf_examples import array_records
 from train.core.data.sources.tfds import Tfds

@@ -1,4 +1,4 @@
-"""Pictures of how a run goes: curves over its epochs."""
+"""Plots of how a run goes: curves over its epochs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from train.core.monitor.metric_rows import Row
 from train.core.plotting import CYCLE
-from train.report.page import Picture
+from train.report.page import Plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,26 +27,26 @@ def points(rows: Sequence[Row], split: str, field: str, factor: float = 1) -> Po
     """A figure over the epochs of a run.
 
     Args:
-      rows: of the run.
+      rows: Metrics of the run.
       split: `train` or `eval`.
-      field: of the rows; those without it are left out.
-      factor: of the figure.
+      field: Name of the figure; rows without it are left out.
+      factor: Number that the figure is multiplied by.
     """
-    found = [row for row in rows if row["split"] == split and field in row]
-    return [row["epoch"] for row in found], [factor * row[field] for row in found]
+    chosen = [row for row in rows if row["split"] == split and field in row]
+    return [row["epoch"] for row in chosen], [factor * row[field] for row in chosen]
 
 
-def loss(rows: Sequence[Row]) -> Picture:
+def loss(rows: Sequence[Row]) -> Plot:
     """The loss in training and in the evaluations."""
     curves = {
         "training": points(rows, "train", "loss"),
         "evaluation": points(rows, "eval", "loss"),
     }
     caption = "Loss with the penalty: of single training batches, and of whole evaluations."
-    return chart("loss", "loss", curves, caption)
+    return _plot("loss", "loss", curves, caption)
 
 
-def errors(rows: Sequence[Row]) -> Picture:
+def errors(rows: Sequence[Row]) -> Plot:
     """The errors in training and in the evaluations, of averaged weights where there are some."""
     curves = {
         "top-1, training": points(rows, "train", "top1_error"),
@@ -55,68 +55,68 @@ def errors(rows: Sequence[Row]) -> Picture:
         "top-1, averaged weights": points(rows, "eval", "ema_top1_error"),
     }
     caption = "Errors of single training batches, and of whole evaluations."
-    return chart("errors", "error, %", curves, caption)
+    return _plot("errors", "error, %", curves, caption)
 
 
-def variants(curves: Mapping[str, Points]) -> Picture:
+def variants(curves: Mapping[str, Points]) -> Plot:
     """The top-1 errors of several variants.
 
     Args:
-      curves: by the name of the variant, at least one.
+      curves: Errors over the epochs by name of the variant, at least one.
     """
     caption = (
         "Top-1 error of the evaluations: mean over the finished seeds of each variant, or over "
         "those that go on where none is finished, as far as all of them have come."
     )
-    return chart("variants", "top-1 error, %", curves, caption)
+    return _plot("variants", "top-1 error, %", curves, caption)
 
 
-def learning_rate(rows: Sequence[Row]) -> Picture:
+def learning_rate(rows: Sequence[Row]) -> Plot:
     """The learning rate."""
     curves = {"learning rate": points(rows, "train", "learning_rate")}
-    return chart("learning_rate", "learning rate", curves, "Learning rate of the updates.")
+    return _plot("learning_rate", "learning rate", curves, "Learning rate of the updates.")
 
 
-def images_per_second(rows: Sequence[Row]) -> Picture:
+def images_per_second(rows: Sequence[Row]) -> Plot:
     """The speed of the training steps."""
     curves = {"images per second": points(rows, "train", "images_per_second")}
     caption = "Speed of the training steps, without evaluations and checkpoints."
-    return chart("images_per_second", "images/s", curves, caption)
+    return _plot("images_per_second", "images/s", curves, caption)
 
 
-def data_wait(rows: Sequence[Row]) -> Picture:
+def data_wait(rows: Sequence[Row]) -> Plot:
     """How much of the time the device waits for data."""
     curves = {"waiting for data": points(rows, "train", "data_wait", 100)}
     caption = "Part of the training time that passes in waiting for the next batch."
-    return chart("data_wait", "waiting for data, %", curves, caption, least_top=1)
+    return _plot("data_wait", "waiting for data, %", curves, caption, least_top=1)
 
 
-def small_weights(rows: Sequence[Row], threshold: float) -> Picture:
+def small_weights(rows: Sequence[Row], threshold: float) -> Plot:
     """How many NAM weights are small.
 
     Args:
-      rows: of the run.
-      threshold: below which part of the mean.
+      rows: Metrics of the run.
+      threshold: Part of the mean below which a weight is small.
     """
     curves = {
         "small weights": points(rows, "eval", "small_weights"),
         "averaged weights": points(rows, "eval", "ema_small_weights"),
     }
     caption = f"NAM weights below {threshold:g} of the mean of their layer."
-    return chart("small_weights", "small NAM weights, %", curves, caption, least_top=1)
+    return _plot("small_weights", "small NAM weights, %", curves, caption, least_top=1)
 
 
-def chart(
+def _plot(
     name: str, unit: str, curves: Mapping[str, Points], caption: str, least_top: float = 0
-) -> Picture:
+) -> Plot:
     """Curves over the epochs.
 
     Args:
-      name: of the picture's files.
-      unit: of what is shown.
-      curves: by their labels; those without points are left out.
-      caption: what they mean.
-      least_top: the axis reaches at least to here.
+      name: Name of the plot's files.
+      unit: Unit of what is shown.
+      curves: Points by label; curves without any are left out.
+      caption: What they mean.
+      least_top: Number that the axis reaches at least to.
     """
     shown = {label: curve for label, curve in curves.items() if curve[0]}
     # Beside the curves there is no room for many names.
@@ -138,7 +138,7 @@ def chart(
 
     said = "; ".join(_told(label, curve) for label, curve in shown.items())
     height = 3.0 + 0.2 * legend_rows
-    return Picture(name, draw, height, f"Chart over the epochs, {unit}. {said}.", caption)
+    return Plot(name, draw, height, f"Chart over the epochs, {unit}. {said}.", caption)
 
 
 def _line(axes: "Axes", curve: Points, label: str, place: int) -> None:

@@ -1,7 +1,7 @@
 """The page of a run: how it went, what NAM has learned, its config and environment."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,15 +10,16 @@ from etils import epath
 
 from nam_jax import saliency, small_weights
 from nam_jax.small_weights import SMALL
-from train.core.config.fields import Config, default_config, flatten
+from train.core.config.fields import default_config
+from train.core.config.parsing import flattened
 from train.core.errors import ConfigError, RunError
-from train.core.monitor import metric_rows as rows_lib
+from train.core.monitor import metric_rows
 from train.core.monitor.metric_rows import Row
-from train.core.workdir import directory as workdir_lib
-from train.core.workdir import storage
+from train.core.tables import Table
+from train.core.workdir import directory, storage
 from train.core.workdir.checkpoints import Checkpoints
 from train.report import curves, page, weight_plots
-from train.report.page import Picture
+from train.report.page import Plot
 from train.report.weight_plots import Weights
 
 # By the number of dimensions of their weights.
@@ -31,8 +32,8 @@ def write_page(workdir: epath.Path, folder: epath.Path) -> str:
     """Makes the page of a run, finished or not.
 
     Args:
-      workdir: of the run.
-      folder: for the files of the pictures.
+      workdir: Directory of the run.
+      folder: Directory for the files of the plots.
 
     Returns:
       HTML.
@@ -40,14 +41,14 @@ def write_page(workdir: epath.Path, folder: epath.Path) -> str:
     Raises:
       ConfigError: the config of the run cannot be read.
     """
-    config, summary = workdir_lib.saved_config(workdir), workdir_lib.summary(workdir)
-    missing = NEEDED - dict(flatten(config)).keys()
+    config, summary = directory.saved_fields(workdir), directory.summary(workdir)
+    missing = NEEDED - config.keys()
     if missing:
         raise ConfigError(
             f"--workdir {workdir}: config.json is not the config of a run; it lacks "
             f"{', '.join(sorted(missing))}."
         )
-    rows = rows_lib.of(workdir).rows()
+    rows = metric_rows.of(workdir).rows()
     return page.document(
         title(config),
         page.paragraph(f"{state(config, summary, rows)}.".capitalize()),
@@ -59,26 +60,25 @@ def write_page(workdir: epath.Path, folder: epath.Path) -> str:
     )
 
 
-def title(config: Config) -> str:
+def title(config: Mapping[str, Any]) -> str:
     """What a run trains."""
-    model = config.model
-    return f"{model.name} with attention {model.attention} on {config.data.name}"
+    return f"{config['model.name']} with attention {config['model.attention']} on {config['data.name']}"
 
 
-def state(config: Config, summary: dict[str, Any] | None, rows: Sequence[Row]) -> str:
+def state(config: Mapping[str, Any], summary: dict[str, Any] | None, rows: Sequence[Row]) -> str:
     """How far a run is, in a few words.
 
     Args:
-      config: of the run.
-      summary: as in summary.json, None before the end.
-      rows: of the run.
+      config: Fields of the run's config, by their dotted names.
+      summary: Contents of summary.json, None before the end.
+      rows: Metrics of the run.
     """
     if summary is not None:
         return f"finished after {summary['steps']:,} steps"
     if not rows:
         return "not finished: no step is reported yet"
     last = rows[-1]
-    goal = f"{config.steps:,} steps" if config.steps else f"{config.epochs} epochs"
+    goal = f"{config['steps']:,} steps" if config["steps"] else f"{config['epochs']} epochs"
     return f"not finished: at step {last['step']:,}, epoch {last['epoch']:.2f}, of {goal}"
 
 
@@ -86,7 +86,8 @@ def _result(summary: dict[str, Any] | None) -> str:
     if summary is None:
         return page.section("Result", page.paragraph("None yet: the run is not finished."))
     lines = [(name, _figure(value)) for name, value in summary.items()]
-    return page.section("Result", page.table("Result", ("figure", "value"), lines, numbers=False))
+    table = Table(("figure", "value"), lines, numbers=False)
+    return page.section("Result", table.html("Result"))
 
 
 def _figure(value: Any) -> str:
@@ -98,14 +99,14 @@ def _figure(value: Any) -> str:
 def _training(rows: Sequence[Row], folder: epath.Path) -> str:
     if not rows:
         return page.section("Training", page.paragraph("No curves: no step is reported yet."))
-    pictures = [curves.loss(rows), curves.errors(rows)]
+    plots = [curves.loss(rows), curves.errors(rows)]
     if any(row["split"] == "train" for row in rows):
-        pictures += [
+        plots += [
             curves.learning_rate(rows),
             curves.images_per_second(rows),
             curves.data_wait(rows),
         ]
-    return page.section("Training", page.gallery(folder, *pictures))
+    return page.section("Training", page.side_by_side(folder, *plots))
 
 
 def _nam(workdir: epath.Path, rows: Sequence[Row], folder: epath.Path) -> str:
@@ -123,7 +124,7 @@ def _nam(workdir: epath.Path, rows: Sequence[Row], folder: epath.Path) -> str:
         heading,
         page.paragraph(text),
         _tables(weights),
-        page.gallery(folder, *_pictures(weights, rows)),
+        page.side_by_side(folder, *_plots(weights, rows)),
     )
 
 
@@ -135,7 +136,7 @@ def _by_kind(weights: Weights) -> dict[str, Weights]:
     return {kind: layers for kind, layers in kinds.items() if layers}
 
 
-def _pictures(weights: Weights, rows: Sequence[Row]) -> Iterator[Picture]:
+def _plots(weights: Weights, rows: Sequence[Row]) -> Iterator[Plot]:
     if any("small_weights" in row for row in rows):
         yield curves.small_weights(rows, SMALL)
     kinds = _by_kind(weights)
@@ -149,7 +150,7 @@ def nam_weights(workdir: epath.Path) -> tuple[int, Weights]:
     """The NAM weights of the latest checkpoint.
 
     Args:
-      workdir: of the run.
+      workdir: Directory of the run.
 
     Returns:
       Its step, and the weights by layer, from input to output.
@@ -174,10 +175,10 @@ def _tables(weights: Weights) -> str:
     ]
     total.append(("all weights", *_counts(list(weights.values()))))
     lines = [(path, KINDS[layer.ndim], *_counts([layer])) for path, layer in weights.items()]
-    by_layer = page.table("NAM weights by layer", ("layer", "of", *header), lines)
+    by_layer = Table(("layer", "of", *header), lines).html("NAM weights by layer")
     return "\n".join(
         [
-            page.table("NAM weights in all", ("of", *header), total),
+            Table(("of", *header), total).html("NAM weights in all"),
             page.folded(f"Layer by layer ({len(lines)})", by_layer),
         ]
     )
@@ -189,17 +190,17 @@ def _counts(layers: Sequence[np.ndarray]) -> tuple[str, ...]:
     return f"{total:,}", f"{small:,}", f"{100 * small / total:.2f}", f"{largest:.3g}"
 
 
-def _config(config: Config) -> str:
-    defaults = workdir_lib.as_saved(default_config())
+def _config(config: Mapping[str, Any]) -> str:
+    defaults = directory.as_saved(default_config())
     lines, marked = [], []
-    for place, (name, value) in enumerate(flatten(config)):
+    for place, (name, value) in enumerate(config.items()):
         differs = name not in defaults or value != defaults[name]
         default = json.dumps(defaults.get(name, "–"), ensure_ascii=False) if differs else ""
         lines.append((name, json.dumps(value, ensure_ascii=False), default))
         marked += [place] if differs else []
     text = "Fields that differ from their default are bold, with the default beside them."
-    found = page.table("Config", ("field", "value", "default"), lines, numbers=False, marked=marked)
-    return page.section("Config", page.paragraph(text), found)
+    table = Table(("field", "value", "default"), lines, numbers=False, marked=marked)
+    return page.section("Config", page.paragraph(text), table.html("Config"))
 
 
 def _environment(workdir: epath.Path) -> str:
@@ -209,7 +210,8 @@ def _environment(workdir: epath.Path) -> str:
         if text is None:
             reason = "Not known: there is no environment.json, the run has not begun."
             return page.section(heading, page.paragraph(reason))
-        lines = [(name, str(value)) for name, value in flatten(Config(json.loads(text)))]
+        lines = [(name, str(value)) for name, value in flattened(json.loads(text))]
     except (AttributeError, TypeError, ValueError):
         return page.section(heading, page.paragraph("Not known: environment.json is damaged."))
-    return page.section(heading, page.table(heading, ("what", "which"), lines, numbers=False))
+    table = Table(("what", "which"), lines, numbers=False)
+    return page.section(heading, table.html(heading))

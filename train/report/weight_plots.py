@@ -1,4 +1,4 @@
-"""Pictures of NAM weights: sorted, layer by layer, and as maps."""
+"""Plots of NAM weights: sorted, layer by layer, and as maps."""
 
 import math
 import re
@@ -10,7 +10,7 @@ import numpy as np
 from nam_jax import small_weights
 from nam_jax.small_weights import SMALL
 from train.core.plotting import CYCLE
-from train.report.page import Picture
+from train.report.page import Plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ def label(path: str) -> str:
     """The block that a NAM module belongs to.
 
     Example:
-      >>> from train.weight_figures import label
+      >>> from train.report.weight_plots import label
       >>> label("layer1_0/attention/channel")
       'layer1_0'
     """
@@ -47,12 +47,12 @@ def label(path: str) -> str:
     return "/".join(part for part in path.split("/") if part not in common) or path
 
 
-def sorted_weights(weights: Weights, kind: str) -> Picture:
+def sorted_weights(weights: Weights, kind: str) -> Plot:
     """The sorted weights of each layer, a curve each.
 
     Args:
-      weights: of one kind, at least one layer, from input to output.
-      kind: `channels` or `pixels`.
+      weights: Weights of one kind, at least one layer, from input to output.
+      kind: What they are of, `channels` or `pixels`.
     """
 
     def draw(figure: "Figure") -> None:
@@ -76,15 +76,15 @@ def sorted_weights(weights: Weights, kind: str) -> Picture:
     caption = (
         f"Sorted weights of the {kind}, a curve a layer; below the dotted line they are small."
     )
-    return Picture(f"sorted_{kind}", draw, 3.4, alt, caption)
+    return Plot(f"sorted_{kind}", draw, 3.4, alt, caption)
 
 
-def heat_map(weights: Weights, kind: str) -> Picture:
+def heat_map(weights: Weights, kind: str) -> Plot:
     """The sorted weights of each layer, a line each.
 
     Args:
-      weights: of one kind, at least one layer, from input to output.
-      kind: `channels` or `pixels`.
+      weights: Weights of one kind, at least one layer, from input to output.
+      kind: What they are of, `channels` or `pixels`.
     """
     lines = np.stack([_resampled(layer) for layer in weights.values()])
     small = [small_weights.count(layer) / layer.size for layer in weights.values()]
@@ -112,14 +112,14 @@ def heat_map(weights: Weights, kind: str) -> Picture:
         f"Sorted weights of the {kind} as colours, a line a layer; right of an orange mark they "
         "are small."
     )
-    return Picture(f"heat_map_{kind}", draw, 1.0 + 0.16 * max(len(weights), 6), alt, caption)
+    return Plot(f"heat_map_{kind}", draw, 1.0 + 0.16 * max(len(weights), 6), alt, caption)
 
 
-def maps(weights: Weights) -> Picture:
+def maps(weights: Weights) -> Plot:
     """The weights of the pixels of each layer, as they lie in the image.
 
     Args:
-      weights: (H, W) of at least one layer, from input to output.
+      weights: Weights (H, W) of at least one layer, from input to output.
     """
     rows = math.ceil(len(weights) / MAPS_A_ROW)
 
@@ -137,7 +137,7 @@ def maps(weights: Weights) -> Picture:
         f"{_size(weights, -1)}, coloured from 0 to {HIGHEST:g} times the mean of the layer."
     )
     caption = "Weights of the pixels where they lie, layer by layer."
-    return Picture("maps", draw, 0.9 + 1.3 * rows, alt, caption)
+    return Plot("maps", draw, 0.9 + 1.3 * rows, alt, caption)
 
 
 def _map(axes: "Axes", path: str, layer: np.ndarray) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from train.core.plotting import Draw
-from train.visualize.images import Picture
+from train.visualize.images import Image
 from train.visualize.predictions import View
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ class _Column(NamedTuple):
 
     title: str
     width: float
-    cell: Callable[["Axes", Picture, View], None]
+    cell: Callable[["Axes", Image, View], None]
     foot: Callable[["Axes", "Axes"], None] = lambda last, below: None
 
 
-def gallery(
-    pictures: Sequence[Picture],
+def figure(
+    images: Sequence[Image],
     views: Sequence[View],
     layer: str | None,
     names: Sequence[str] | None = None,
@@ -46,36 +46,36 @@ def gallery(
     """Images, predictions, Grad-CAM maps and the gates of a layer.
 
     Args:
-      pictures: at least one.
-      views: of the pictures.
-      layer: whose gates are in the views.
-      names: of the classes; default: their numbers.
+      images: Images, at least one.
+      views: What a network makes of each image.
+      layer: Path of the layer whose gates are in the views.
+      names: Names of the classes; default: their numbers.
 
     Returns:
-      What draws it, with its width and height.
+      What draws it, with its width and height in inches.
     """
     columns = [
-        _captions(pictures, views, names),
-        _Column("image", ROW_HEIGHT, lambda axes, picture, view: _image(axes, picture.image)),
+        _captions(images, views, names),
+        _Column("image", ROW_HEIGHT, lambda axes, image, view: _image(axes, image.pixels)),
         _Column("Grad-CAM\nof the prediction", ROW_HEIGHT, _heat),
     ]
-    if views[0].channels is not None:
-        columns.append(_channels(views, layer))
-    if views[0].pixels is not None:
-        columns.append(_pixels(views, layer))
-    height = HEADER + ROW_HEIGHT * len(pictures) + FOOTER
+    if views[0].channel_gate is not None:
+        columns.append(_channel_gates(views, layer))
+    if views[0].spatial_gate is not None:
+        columns.append(_spatial_gates(views, layer))
+    height = HEADER + ROW_HEIGHT * len(images) + FOOTER
 
     def draw(figure: Any) -> None:
         grid = figure.subplots(
-            len(pictures) + 1,
+            len(images) + 1,
             len(columns),
             squeeze=False,
             width_ratios=[column.width for column in columns],
-            height_ratios=[ROW_HEIGHT] * len(pictures) + [FOOTER],
+            height_ratios=[ROW_HEIGHT] * len(images) + [FOOTER],
         )
-        for row, picture, view in zip(grid[:-1], pictures, views, strict=True):
+        for row, image, view in zip(grid[:-1], images, views, strict=True):
             for axes, column in zip(row, columns, strict=True):
-                column.cell(axes, picture, view)
+                column.cell(axes, image, view)
         for place, column in enumerate(columns):
             grid[0, place].set_title(column.title, fontsize="medium")
             grid[-1, place].axis("off")
@@ -95,39 +95,39 @@ def prediction_text(view: View, names: Sequence[str] | None) -> str:
 
 
 def _captions(
-    pictures: Sequence[Picture], views: Sequence[View], names: Sequence[str] | None
+    images: Sequence[Image], views: Sequence[View], names: Sequence[str] | None
 ) -> _Column:
-    def text(picture: Picture, view: View) -> str:
-        lines = [picture.name, f"predicted {prediction_text(view, names)}"]
-        if picture.label is not None:
-            lines.append(f"label {label_text(picture.label, names)}")
+    def text(image: Image, view: View) -> str:
+        lines = [image.name, f"predicted {prediction_text(view, names)}"]
+        if image.label is not None:
+            lines.append(f"label {label_text(image.label, names)}")
         return "\n".join(textwrap.fill(line, LONGEST_LINE) for line in lines)
 
-    def cell(axes: "Axes", picture: Picture, view: View) -> None:
+    def cell(axes: "Axes", image: Image, view: View) -> None:
         axes.axis("off")
-        color = "C1" if picture.label not in (None, view.label) else None
+        color = "C1" if image.label not in (None, view.label) else None
         # Names of files may hold what is mathematics elsewhere.
-        axes.text(0, 0.5, text(picture, view), va="center", color=color, parse_math=False)
+        axes.text(0, 0.5, text(image, view), va="center", color=color, parse_math=False)
 
-    texts = map(text, pictures, views)
+    texts = map(text, images, views)
     longest = max(len(line) for text in texts for line in text.splitlines())
     return _Column("", CHARACTER * longest, cell)
 
 
-def _image(axes: "Axes", image: np.ndarray) -> None:
+def _image(axes: "Axes", pixels: np.ndarray) -> None:
     axes.axis("off")
-    if image.shape[-1] == 1:
-        axes.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255)
+    if pixels.shape[-1] == 1:
+        axes.imshow(pixels[..., 0], cmap="gray", vmin=0, vmax=255)
     else:
-        axes.imshow(image)
+        axes.imshow(pixels)
 
 
-def _heat(axes: "Axes", picture: Picture, view: View) -> None:
+def _heat(axes: "Axes", image: Image, view: View) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
     # In grey, so that all colours are the map's.
-    _image(axes, picture.image.mean(-1, keepdims=True))
-    height, width = picture.image.shape[:2]
+    _image(axes, image.pixels.mean(-1, keepdims=True))
+    height, width = image.pixels.shape[:2]
     axes.imshow(
         view.heat,
         cmap=LinearSegmentedColormap.from_list("heat", HEAT),
@@ -138,12 +138,12 @@ def _heat(axes: "Axes", picture: Picture, view: View) -> None:
     )
 
 
-def _channels(views: Sequence[View], layer: str | None) -> _Column:
+def _channel_gates(views: Sequence[View], layer: str | None) -> _Column:
     # One scale for all images, so that they can be compared.
-    highest = 1.05 * max(1e-6, *(np.abs(view.channels - HALF_OPEN).max() for view in views))
+    highest = 1.05 * max(1e-6, *(np.abs(view.channel_gate - HALF_OPEN).max() for view in views))
 
-    def cell(axes: "Axes", picture: Picture, view: View) -> None:
-        gate = view.channels - HALF_OPEN
+    def cell(axes: "Axes", image: Image, view: View) -> None:
+        gate = view.channel_gate - HALF_OPEN
         edges = np.arange(len(gate) + 1) - 0.5
         # One shape a colour: a network may have thousands of channels.
         axes.stairs(np.maximum(gate, 0), edges, fill=True, color="C0")
@@ -160,13 +160,13 @@ def _channels(views: Sequence[View], layer: str | None) -> _Column:
     return _Column(f"channel gate − {HALF_OPEN}\n{layer}", PROFILE_WIDTH, cell, foot)
 
 
-def _pixels(views: Sequence[View], layer: str | None) -> _Column:
-    low = min(view.pixels.min() for view in views) - HALF_OPEN
-    high = max(view.pixels.max() for view in views) - HALF_OPEN
+def _spatial_gates(views: Sequence[View], layer: str | None) -> _Column:
+    low = min(view.spatial_gate.min() for view in views) - HALF_OPEN
+    high = max(view.spatial_gate.max() for view in views) - HALF_OPEN
 
-    def cell(axes: "Axes", picture: Picture, view: View) -> None:
+    def cell(axes: "Axes", image: Image, view: View) -> None:
         axes.axis("off")
-        axes.imshow(view.pixels - HALF_OPEN, vmin=low, vmax=high)
+        axes.imshow(view.spatial_gate - HALF_OPEN, vmin=low, vmax=high)
 
     def foot(last: "Axes", below: "Axes") -> None:
         from matplotlib.ticker import MaxNLocator

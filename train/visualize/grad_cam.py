@@ -22,19 +22,20 @@ def grad_cam(
     `nam_jax.models` what their global average pooling takes, behind the last ReLU.
 
     Args:
-      network: gives logits (N, classes), those of an image by that image alone, as in evaluation.
-      images: (N, H, W, channels), its input.
-      classes: (N,) integers, the class to look for in each image.
+      network: Function that gives logits (N, classes), those of an image by that image alone, as in
+        evaluation.
+      images: Images (N, H, W, channels), its input.
+      classes: Indices (N,) of the class to look for in each image.
 
     Returns:
-      (N, H', W'), at least 0, at least float32.
+      Maps (N, H', W'), at least 0, at least float32.
 
     Raises:
       ValueError: the network computes no such array.
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from train.grad_cam import grad_cam
+      >>> from train.visualize.grad_cam import grad_cam
       >>> images = jnp.array([[2.0, -3.0], [0.0, 1.0]]).reshape(1, 2, 2, 1)
       >>> network = lambda x: jax.nn.relu(x).mean((1, 2)) @ jnp.array([[4.0, -4.0]])
       >>> grad_cam(network, images, jnp.array([0]))[0].tolist()

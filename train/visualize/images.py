@@ -14,78 +14,99 @@ from train.core.data.on_host.transform import eval_transform
 from train.core.data.sources import registry
 from train.core.data.sources.records import BadRecord, BadRecordError, Record
 from train.core.data.sources.split import Split
-from train.core.errors import ConfigError, UnknownSplitError, reason
+from train.core.errors import ConfigError, naming, reason
+
+# Laying out the gallery of more would take minutes.
+MOST_IMAGES = 100
 
 
-class Picture(NamedTuple):
+class Image(NamedTuple):
     """An image.
 
     Attributes:
-      name: what it is called in the dataset, or its file.
-      image: (H, W, C) uint8, as it is evaluated.
-      label: of its class, where that is known.
+      name: Name in the dataset, or of its file.
+      pixels: Array (H, W, C) uint8, as it is evaluated.
+      label: Index of its class, where that is known.
     """
 
     name: str
-    image: np.ndarray
+    pixels: np.ndarray
     label: int | None = None
 
 
-def of_files(files: Sequence[str], data: DataConfig, shape: tuple[int, int, int]) -> list[Picture]:
+def check_asked(files: Sequence[str], split: str | None) -> None:
+    """Checks what --images and --split ask for.
+
+    Args:
+      files: Names of image files.
+      split: Name of a split.
+
+    Raises:
+      ConfigError: it is neither of them or both, too many files, or one without a name.
+    """
+    if not all(files):
+        raise ConfigError(
+            f"--images: got {','.join(files)!r}; allowed: files, with commas between."
+        )
+    if bool(files) == (split is not None):
+        raise ConfigError("give --images or --split, one of the two.")
+    if len(files) > MOST_IMAGES:
+        raise ConfigError(f"--images: {len(files)} files; at most {MOST_IMAGES}.")
+
+
+def of_files(files: Sequence[str], data: DataConfig, shape: tuple[int, int, int]) -> list[Image]:
     """Reads image files, JPEG or PNG.
 
     Args:
-      files: their names.
-      data: the `data` part of a run's config.
-      shape: (H, W, C) of the pictures.
+      files: Names of the files.
+      data: The `data` part of a run's config.
+      shape: Shape (H, W, C) of the images.
 
     Raises:
       ConfigError: one cannot be read, or is no image.
     """
     transform = eval_transform(data, shape)
-    found = []
+    images = []
     for file in files:
         try:
             record = Record(Path(file).expanduser().read_bytes(), label=0, file_name=file)
-            found.append(Picture(Path(file).name, transform.apply(record, row=0)))
+            images.append(Image(Path(file).name, transform.apply(record, row=0)))
         except (OSError, BadRecordError) as error:
             raise ConfigError(f"--images: {file}: {reason(error)}") from error
-    return found
+    return images
 
 
-def of_split(name: str, count: int, data: DataConfig, shape: tuple[int, int, int]) -> list[Picture]:
+def of_split(name: str, count: int, data: DataConfig, shape: tuple[int, int, int]) -> list[Image]:
     """Reads the first images of a split, passing over bad records.
 
     Args:
-      name: of the split.
-      count: how many, if it has as many.
-      data: the `data` part of a run's config.
-      shape: (H, W, C) of the pictures.
+      name: Name of the split.
+      count: Number of images, if it has as many.
+      data: The `data` part of a run's config.
+      shape: Shape (H, W, C) of the images.
 
     Raises:
       ConfigError: the dataset or the split is not there, or holds no image.
     """
-    try:
+    with naming("--split"):
         split = registry.open_split(data, name)
-    except UnknownSplitError as error:
-        raise ConfigError(f"--split: {error}") from error
-    found = list(islice(_all_of(split, data, shape), count))
-    if not found:
+    images = list(islice(_all_of(split, data, shape), count))
+    if not images:
         raise ConfigError(f"--split: {name!r} of {data.name} has no image that can be read.")
-    return found
+    return images
 
 
-def _all_of(split: Split, data: DataConfig, shape: tuple[int, int, int]) -> Iterator[Picture]:
+def _all_of(split: Split, data: DataConfig, shape: tuple[int, int, int]) -> Iterator[Image]:
     if not split.has_records:
-        for index, (image, label) in enumerate(zip(*split.load(), strict=True)):
-            yield Picture(f"{split.name} {index}", image, int(label))
+        for index, (pixels, label) in enumerate(zip(*split.load(), strict=True)):
+            yield Image(f"{split.name} {index}", pixels, int(label))
         return
     records, transform = split.open_records(), eval_transform(data, shape)
     for index in range(len(records)):
         try:
             record = records[index]
             name = record.file_name or f"{split.name} {index}"
-            yield Picture(name, transform.apply(record, row=0), record.label)
+            yield Image(name, transform.apply(record, row=0), record.label)
         except BadRecordError as error:
             bad = BadRecord(split.name, index, error.file_name, str(error))
             print(f"bad record: {bad}", file=sys.stderr)
@@ -95,7 +116,7 @@ def class_names(data: DataConfig) -> list[str] | None:
     """The names of a dataset's classes, None where it has none or is not on disk.
 
     Args:
-      data: the `data` part of a run's config.
+      data: The `data` part of a run's config.
     """
     with contextlib.suppress(ConfigError):
         source = registry.source_of(data)

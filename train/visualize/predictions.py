@@ -9,6 +9,7 @@ import numpy as np
 
 from nam_jax import gates
 from train.core.data import on_device
+from train.core.errors import ConfigError
 from train.visualize.grad_cam import grad_cam
 from train.visualize.trained_network import Trained
 
@@ -20,18 +21,19 @@ class View(NamedTuple):
     """What a network makes of one image.
 
     Attributes:
-      label: of the class with the largest logit.
-      probability: of that class.
-      heat: (H', W'), Grad-CAM's map for that class.
-      channels: (C,), a layer's channel gate, its mean over the map; None without one.
-      pixels: (H'', W''), a layer's spatial gate, its mean over the channels; None without one.
+      label: Index of the class with the largest logit.
+      probability: Probability of that class, in [0, 1].
+      heat: Grad-CAM's map (H', W') for that class, at least 0.
+      channel_gate: Channel gate (C,) of a layer, its mean over the map; None without one.
+      spatial_gate: Spatial gate (H'', W'') of a layer, its mean over the channels; None without
+        one.
     """
 
     label: Any
     probability: Any
     heat: Any
-    channels: Any = None
-    pixels: Any = None
+    channel_gate: Any = None
+    spatial_gate: Any = None
 
 
 def layers(trained: Trained) -> list[str]:
@@ -46,12 +48,31 @@ def layers(trained: Trained) -> list[str]:
     return list(dict.fromkeys(_layer_and_kind(path, attention)[0] for path in paths))
 
 
+def chosen_layer(trained: Trained, wanted: str | None) -> str | None:
+    """The layer whose gates are drawn: the wanted one, else the last one with NAM, if any.
+
+    Args:
+      trained: Network to look with.
+      wanted: Path of a layer.
+
+    Raises:
+      ConfigError: there is no such layer.
+    """
+    paths = layers(trained)
+    if wanted is None:
+        return paths[-1] if paths else None
+    if wanted not in paths:
+        allowed = ", ".join(paths) or f"none, {trained.config.model.attention} is no NAM"
+        raise ConfigError(f"--layer: got {wanted!r}; allowed: {allowed}.")
+    return wanted
+
+
 def viewer(trained: Trained, layer: str | None) -> Callable[[np.ndarray], View]:
     """Gives the view of an image (H, W, C) uint8.
 
     Args:
-      trained: the network.
-      layer: whose gates to look at, one of `layers`; None: none.
+      trained: Network to look with.
+      layer: Layer whose gates to look at, one of `layers`; None: none.
     """
     model, config = trained.model, trained.config
 
@@ -65,8 +86,8 @@ def viewer(trained: Trained, layer: str | None) -> Callable[[np.ndarray], View]:
         logits = network(images)
         classes = logits.argmax(-1)
         heat = grad_cam(network, images, classes)
-        found = gates(model, variables, images, train=False) if layer else {}
-        profiles = _profiles(found, layer, config.model.attention)
+        by_path = gates(model, variables, images, train=False) if layer else {}
+        profiles = _profiles(by_path, layer, config.model.attention)
         return View(classes[0], jax.nn.softmax(logits)[0].max(), heat[0], *profiles)
 
     # Image by image: neither many of them nor the gates of all layers have to fit in the memory.
@@ -75,10 +96,10 @@ def viewer(trained: Trained, layer: str | None) -> Callable[[np.ndarray], View]:
 
 
 def _profiles(
-    found: Mapping[str, jax.Array], layer: str | None, attention: str
+    by_path: Mapping[str, jax.Array], layer: str | None, attention: str
 ) -> tuple[jax.Array | None, jax.Array | None]:
     channels = pixels = None
-    for path, gate in found.items():
+    for path, gate in by_path.items():
         match _layer_and_kind(path, attention):
             case owner, "channel" if owner == layer:
                 channels = gate[0].mean((0, 1))

@@ -11,7 +11,7 @@ from train.core.config.checks import validate
 from train.core.config.fields import Config, DataConfig
 from train.core.data.sources.registry import source_of
 from train.core.engine import experiment
-from train.core.workdir import directory as workdir_lib
+from train.core.workdir import directory
 from train.core.workdir.checkpoints import Checkpoints
 
 
@@ -20,11 +20,11 @@ class Trained:
     """A network as a checkpoint has it.
 
     Attributes:
-      config: of the run.
-      step: of the checkpoint.
-      model: takes images (N, H, W, C) and `train`.
-      variables: `params` and `batch_stats`, not the averaged ones.
-      image_shape: (H, W, C) of the images that it was made for.
+      config: Config of the run.
+      step: Number of updates before the checkpoint.
+      model: Module that takes images (N, H, W, C) and `train`.
+      variables: Collections `params` and `batch_stats`, not the averaged ones.
+      image_shape: Shape (H, W, C) of the images that it was made for.
     """
 
     config: Config
@@ -38,15 +38,15 @@ def load(workdir: epath.Path, which: str, data_dir: str | None = None) -> Traine
     """Reads the network of a run from a checkpoint.
 
     Args:
-      workdir: of the run.
-      which: `last` or `best`.
-      data_dir: where the dataset lies now; default: where the run had it.
+      workdir: Directory of the run.
+      which: Which checkpoint, `last` or `best`.
+      data_dir: Directory where the dataset lies now; default: where the run had it.
 
     Raises:
       ConfigError: there is no such run, or the size of its images is not known.
       RunError: there is no such checkpoint, or it cannot be read.
     """
-    config = workdir_lib.saved_config(workdir)
+    config = directory.saved_config(workdir)
     validate(config)
     config.data.dir = data_dir or config.data.dir
     # It changes nothing but the memory of training.
@@ -72,7 +72,7 @@ def _restore(workdir: epath.Path, which: str) -> tuple[int, dict[str, Any]]:
 
 def _dataset(workdir: epath.Path, data: DataConfig) -> tuple[int, tuple[int, int, int]]:
     """The number of classes, and (H, W, C) of the images."""
-    kept = workdir_lib.dataset(workdir)
+    kept = directory.dataset(workdir)
     if kept is None:
         # A run of an earlier version kept none.
         source = source_of(data)

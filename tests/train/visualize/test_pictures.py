@@ -5,7 +5,7 @@ import pytest
 
 from configs import digits_resnet20
 from tests.helpers import imagenet, tfds_writer
-from train.core.data.on_host import crop
+from train.core.data import crop
 from train.core.data.sources import registry
 from train.core.errors import ConfigError
 from train.visualize.images import class_names, of_files, of_split

@@ -27,6 +27,7 @@ from train.core.errors import ConfigError, RunError
 from train.core.plotting import png
 from train.core.workdir import directory as workdir_lib
 from train.core.workdir.checkpoints import Checkpoints
+from train.core.workdir.storage import write_json
 from train.visualize import __main__ as visualize
 from train.visualize import gallery, images, predictions, trained_network
 
@@ -58,6 +59,8 @@ def save(workdir, config, num_classes=10, shape=(8, 8, 1), errors=(50.0,)):
     """Writes what visualize reads of a run: its config, and a checkpoint an error."""
     workdir = epath.Path(workdir)
     workdir_lib.claim(workdir, config)
+    dataset = {"num_classes": num_classes, "class_names": None, "image_shape": shape}
+    write_json(workdir / "dataset.json", dataset)
     model = experiment_lib.create_model(config, num_classes)
     variables = random_variables(model, np.zeros((1, *shape), np.float32), np.float32)
     # A state has more than the network is applied with.

@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         self._needs_config: bool | None = None
 
     def add_config(
-        self, what: str = "the experiment; configs/ holds examples", *, needed: bool = True
+        self, what: str = "the experiment; configs/ holds examples", *, is_needed: bool = True
     ) -> None:
         """Adds --config and an option for every field.
 
@@ -51,9 +51,9 @@ class Parser(argparse.ArgumentParser):
 
         Args:
           what: Help of --config.
-          needed: Whether the command line is wrong without it.
+          is_needed: Whether the command line is wrong without it.
         """
-        self._needs_config = needed
+        self._needs_config = is_needed
         self.add_argument("--config", metavar="FILE", type=text, action=_Once, help=what)
         self.add_argument(
             "--config.FIELD",
@@ -104,6 +104,10 @@ class Parser(argparse.ArgumentParser):
         if self._needs_config is not None:
             self._load_config(options)
         return options
+
+    def print_help(self, file: Any = None) -> None:
+        """Prints the help; argparse would pass over a full disk."""
+        print(self.format_help(), end="", flush=True)
 
     def error(self, message: str) -> NoReturn:
         """Refuses the command line, where argparse would print more than a line.

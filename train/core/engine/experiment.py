@@ -18,7 +18,7 @@ from train.core.data.sources.registry import source_of
 from train.core.data.sources.split import Source, Split, unread_split
 from train.core.devices.mesh import create, norm_axis
 from train.core.engine import optimizer
-from train.core.errors import ConfigError, UnknownSplitError
+from train.core.errors import ConfigError, naming
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,10 +170,8 @@ def _open_split(
     name = getattr(config, field)
     if unread_examples is not None and not source.is_on_disk:
         return unread_split(source, name, unread_examples)
-    try:
+    with naming(f"config.data.{field}"):
         split = source.open_split(name)
-    except UnknownSplitError as error:
-        raise ConfigError(f"config.data.{field}: {error}") from error
     if split.num_examples <= 0:
         raise ConfigError(f"config.data.{field}: {split.name!r} of {config.name} is empty.")
     loader.check(split)

@@ -1,6 +1,7 @@
 """Every config is compared with a stored copy, so that a changed value shows up in review.
 
-After a wanted change, `python -m tests.train.test_golden_configs` rewrites the copies.
+A copy holds what differs from the defaults; `defaults` holds those. After a wanted change,
+`python -m tests.train.core.config.test_golden_configs` rewrites the copies.
 """
 
 import importlib
@@ -10,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from train.core.config.checks import validate
+from train.core.config.fields import default_config, flatten
 
 ROOT = Path(__file__).parents[4]
 GOLDEN = ROOT / "tests" / "golden" / "configs"
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
-REGENERATE = "if it should be so, run: python -m tests.train.test_golden_configs"
+REGENERATE = "if it should be so, run: python -m tests.train.core.config.test_golden_configs"
 
 
 def load(name):
@@ -22,9 +24,12 @@ def load(name):
 
 
 def serialized(name):
-    config = load(name).get_config()
+    config = default_config() if name == "defaults" else load(name).get_config()
     validate(config)
-    return json.dumps(config.to_dict(), sort_keys=True, indent=2) + "\n"
+    values, defaults = dict(flatten(config)), dict(flatten(default_config()))
+    if name != "defaults":
+        values = {field: value for field, value in values.items() if value != defaults[field]}
+    return json.dumps(values, sort_keys=True, indent=2) + "\n"
 
 
 def golden(name):
@@ -36,7 +41,7 @@ def test_there_are_configs():
     assert NAMES
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["defaults", *NAMES])
 def test_config_is_as_stored(name):
     assert serialized(name) == golden(name), f"configs/{name}.py has changed; {REGENERATE}"
 
@@ -48,7 +53,7 @@ def test_docstring_holds_the_command(name):
 
 def test_every_stored_config_has_its_file():
     stored = {path.stem for path in GOLDEN.iterdir()}
-    assert stored <= set(NAMES), f"tests/golden/configs has more than configs/; {REGENERATE}"
+    assert stored == {"defaults", *NAMES}, f"tests/golden/configs is not configs/; {REGENERATE}"
 
 
 def main():
@@ -56,7 +61,7 @@ def main():
     GOLDEN.mkdir(parents=True, exist_ok=True)
     for path in GOLDEN.iterdir():
         path.unlink()
-    for name in NAMES:
+    for name in ("defaults", *NAMES):
         (GOLDEN / f"{name}.json").write_text(serialized(name))
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from tests.helpers import tfds_writer
 from train.core.config.fields import default_config
-from train.core.data.on_host import crop, partial_jpeg
+from train.core.data import crop
+from train.core.data.on_host import partial_jpeg
 from train.core.data.on_host import rand_augment as ra
 from train.core.data.sources.records import Record, decode
 

@@ -25,8 +25,8 @@ from tests.helpers.datasets import (
     config_of,
 )
 from train.core.config.fields import default_config
+from train.core.data.crop import center
 from train.core.data.on_host.batches import BatchMaker
-from train.core.data.on_host.crop import center
 from train.core.data.sources.records import BadRecord, BadRecordError, BadRecords, Record, decode
 from train.core.data.sources.registry import open_split
 from train.core.data.sources.tf_examples import TfExamples

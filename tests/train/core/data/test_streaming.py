@@ -12,8 +12,9 @@ from nam_jax import models
 from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.helpers import imagenet, tfds_writer, tiny
 from train.core.config.fields import replaced
+from train.core.data import crop
 from train.core.data.feed import epoch_orders
-from train.core.data.on_host import batches, crop
+from train.core.data.on_host import batches
 from train.core.data.on_host.batches import BatchMaker
 from train.core.data.sources.records import BadRecord, BadRecords, Record, decode
 from train.core.data.sources.registry import open_split

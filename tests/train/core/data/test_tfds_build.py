@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import imagenet
-from train.core.data.on_host import crop
+from train.core.data import crop
 from train.core.data.on_host.batches import BatchMaker
 from train.core.data.sources.records import decode
 from train.core.data.sources.registry import open_split

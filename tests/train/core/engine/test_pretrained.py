@@ -153,3 +153,23 @@ def test_a_wrong_file_is_refused_before_anything_is_written(tmp_path: Path, case
     with pytest.raises(ConfigError, match=rf"config\.model\.pretrained: .*{expected[case]}"):
         loop.train(experiment, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("value", [1e39, -1e300, np.inf])
+def test_numbers_too_large_for_float32_are_refused(tmp_path: Path, value: float) -> None:
+    save(tmp_path / "w.npz", 10, "nam_channel")
+    state_dict = dict(np.load(tmp_path / "w.npz"))
+    state_dict["bn1.bias"][3] = value
+    np.savez(tmp_path / "w.npz", **state_dict)
+    with pytest.raises(ConfigError, match=r"^config\.model\.pretrained: .* not finite in float32"):
+        load(tmp_path / "w.npz")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "path", ["~spam/weights.pth", "a\0b.npz", "a/" * 3000 + "b.npz", "/dev/a.pt"]
+)
+def test_path_that_leads_nowhere_is_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match=r"^config\.model\.pretrained: "):
+        load(Path(path))

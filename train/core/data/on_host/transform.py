@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from train.core.config.fields import Config, DataConfig
-from train.core.data.on_host import crop, partial_jpeg, rand_augment
+from train.core.data import crop
+from train.core.data.on_host import partial_jpeg, rand_augment
 from train.core.data.sources.records import BadRecordError, Record, decode
 
 Shape = tuple[int, int, int]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from train.core.config.fields import DataConfig
-from train.core.data.on_host.crop import center
+from train.core.data.crop import center
 from train.core.data.sources.split import Arrays, Split, loaded_shape
 from train.core.errors import UnknownSplitError
 

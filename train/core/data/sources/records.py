@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import cv2
 import numpy as np
 
-from train.core.data.on_host.crop import center
+from train.core.data.crop import center
 from train.core.errors import RunError
 
 FEWEST_BAD = 10

@@ -6,7 +6,16 @@ import pytest
 
 from nam_jax.attention import NAMES as ATTENTIONS
 from train.core.config.checks import validate
-from train.core.config.fields import FIELDS, FREE_FIELDS, default_config, flatten, reference
+from train.core.config.fields import (
+    FIELDS,
+    default_config,
+    flatten,
+    marked,
+    reference,
+    replaced,
+)
+from train.core.config.parsing import from_fields
+from train.core.config.spec import Mark
 from train.core.errors import ConfigError
 
 MANY = tuple(i / 102 for i in range(1, 102))
@@ -79,21 +88,8 @@ NO_FLOAT32 = [float("nan"), float("inf"), float("-inf"), 1e-39, 1e39, 2**31, 10*
 
 
 def config_with(name, value):
-    """The default config with any value in one field, or a field more."""
-    config = without(name) if name in FIELDS else default_config()
-    group, _, leaf = name.rpartition(".")
-    with config.unlocked():
-        (config[group] if group else config)[leaf] = value
-    return config
-
-
-def without(name):
-    """The default config without a field, and so without the type that Config keeps."""
-    config = default_config()
-    group, _, leaf = name.rpartition(".")
-    with config.unlocked():
-        del (config[group] if group else config)[leaf]
-    return config
+    """The default config with any value in one field."""
+    return replaced(default_config(), {name: value})
 
 
 def fields_of(*kinds):
@@ -112,10 +108,9 @@ def assert_refused(name, value):
     assert f"allowed: {FIELDS[name].allowed}" in message
 
 
-def test_default_config_is_valid_and_locked():
+def test_default_config_is_valid_and_has_no_other_fields():
     config = default_config()
     validate(config)
-    assert config.is_locked
     assert dict(flatten(config)) == {name: field.default for name, field in FIELDS.items()}
     with pytest.raises(AttributeError):
         config.model.depth = 50
@@ -171,14 +166,31 @@ def test_value_at_the_edge_is_accepted(name, value):
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_missing_field_is_named(name):
+    values = dict(flatten(default_config()))
+    del values[name]
     with pytest.raises(ConfigError, match=rf"config\.{re.escape(name)}: missing"):
-        validate(without(name))
+        from_fields(values)
 
 
 @pytest.mark.parametrize("name", ["depth", "model.depth", "optimizer.learning_rates"])
 def test_unknown_field_is_named(name):
+    values = {**dict(flatten(default_config())), name: 50}
     with pytest.raises(ConfigError, match=rf"config\.{re.escape(name)}: there is no such field"):
-        validate(config_with(name, 50))
+        from_fields(values)
+    with pytest.raises(AttributeError):
+        config_with(name, 50)
+
+
+@pytest.mark.parametrize("part", ["model", "data", "optimizer", "checkpoint"])
+def test_part_that_is_none_is_named(part):
+    with pytest.raises(ConfigError, match=rf"config\.{part}: there is no such field"):
+        validate(config_with(part, 3))
+
+
+def test_a_copy_leaves_the_config_as_it_is():
+    config = default_config()
+    assert replaced(config, {"model.name": "resnet18", "seed": 1}).model.name == "resnet18"
+    assert config == default_config()
 
 
 def with_sparsity(attention, sparsity):
@@ -210,9 +222,14 @@ def test_work_for_the_host_needs_the_streaming_loader(name, value):
     validate(config)
 
 
-def test_free_fields_are_fields():
-    assert set(FREE_FIELDS) <= FIELDS.keys()
-    assert len(set(FREE_FIELDS)) == len(FREE_FIELDS)
+def test_what_may_differ_is_marked():
+    assert marked(Mark.LOCAL) == {"data.dir", "data.workers"}
+    free = {"log_every_steps", "data.loader", "data.resident_limit_gb", "data.max_bad_fraction"}
+    free |= {"checkpoint.every_steps", "checkpoint.keep", *marked(Mark.LOCAL)}
+    assert marked(Mark.FREE) == free
+    evaluation = {"accumulate_steps", "batch_size", "data.eval_split", "data.eval_crop_ratio"}
+    evaluation |= {"model.pretrained", "model.remat", "model.sync_bn_devices"}
+    assert marked(Mark.EVALUATION) == evaluation
 
 
 def test_reference_tells_of_every_field():

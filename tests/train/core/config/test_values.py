@@ -16,15 +16,17 @@ from nam_jax import models
 from nam_jax.attention import NAMES as ATTENTIONS
 from nam_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from tests.helpers import tfds_writer, tiny
-from tests.helpers.config_values import allowed, foreign, of_kind
+from tests.helpers.values import allowed, foreign, of_kind
 from train.core.config.checks import validate
-from train.core.config.fields import FIELDS, default_config, flatten
+from train.core.config.fields import FIELDS, default_config, flatten, replaced
 from train.core.engine import loop
 from train.core.engine.compiled_steps import lower_train_step
 from train.core.engine.experiment import build_experiment
 from train.core.engine.feeds import train_example
 from train.core.engine.state import abstract_state
 from train.core.errors import ConfigError, RunError
+
+pytestmark = pytest.mark.faults
 
 # Nothing here takes a tenth of it; what hangs does.
 LIMIT_SECONDS = 120
@@ -68,19 +70,6 @@ def limited():
         signal.signal(signal.SIGALRM, previous)
 
 
-def put(config, name, value):
-    """Sets a field to anything, as a config file can."""
-    group, _, leaf = name.rpartition(".")
-    place = config[group] if group else config
-    try:
-        place[leaf] = value
-    except (OverflowError, TypeError, ValueError):
-        with config.unlocked():
-            # With the field goes its type.
-            del place[leaf]
-            place[leaf] = value
-
-
 def assert_named(error, names):
     message = str(error)
     assert len(message.splitlines()) == 1, message
@@ -90,8 +79,7 @@ def assert_named(error, names):
 @pytest.mark.parametrize("name", FIELDS)
 @given(data=st.data())
 def test_any_value_is_accepted_or_the_field_is_named(name, data):
-    config = default_config()
-    put(config, name, data.draw(of_kind(name) | foreign))
+    config = replaced(default_config(), {name: data.draw(of_kind(name) | foreign)})
     with limited():
         try:
             validate(config)
@@ -101,8 +89,7 @@ def test_any_value_is_accepted_or_the_field_is_named(name, data):
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_number_too_long_to_be_written_is_refused(name):
-    config = default_config()
-    put(config, name, 10**5000)
+    config = replaced(default_config(), {name: 10**5000})
     with pytest.raises(ConfigError) as caught:
         validate(config)
     assert_named(caught.value, [name])
@@ -134,9 +121,7 @@ loaders = st.sampled_from(["digits", "resident", "streaming"])
 
 @given(loader=loaders, changed=changes(4))
 def test_several_values_build_their_step_or_one_field_is_named(directory, loader, changed):
-    config = base(loader, directory)
-    for name, value in changed.items():
-        put(config, name, value)
+    config = replaced(base(loader, directory), changed)
     with limited():
         try:
             built = build_experiment(config)
@@ -159,9 +144,7 @@ def test_several_values_build_their_step_or_one_field_is_named(directory, loader
     ],
 )
 def test_value_that_does_not_fit_the_others_is_named(name, value):
-    config = base("digits", None)
-    config.model.attention = "se"
-    put(config, name, value)
+    config = replaced(base("digits", None), {"model.attention": "se", name: value})
     with pytest.raises(ConfigError) as caught:
         build_experiment(config)
     assert_named(caught.value, [name])
@@ -194,9 +177,7 @@ def tiny_network():
 @settings(max_examples=40, suppress_health_check=[HealthCheck.filter_too_much])
 @given(loader=loaders, changed=changes(4))
 def test_what_is_accepted_trains_two_steps_or_says_why_not(directory, loader, changed):
-    config = base(loader, directory)
-    for name, value in (changed | TWO_STEPS).items():
-        put(config, name, value)
+    config = replaced(base(loader, directory), changed | TWO_STEPS)
     with limited(), tempfile.TemporaryDirectory() as workdir:
         try:
             built = build_experiment(config)

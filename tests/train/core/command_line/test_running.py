@@ -1,4 +1,4 @@
-"""Wrong command lines and configs: exit code 2 and one line; help that fits a screen."""
+"""How commands end: exit codes, one line of what is wrong, and help that fits a screen."""
 
 import re
 import subprocess
@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.commands import REPOSITORY, call
+from tests.helpers import commands
+from tests.helpers.commands import REPOSITORY
+from tests.helpers.in_process import call
 from train.core import command_line
-from train.core.errors import ConfigError
+from train.core.command_line.values import output
 
 DIGITS = ("--config", "configs/digits_resnet20.py")
+# JAX looks for other processes only before it has looked at its devices.
+ALONE = "--num_processes=1"
 
 
 @pytest.mark.parametrize(
@@ -41,11 +45,11 @@ DIGITS = ("--config", "configs/digits_resnet20.py")
 def test_one_line_and_exit_code_2(
     arguments: tuple[str, ...], expected: str, tmp_path: Path
 ) -> None:
-    result = call(*arguments, "--workdir", str(tmp_path / "run"))
-    assert result.returncode == 2, result.stderr
-    assert expected in result.stderr
-    assert result.stderr.startswith("error: ")
-    assert len(result.stderr.splitlines()) == 1
+    result = call("main", *arguments, ALONE, "--workdir", str(tmp_path / "run"))
+    assert result.code == 2, result.err
+    assert expected in result.err
+    assert result.err.startswith("error: ")
+    assert len(result.err.splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -68,26 +72,29 @@ def test_one_line_and_exit_code_2(
 )
 def test_broken_config_file(source: str, expected: str, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(source)
-    result = call("--config", str(tmp_path / "broken.py"))
-    assert result.returncode == 2
-    assert expected in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    result = call("main", "--config", str(tmp_path / "broken.py"))
+    assert result.code == 2
+    assert expected in result.err
+    assert len(result.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
     "command",
-    [
-        *("train.main", "train.evaluate", "train.summary", "train.benchmark", "train.prepare"),
-        "train.compile",
-    ],
+    sorted(
+        path.stem
+        for path in (REPOSITORY / "train").iterdir()
+        if path.stem != "core" and not path.stem.startswith("__")
+    ),
 )
 def test_help_fits_a_screen_and_shows_an_example(command: str) -> None:
-    result = call("--help", command=command)
-    assert result.returncode == 0
-    lines = result.stdout.splitlines()
+    result = call(command, "--help")
+    assert result.code == 0
+    lines = result.out.splitlines()
     assert len(lines) <= 24
     assert all(len(line) <= 80 for line in lines)
-    example = rf"python -m {command} ([\w-]+ )?--config configs/\w+.py"
+    example = (
+        rf"python -m train.{command}( ([\w-]+ )?--(config|workdir) (configs/\w+.py|runs/\w+))?"
+    )
     assert any(re.match(example, line.strip()) for line in lines)
 
 
@@ -102,41 +109,36 @@ def test_help_fits_a_screen_and_shows_an_example(command: str) -> None:
     ],
 )
 def test_wrong_call_of_prepare(arguments: tuple[str, ...], expected: str) -> None:
-    result = call(*arguments, command="train.prepare")
-    assert result.returncode == 2
-    assert expected in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    result = call("prepare", *arguments)
+    assert result.code == 2
+    assert expected in result.err
+    assert len(result.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["config.json", "checkpoints"])
 def test_odd_directory_of_a_run(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("[1, 2]")
-    result = call(*DIGITS, "--config.steps=1", "--workdir", str(tmp_path))
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: ")
-    assert len(result.stderr.splitlines()) == 1
+    result = call("main", *DIGITS, ALONE, "--config.steps=1", "--workdir", str(tmp_path))
+    assert result.code == 2
+    assert result.err.startswith("error: ")
+    assert len(result.err.splitlines()) == 1
 
 
-def test_memory_that_runs_out_is_one_line() -> None:
-    code = (
-        "from train import command_line\n"
-        "def main(): bytearray(2**60)\n"
-        "command_line.run(main, '', needs_config=lambda: False)"
+def test_memory_that_runs_out_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    code = command_line.call(
+        lambda options: bytearray(2**60), command_line.Parser("It takes memory.", ""), []
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 1
-    assert re.fullmatch(r"error: there is not enough memory: .+\n", result.stderr)
+    assert code == 1
+    assert re.fullmatch(r"error: there is not enough memory: .+\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
     ("arguments", "redirection", "code", "said"),
     [
-        ("train.core.config.fields", "> /dev/full", 1, r"error: .*No space left on device\n"),
+        ("train.config", "> /dev/full", 1, r"error: .*No space left on device\n"),
         ("train.config --help", "> /dev/full", 1, r"error: .*No space left on device\n"),
         ("train.config --help", ">&-", 0, ""),
-        ("train.core.config.fields", ">&-", 0, ""),
+        ("train.config", ">&-", 0, ""),
         # A pipe whose reader is gone by then.
         ("train.config --help", "| exec 0<&-", 1, ""),
     ],
@@ -156,36 +158,49 @@ def test_characters_that_the_output_lacks_are_written_in_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    result = call(*DIGITS, command="train.summary")
+    result = commands.call(*DIGITS, command="train.summary")
     assert (result.returncode, result.stderr) == (0, "")
     assert r"8 \xd7 8 \xd7 1" in result.stdout
 
 
 def test_empty_workdir_is_refused() -> None:
-    result = call(*DIGITS, "--workdir", "")
-    assert result.returncode == 2
-    assert "--workdir is empty" in result.stderr
+    result = call("main", *DIGITS, "--workdir", "")
+    assert result.code == 2
+    assert "--workdir is empty" in result.err
 
 
 def test_evaluate_without_a_run(tmp_path: Path) -> None:
-    result = call(*DIGITS, "--workdir", str(tmp_path), command="train.evaluate")
-    assert result.returncode == 2
-    assert "there is no run" in result.stderr
+    result = call("evaluate", *DIGITS, "--workdir", str(tmp_path))
+    assert result.code == 2
+    assert "there is no run" in result.err
 
 
 def test_evaluate_names_the_checkpoints_that_can_be_chosen() -> None:
-    result = call(*DIGITS, "--which", "worst", command="train.evaluate")
-    assert result.returncode == 2
-    assert "last" in result.stderr
-    assert "best" in result.stderr
+    result = call("evaluate", *DIGITS, "--which", "worst")
+    assert result.code == 2
+    assert "last" in result.err
+    assert "best" in result.err
 
 
 @pytest.mark.parametrize("name", [".", "nowhere/figures.json"])
 def test_file_that_could_not_be_written_is_refused_before_the_work(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"^--json: got .*directory that is there\.$"):
-        command_line.output("json", name)
+    result = call("compile", *DIGITS, "--topology=v5e:2x2", f"--json={name}")
+    assert result.code == 2
+    assert re.fullmatch(r"error: --json: got .*directory that is there\.\n", result.err)
 
 
 def test_file_that_can_be_written(tmp_path: Path) -> None:
-    assert command_line.output("json", None) is None
-    assert command_line.output("json", str(tmp_path / "new")) == tmp_path / "new"
+    assert output(str(tmp_path / "new")) == tmp_path / "new"
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("main", (*DIGITS, "--flagfile=/dev/zero")),
+        ("compare", (*DIGITS, "--workdir=new", "--attention=")),
+        ("config", ()),
+    ],
+)
+def test_a_process_ends_as_the_call_does(command: str, arguments: tuple[str, ...]) -> None:
+    fresh = commands.call(*arguments, command=f"train.{command}")
+    assert call(command, *arguments) == (fresh.returncode, fresh.stdout, fresh.stderr)

@@ -1,5 +1,6 @@
 """Wrong command lines of every command: exit code 2 and one line; right ones reach the work."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import digits_resnet20
-from tests.helpers import forks
 from tests.helpers.command_lines import (
     COMMANDS,
     CONFIG,
@@ -21,17 +21,19 @@ from tests.helpers.command_lines import (
     all_values,
     right_line,
 )
-from tests.helpers.commands import call
-from tests.helpers.config_values import TEXTS, allowed
+from tests.helpers.in_process import BEGINS, call, no_work
+from tests.helpers.values import TEXTS, allowed
 from train.core.config.checks import validate
-from train.core.config.fields import FIELDS
+from train.core.config.fields import FIELDS, replaced
 from train.core.errors import ConfigError
 
+pytestmark = pytest.mark.faults
 
-@pytest.fixture(scope="module")
-def commands():
-    with forks.started() as started:
-        yield started
+
+@pytest.fixture(scope="module", autouse=True)
+def _up_to_the_work():
+    with no_work():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def run(tmp_path_factory):
 
 def assert_right(result, name):
     assert (result.code, result.err) == (0, "")
-    assert result.out.startswith("seed = 0" if name == "config" else forks.BEGINS)
+    assert result.out.startswith("seed = 0" if name == "config" else BEGINS)
 
 
 def assert_refused(result):
@@ -55,29 +57,35 @@ def assert_refused(result):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_right_line_reaches_the_work(commands, run, name):
-    assert_right(commands.call(*right_line(name, run)), name)
+def test_right_line_reaches_the_work(run, name):
+    assert_right(call(*right_line(name, run)), name)
 
 
 @pytest.mark.parametrize(("name", "option", "value"), all_values("right"))
-def test_right_value_reaches_the_work(commands, run, name, option, value):
+def test_right_value_reaches_the_work(run, name, option, value):
     command, *arguments = right_line(name, run, without=option)
-    assert_right(commands.call(command, *arguments, f"--{option}={value}"), name)
-    assert_right(commands.call(command, f"--{option}", value, *arguments), name)
+    assert_right(call(command, *arguments, f"--{option}={value}"), name)
+    assert_right(call(command, f"--{option}", value, *arguments), name)
 
 
-def test_options_that_belong_together_reach_the_work(commands):
+def test_options_that_belong_together_reach_the_work():
     cluster = ("--coordinator=localhost:1", "--num_processes=2", "--process_id=1")
-    assert_right(commands.call("main", CONFIG, *cluster), "main")
+    assert_right(call("main", CONFIG, *cluster), "main")
 
 
-def test_comparison_of_finished_runs_needs_no_config(commands):
-    assert_right(commands.call("compare", "--report", "--workdir=new"), "compare")
+def test_fields_may_stand_before_the_config():
+    result = call("main", "--config.seed=5", CONFIG)
+    assert_right(result, "main")
+    assert json.loads(result.out.splitlines()[1])["seed"] == 5
+
+
+def test_comparison_of_finished_runs_needs_no_config():
+    assert_right(call("compare", "--report", "--workdir=new"), "compare")
 
 
 @pytest.mark.parametrize(("name", "option", "value"), all_values("wrong"))
-def test_wrong_value_is_refused(commands, run, name, option, value):
-    result = commands.call(*right_line(name, run, without=option), f"--{option}={value}")
+def test_wrong_value_is_refused(run, name, option, value):
+    result = call(*right_line(name, run, without=option), f"--{option}={value}")
     assert_refused(result)
     assert f"--{option}" in result.err
 
@@ -86,19 +94,19 @@ OPTIONS = [(name, option) for name, command in COMMANDS.items() for option in co
 
 
 @pytest.mark.parametrize(("name", "option"), OPTIONS)
-def test_empty_and_missing_values_are_refused(commands, run, name, option):
+def test_empty_and_missing_values_are_refused(run, name, option):
     command, *arguments = right_line(name, run, without=option)
     for empty in ([f"--{option}="], [f"--{option}", ""]):
-        result = commands.call(command, *empty, *arguments)
+        result = call(command, *empty, *arguments)
         assert_refused(result)
         assert f"--{option}" in result.err
-    assert_refused(commands.call(command, *arguments, f"--{option}"))
+    assert_refused(call(command, *arguments, f"--{option}"))
 
 
 @given(case=st.sampled_from(OPTIONS), value=st.sampled_from(UNPRINTABLE))
-def test_values_that_cannot_be_printed_are_refused(commands, run, case, value):
+def test_values_that_cannot_be_printed_are_refused(run, case, value):
     name, option = case
-    assert_refused(commands.call(*right_line(name, run), f"--{option}={value}"))
+    assert_refused(call(*right_line(name, run), f"--{option}={value}"))
 
 
 @given(
@@ -106,11 +114,11 @@ def test_values_that_cannot_be_printed_are_refused(commands, run, case, value):
     argument=st.sampled_from([*FOREIGN, *SURPLUS]),
     is_first=st.booleans(),
 )
-def test_what_is_no_option_is_refused(commands, run, name, argument, is_first):
+def test_what_is_no_option_is_refused(run, name, argument, is_first):
     command, *arguments = right_line(name, run)
     pieces = argument.split(" ", 1)
     line = [*pieces, *arguments] if is_first else [*arguments, *pieces]
-    assert_refused(commands.call(command, *line))
+    assert_refused(call(command, *line))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +126,6 @@ def test_what_is_no_option_is_refused(commands, run, name, argument, is_first):
     [
         ("main", (), "--config is missing"),
         ("main", ("--config.seed=1",), "--config is missing"),
-        ("main", ("--config.seed=1", CONFIG), "config.seed"),
         ("main", ("--config",), "config"),
         ("main", ("--config=",), "config"),
         ("main", (CONFIG, CONFIG), "--config is given twice"),
@@ -134,19 +141,19 @@ def test_what_is_no_option_is_refused(commands, run, name, argument, is_first):
         ("visualize", ("--split=test",), "--workdir is missing"),
     ],
 )
-def test_what_is_missing_or_doubled_is_named(commands, command, arguments, expected):
-    result = commands.call(command, *arguments)
+def test_what_is_missing_or_doubled_is_named(command, arguments, expected):
+    result = call(command, *arguments)
     assert_refused(result)
     assert expected in result.err
 
 
 @pytest.mark.parametrize("kind", CONFIG_FILES)
-def test_odd_config_file_is_refused(commands, kind, tmp_path):
+def test_odd_config_file_is_refused(kind, tmp_path):
     path = tmp_path / "config.py"
     path.write_bytes(CONFIG_FILES[kind])
-    assert_refused(commands.call("main", f"--config={path}", "--config.seed=1"))
-    assert_refused(commands.call("main", f"--config={path}"))
-    assert_refused(commands.call("main", f"--config={tmp_path}"))
+    assert_refused(call("main", f"--config={path}", "--config.seed=1"))
+    assert_refused(call("main", f"--config={path}"))
+    assert_refused(call("main", f"--config={tmp_path}"))
 
 
 words = st.sampled_from([*TEXTS, *COUNTS, *LISTS, *NAMES, *UNPRINTABLE]) | st.text()
@@ -168,9 +175,9 @@ no_buckets = st.lists(arguments, max_size=6).filter(
 
 
 @given(name=st.sampled_from(list(COMMANDS)), more=no_buckets, is_based=st.booleans())
-def test_any_arguments_are_right_or_refused(commands, run, name, more, is_based):
+def test_any_arguments_are_right_or_refused(run, name, more, is_based):
     command, *arguments = right_line(name, run)
-    result = commands.call(command, *(arguments if is_based else []), *more)
+    result = call(command, *(arguments if is_based else []), *more)
     if result.code == 0:
         assert result.err == ""
         assert result.out
@@ -179,8 +186,8 @@ def test_any_arguments_are_right_or_refused(commands, run, name, more, is_based)
 
 
 @given(name=st.sampled_from(list(FIELDS)), text=texts)
-def test_any_text_of_a_field_is_right_or_the_field_is_named(commands, name, text):
-    result = commands.call("main", CONFIG, f"--config.{name}={text}")
+def test_any_text_of_a_field_is_right_or_the_field_is_named(name, text):
+    result = call("main", CONFIG, f"--config.{name}={text}")
     if result.code == 0:
         assert_right(result, "main")
     else:
@@ -201,30 +208,18 @@ def refused_field(config):
 
 
 @given(data=st.data())
-def test_texts_of_values_are_those_values(commands, data):
+def test_texts_of_values_are_those_values(data):
     names = data.draw(st.lists(st.sampled_from(list(FIELDS)), max_size=8, unique=True))
     values = {name: data.draw(allowed(name)) for name in names}
     overrides = [f"--config.{name}={as_text(value)}" for name, value in values.items()]
-    result = commands.call("main", CONFIG, *overrides)
-    config = digits_resnet20.get_config()
-    config.update_from_flattened_dict(values)
+    result = call("main", CONFIG, *overrides)
+    config = replaced(digits_resnet20.get_config(), values)
     field = refused_field(config)
     if field:
         assert_refused(result)
         assert result.err.startswith(f"error: {field}:")
         return
     assert_right(result, "main")
-    assert json.loads(result.out.splitlines()[1]) == json.loads(json.dumps(config.to_dict()))
-
-
-@pytest.mark.parametrize(
-    ("command", "arguments"),
-    [
-        ("main", (CONFIG, "--flagfile=/dev/zero")),
-        ("compare", (CONFIG, "--workdir=new", "--attention=")),
-        ("config", ()),
-    ],
-)
-def test_fresh_process_ends_as_a_forked_one(commands, command, arguments):
-    fresh = call(*arguments, command=f"train.{command}")
-    assert commands.call(command, *arguments) == (fresh.returncode, fresh.stdout, fresh.stderr)
+    assert json.loads(result.out.splitlines()[1]) == json.loads(
+        json.dumps(dataclasses.asdict(config))
+    )

@@ -1,0 +1,154 @@
+"""The table of a comparison: one list of columns, and the forms that are made of it."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from train.compare.estimates import CONFIDENCE, Estimate, Variant
+from train.compare.runs import ComparedRun
+from train.core.tables import Table
+
+
+def _text(value: Any, seeds: int) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _spread(mean: Estimate, seeds: int) -> str:
+    return f"{mean.mean:.2f} ± {'–' if mean.deviation is None else f'{mean.deviation:.2f}'}"
+
+
+def _interval(difference: Estimate | None, seeds: int) -> str:
+    if difference is None:
+        return "–"
+    ends = "–"
+    if difference.low is not None and difference.high is not None:
+        ends = f"{difference.low:+.2f} … {difference.high:+.2f}"
+    of_all = "" if difference.seeds == seeds else f"; {difference.seeds} of {seeds} seeds"
+    return f"{difference.mean:+.2f} ({ends}{of_all})"
+
+
+def _ratio(ratio: float | None, seeds: int) -> str:
+    return "–" if ratio is None else f"{ratio:.2f}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of the table of variants.
+
+    Attributes:
+      name: Name of the column in the CSV.
+      title: Title of the column elsewhere.
+      value: Function that gives its value for a variant.
+      cell: Function that writes a value as text; it is told the number of seeds as well.
+      parts: Attributes of the value that are columns of their own in the CSV; default: the value
+        is one.
+      is_paired: Whether it compares with no attention; in the CSV these come last.
+      meaning: What the legend says of it.
+    """
+
+    name: str
+    title: str
+    value: Callable[[Variant], Any]
+    cell: Callable[[Any, int], str] = _text
+    parts: tuple[str, ...] = ()
+    is_paired: bool = False
+    meaning: str = ""
+
+    def names(self) -> list[str]:
+        """Its names in the CSV."""
+        return [f"{self.name}_{part}" for part in self.parts] or [self.name]
+
+    def figures(self, variant: Variant) -> list[Any]:
+        """What the CSV holds of a variant; None where there is nothing."""
+        value = self.value(variant)
+        return [getattr(value, part, None) for part in self.parts] or [value]
+
+
+def _mean(field: str, title: str, meaning: str = "") -> Column:
+    return Column(
+        field,
+        title,
+        lambda variant: variant.mean(field),
+        _spread,
+        ("mean", "deviation"),
+        meaning=meaning,
+    )
+
+
+COLUMNS = (
+    Column("variant", "attention", lambda variant: variant.name),
+    Column(
+        "seeds",
+        "seeds",
+        lambda variant: " ".join(map(str, variant.seeds)),
+        lambda _, seeds: str(seeds),
+    ),
+    Column("parameters", "parameters", lambda variant: variant.first("params")),
+    Column("multiply_adds", "multiply-adds", lambda variant: variant.first("macs")),
+    _mean(
+        "top1_error",
+        "top-1 error, %",
+        "Errors are those of the last evaluation: mean ± standard deviation over the seeds.",
+    ),
+    _mean("top5_error", "top-5 error, %"),
+    Column(
+        "top1_difference",
+        "top-1 vs none, points",
+        lambda variant: variant.top1_difference,
+        _interval,
+        ("seeds", "mean", "low", "high"),
+        is_paired=True,
+        meaning=f"The difference is taken seed by seed, with its {CONFIDENCE:.0%} confidence "
+        "interval (Student's t); where the interval holds 0, these runs show no difference. With "
+        "one seed there is neither deviation nor interval (–), and no interval where all seeds "
+        "differ by the same.",
+    ),
+    _mean("best_top1_error", "best top-1 error, % (chosen on the test set)"),
+    Column(
+        "images_per_second_vs_none",
+        "images/s vs none",
+        lambda variant: variant.speed and variant.speed.mean,
+        _ratio,
+        is_paired=True,
+        meaning="Images/s are those of the training steps.",
+    ),
+)
+LEGEND = " ".join(column.meaning for column in COLUMNS if column.meaning)
+
+
+def table(variants: Sequence[Variant]) -> Table:
+    """The table of the variants, for people."""
+    rows = [
+        [column.cell(column.value(variant), len(variant.summaries)) for column in COLUMNS]
+        for variant in variants
+    ]
+    return Table([column.title for column in COLUMNS], rows)
+
+
+def csv_text(variants: Sequence[Variant]) -> str:
+    """The table as CSV: all figures in full, empty where there is none."""
+    columns = sorted(COLUMNS, key=lambda column: column.is_paired)
+    rows = [[part for each in columns for part in each.figures(row)] for row in variants]
+    return Table([name for each in columns for name in each.names()], rows).csv()
+
+
+def markdown(variants: Sequence[Variant], caption: str) -> str:
+    """The table in Markdown, with what its columns mean.
+
+    Args:
+      variants: Variants of a comparison, at least one.
+      caption: What was trained, and how many runs are finished.
+    """
+    return "\n".join([caption, "", table(variants).markdown(), "", LEGEND, ""])
+
+
+def caption(runs: Sequence[ComparedRun]) -> str:
+    """What was trained, and how much of it is finished; at least one run is."""
+    finished = [run for run in runs if run.summary is not None]
+    config, summary = finished[0].config, finished[0].summary or {}
+    begun = f", {len(runs) - len(finished)} begun" if len(runs) > len(finished) else ""
+    return (
+        f"{config.model.name} on {config.data.name}: {summary['steps']:,} steps of "
+        f"{config.batch_size} images, evaluated on {summary['num_eval_images']:,}; "
+        f"runs: {len(finished)} finished{begun}."
+    )

@@ -1,0 +1,60 @@
+"""Draws images and what the network of a run makes of them."""
+
+from collections.abc import Sequence
+
+from etils import epath
+
+from train.core import plotting
+from train.core.workdir import storage
+from train.visualize import gallery, images, predictions, trained_network
+from train.visualize.images import Image
+from train.visualize.trained_network import Trained
+
+
+def visualize_run(
+    workdir: epath.Path,
+    *,
+    files: Sequence[str] = (),
+    split: str | None = None,
+    count: int = 16,
+    layer: str | None = None,
+    which: str = "last",
+    data_dir: str | None = None,
+    out: epath.Path | None = None,
+) -> None:
+    """Draws images of files or of a split, and prints the predictions.
+
+    Args:
+      workdir: Directory of the run.
+      files: Names of image files.
+      split: Name of the split whose first images are drawn where there are no files.
+      count: Number of its images.
+      layer: Path of the layer whose gates are drawn; default: the last one with NAM.
+      which: Which checkpoint, `last` or `best`.
+      data_dir: Directory where the dataset lies now; default: where the run had it.
+      out: File to write; default: visualize.png in the directory of the run.
+
+    Raises:
+      ConfigError: an option asks for what is not there.
+      RunError: there is no such checkpoint, or it cannot be read.
+    """
+    network = trained_network.load(workdir, which, data_dir)
+    layer = predictions.chosen_layer(network, layer)
+    data, shape = network.config.data, network.image_shape
+    if split is None:
+        chosen = images.of_files(files, data, shape)
+    else:
+        chosen = images.of_split(split, count, data, shape)
+    _draw(network, layer, chosen, out or workdir / "visualize.png")
+
+
+def _draw(network: Trained, layer: str | None, chosen: Sequence[Image], target: epath.Path) -> None:
+    view, names = predictions.viewer(network, layer), images.class_names(network.config.data)
+    views = [view(image.pixels) for image in chosen]
+    storage.write_bytes(target, plotting.png(*gallery.figure(chosen, views, layer, names)))
+    for image, seen in zip(chosen, views, strict=True):
+        label = ""
+        if image.label is not None:
+            label = f", label {gallery.label_text(image.label, names)}"
+        print(f"{image.name}: {gallery.prediction_text(seen, names)}{label}")
+    print(f"step {network.step}, {target}")
