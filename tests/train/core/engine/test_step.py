@@ -82,7 +82,7 @@ def small_experiment(
     sync_bn_devices = config.model.sync_bn_devices
     mesh = create(config.batch_size, sync_bn_devices, jax.devices()[:num_devices])
     learning_rate = optimizer.schedule(config.optimizer, steps, 0)
-    split = Split("train", num_examples=16, num_classes=3, image_shape=(6, 6, 1))
+    split = Split("train", 16, 3, (6, 6, 1), load=pytest.fail)
     return Experiment(
         config=config,
         mesh=mesh,
