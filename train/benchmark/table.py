@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from train.core.devices.program_cost import GIB
 from train.core.tables import Table
 
 # The columns of the table: title, figure, divisor, format.
@@ -15,7 +16,7 @@ COLUMNS = (
     ("of peak", "utilisation", 1, ".1%"),
     ("Gflop", "flops", 1e9, ",.1f"),
     ("GB", "bytes_accessed", 1e9, ",.2f"),
-    ("GiB", "peak_bytes", 2**30, ",.3f"),
+    ("GiB", "peak_bytes", GIB, ",.3f"),
     ("fed", "fed_images_per_second", 1, ",.0f"),
     ("wait", "data_wait", 1, ".1%"),
 )

@@ -30,6 +30,7 @@ from train.core.errors import ConfigError, RunError
 from train.core.plotting import png
 from train.core.workdir import directory
 from train.core.workdir.checkpoints import Checkpoints
+from train.core.workdir.storage import write_json
 from train.visualize import gallery, predictions, trained_network
 from train.visualize.images import Image, check_asked, class_names, of_files, of_split
 from train.visualize.predictions import View
@@ -64,6 +65,8 @@ def save(workdir, config, num_classes=10, shape=(8, 8, 1), errors=(50.0,)):
     """Writes what visualize reads of a run: its config, and a checkpoint an error."""
     workdir = epath.Path(workdir)
     directory.claim(workdir, config)
+    dataset = {"num_classes": num_classes, "class_names": None, "image_shape": shape}
+    write_json(workdir / "dataset.json", dataset)
     model = create_model(config, num_classes)
     variables = random_variables(model, np.zeros((1, *shape), np.float32), np.float32)
     # A state has more than the network is applied with.

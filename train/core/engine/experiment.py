@@ -168,10 +168,11 @@ def _open_split(
     config: DataConfig, field: str, source: Source, loader: Loader, unread_examples: int | None
 ) -> Split:
     name = getattr(config, field)
-    if unread_examples is not None and not source.is_on_disk:
-        return unread_split(source, name, unread_examples)
-    with naming(f"config.data.{field}"):
-        split = source.open_split(name)
+    if unread_examples is None or source.is_on_disk:
+        with naming(f"config.data.{field}"):
+            split = source.open_split(name)
+    else:
+        split = unread_split(source, name, unread_examples)
     if split.num_examples <= 0:
         raise ConfigError(f"config.data.{field}: {split.name!r} of {config.name} is empty.")
     loader.check(split)

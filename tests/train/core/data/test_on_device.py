@@ -125,7 +125,14 @@ def augmented(num_devices, mixup, cutmix):
 
 @pytest.mark.parametrize(
     ("num_devices", "mixup", "cutmix"),
-    [(2, 0.0, 0.0), (4, 0.0, 0.0), (4, 0.4, 0.0), (4, 0.0, 1.0), (2, 0.4, 1.0), (4, 0.4, 1.0)],
+    [
+        (2, 0.0, 0.0),
+        (4, 0.0, 0.0),
+        (2, 0.4, 1.0),
+        pytest.param(4, 0.4, 0.0, marks=pytest.mark.slow),
+        pytest.param(4, 0.0, 1.0, marks=pytest.mark.slow),
+        pytest.param(4, 0.4, 1.0, marks=pytest.mark.slow),
+    ],
 )
 def test_batch_does_not_depend_on_the_number_of_devices(num_devices, mixup, cutmix):
     found = augmented(num_devices, mixup, cutmix)

@@ -69,7 +69,7 @@ def hosts(batch_size, count):
 MODERN = {"data.augmentation": "randaugment"}
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("changes", [{}, MODERN], ids=["crops", "crops and operations"])
 def test_all_hosts_together_make_the_batch_of_one(directory, count, changes):
     config = imagenet.config(directory, **changes)
@@ -256,7 +256,7 @@ def test_interrupted_run_goes_on_with_the_same_bits(directory, tmp_path, monkeyp
     assert [row["loss"] for row in part_rows] == [row["loss"] for row in whole_rows]
 
 
-@pytest.mark.parametrize("size", [8, 6])
+@pytest.mark.parametrize("size", [pytest.param(8, marks=pytest.mark.slow), 6])
 def test_resident_and_streaming_train_to_the_same_bits(tmp_path, monkeypatch, size):
     """Images of one size, as those of CIFAR-100, at their own size and scaled."""
     tiny.use(monkeypatch)

@@ -4,6 +4,7 @@ import json
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 from etils import epath
 
+from nam_jax import models
+from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.helpers import tiny
 from tests.helpers.tiny import digits
 from train.core.data import resident
@@ -27,6 +30,8 @@ TIMED = {"images_per_second", "data_wait", "wall_seconds"}
 DAY = 86400.0
 # Of the clock, from ten rows to ten rows.
 SHIFTS = (0, DAY, -400 * DAY, 400 * DAY)
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SUMMARY_FIELDS = {
     *("top1_error", "top5_error", "loss", "best_top1_error", "best_step", "num_eval_images"),
@@ -61,65 +66,80 @@ def untimed_rows(workdir: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in TIMED} for row in rows(workdir)]
 
 
-@pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+# The network's number of parameters.
+PARAMETERS = {"resnet20": 270610, "small": 78146}
+
+
+@pytest.fixture(scope="module", params=[pytest.param("resnet20", marks=pytest.mark.slow), "small"])
+def learned(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, str]]:
+    """A run's directory, and the name of its network."""
     workdir = tmp_path_factory.mktemp("learned")
-    train(workdir, epochs=4, ema_decay=0.9, eval_every_epochs=2)
-    return workdir
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "small":
+            patch.setattr(models, "create", small_network)
+        train(workdir, epochs=4, ema_decay=0.9, eval_every_epochs=2)
+        yield workdir, request.param
 
 
-def test_learns_the_digits(learned: Path) -> None:
-    evaluations = [row for row in rows(learned) if row["split"] == "eval"]
+def small_network(name: str, *, num_classes: int, **fields: Any) -> ResNet:
+    del fields["zero_init_last_scale"], fields["remat"]
+    return ResNet(BasicBlock, (1, 1, 1), num_classes=num_classes, width=16, **fields)
+
+
+def test_learns_the_digits(learned: tuple[Path, str]) -> None:
+    evaluations = [row for row in rows(learned[0]) if row["split"] == "eval"]
     assert [row["step"] for row in evaluations] == [44, 88]
     # Chance is 90 %.
     assert evaluations[-1]["top1_error"] < 40
     assert evaluations[-1]["top5_error"] <= evaluations[-1]["top1_error"]
 
 
-def test_fields_of_rows_and_summary(learned: Path) -> None:
-    for row in rows(learned):
+def test_fields_of_rows_and_summary(learned: tuple[Path, str]) -> None:
+    for row in rows(learned[0]):
         expected = ROW_FIELDS | (TRAIN_FIELDS if row["split"] == "train" else set())
         assert expected <= row.keys()
         assert row["loss"] == pytest.approx(row["cross_entropy"] + row["penalty"])
-    summary = json.loads((learned / "summary.json").read_text())
+    summary = json.loads((learned[0] / "summary.json").read_text())
     assert summary.keys() >= SUMMARY_FIELDS
     assert summary["steps"] == 88
     assert summary["num_eval_images"] == 359
-    assert summary["params"] == 270610
+    assert summary["params"] == PARAMETERS[learned[1]]
 
 
-def test_evaluations_of_nam_tell_its_small_weights(learned: Path) -> None:
-    for row in rows(learned):
+def test_evaluations_of_nam_tell_its_small_weights(learned: tuple[Path, str]) -> None:
+    for row in rows(learned[0]):
         found = {name for name in row if name.endswith("small_weights")}
         wanted = {"small_weights", "ema_small_weights"} if row["split"] == "eval" else set()
         assert found == wanted
         assert all(0 <= row[name] <= 100 for name in found)
 
 
-def test_averaged_weights_are_evaluated_beside_the_others(learned: Path) -> None:
-    last = rows(learned)[-1]
+def test_averaged_weights_are_evaluated_beside_the_others(learned: tuple[Path, str]) -> None:
+    last = rows(learned[0])[-1]
     assert last["ema_top1_error"] != last["top1_error"]
     assert last["ema_cross_entropy"] > 0
 
 
-def test_directory_of_a_run(learned: Path) -> None:
-    names = {path.name for path in learned.iterdir()}
+def test_directory_of_a_run(learned: tuple[Path, str]) -> None:
+    names = {path.name for path in learned[0].iterdir()}
     files = {"config.json", "dataset.json", "environment.json", "metrics.jsonl", "summary.json"}
     assert names == files | {"checkpoints", "tensorboard"}
-    dataset = json.loads((learned / "dataset.json").read_text())
+    dataset = json.loads((learned[0] / "dataset.json").read_text())
     assert dataset == {"num_classes": 10, "class_names": None, "image_shape": [8, 8, 1]}
-    config = json.loads((learned / "config.json").read_text())
+    config = json.loads((learned[0] / "config.json").read_text())
     assert config["epochs"] == 4
     assert config["optimizer"]["milestones"] == [0.3, 0.6, 0.8]
-    checkpoints = {path.name for path in (learned / "checkpoints").iterdir()}
+    checkpoints = {path.name for path in (learned[0] / "checkpoints").iterdir()}
     assert "88" in checkpoints
 
 
-def test_evaluation_does_not_depend_on_batch_and_groups(learned: Path) -> None:
-    trained = rows(learned)[-1]
+def test_evaluation_does_not_depend_on_batch_and_groups(learned: tuple[Path, str]) -> None:
+    trained = rows(learned[0])[-1]
     changes = {"epochs": 4, "ema_decay": 0.9, "eval_every_epochs": 2}
     experiment = build(batch_size=100, **{"model.sync_bn_devices": -1}, **changes)
-    step, result = evaluate_checkpoint(experiment, epath.Path(learned), "last")
+    step, result = evaluate_checkpoint(experiment, epath.Path(learned[0]), "last")
     assert step == 88
     assert result == pytest.approx({name: trained[name] for name in result}, rel=1e-5)
 

@@ -9,6 +9,7 @@ import pytest
 from flax import traverse_util
 
 from nam_jax import models
+from nam_jax.models.resnet import BasicBlock, ResNet
 from nam_jax.torch_import import names
 from nam_jax.variables import abstract_variables
 from tests.helpers.tiny import digits
@@ -58,6 +59,17 @@ def load(path: Path, seed: int = 0) -> dict[str, np.ndarray]:
     return flat(load_pretrained(build(path, seed=seed)))
 
 
+@pytest.fixture
+def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For runs: one block in place of nine."""
+
+    def create(name: str, *, num_classes: int, attention: str, stem: str, **_: Any) -> ResNet:
+        fields = {"attention": attention, "stem": stem, "width": 16}
+        return ResNet(BasicBlock, (1,), num_classes=num_classes, **fields)
+
+    monkeypatch.setattr(models, "create", create)
+
+
 def test_all_of_a_fitting_file_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expected = flat(save(tmp_path / "w.npz", 10, "nam_channel", prefix="module."))
     actual = load(tmp_path / "w.npz")
@@ -98,7 +110,8 @@ def test_a_backbone_keeps_the_attention_fresh(
             np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
-@pytest.mark.parametrize("ema_decay", [pytest.param(0.0, marks=pytest.mark.long), 0.9])
+@pytest.mark.usefixtures("small_network")
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_a_run_starts_from_the_file(tmp_path: Path, ema_decay: float) -> None:
     expected = save(tmp_path / "w.npz", 10, "nam_channel")
     experiment = build(tmp_path / "w.npz", ema_decay=ema_decay)
@@ -109,6 +122,7 @@ def test_a_run_starts_from_the_file(tmp_path: Path, ema_decay: float) -> None:
     assert summary["steps"] == 1
 
 
+@pytest.mark.usefixtures("small_network")
 def test_a_run_that_has_saved_goes_on_without_the_file(tmp_path: Path) -> None:
     save(tmp_path / "w.npz", 10, "nam_channel")
     experiment = build(tmp_path / "w.npz", **{"checkpoint.every_steps": 1})

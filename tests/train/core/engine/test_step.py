@@ -32,7 +32,7 @@ def small_config(**changes: Any) -> Config:
 
 def small_model(**fields: Any) -> ResNet:
     fields = {"attention": "nam", "stem": "cifar", "width": 4, **fields}
-    return ResNet(BasicBlock, (1, 1), num_classes=3, **fields)
+    return ResNet(BasicBlock, (1,), num_classes=3, **fields)
 
 
 def initial_state(
@@ -82,7 +82,7 @@ def small_experiment(
     sync_bn_devices = config.model.sync_bn_devices
     mesh = create(config.batch_size, sync_bn_devices, jax.devices()[:num_devices])
     learning_rate = optimizer.schedule(config.optimizer, steps, 0)
-    split = Split("train", num_examples=16, num_classes=3, image_shape=(6, 6, 1))
+    split = Split("train", 16, 3, (6, 6, 1), load=pytest.fail)
     return Experiment(
         config=config,
         mesh=mesh,
@@ -99,7 +99,7 @@ def small_experiment(
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("mix", [0.0, 0.4])
+@pytest.mark.parametrize("mix", [pytest.param(0.0, marks=pytest.mark.slow), 0.4])
 def test_global_statistics_equal_one_device(mix: float) -> None:
     changes = {"data.mixup": mix, "data.cutmix": mix, "model.dtype": "float64"}
     one, one_metrics = train(1, 3, **{"model.sync_bn_devices": -1}, **changes)
@@ -152,7 +152,7 @@ def test_parts_see_their_own_rows() -> None:
     assert np.abs(one.params["fc"]["kernel"] - four.params["fc"]["kernel"]).max() > 1e-6
 
 
-@pytest.mark.parametrize("sync_bn_devices", [1, 2])
+@pytest.mark.parametrize("sync_bn_devices", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_every_device_holds_the_same_state(sync_bn_devices: int) -> None:
     changes = {"model.sync_bn_devices": sync_bn_devices, "ema_decay": 0.5}
     state, metrics = train(4, 3, **changes)

@@ -94,13 +94,6 @@ def test_stopped_run_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None
     assert list(map(untimed, rows)) == list(map(untimed, local))
     assert b"Finished after 16 steps" in files["report.html"]
     assert files["report/maps-dark.png"].startswith(b"\x89PNG")
-    top = {
-        "config.json",
-        "dataset.json",
-        "environment.json",
-        "summary.json",
-        "checkpoints",
-        "metrics",
-    }
-    top |= {"report.html", "report", "damaged"}
+    top = {"config.json", "dataset.json", "environment.json", "summary.json"}
+    top |= {"checkpoints", "metrics", "report.html", "report", "damaged"}
     assert {name.partition("/")[0] for name in files} == top

@@ -14,10 +14,6 @@ Arrays = tuple[np.ndarray, np.ndarray]
 ImageShape = tuple[int, int, int]
 
 
-def _no_images() -> Arrays:
-    raise RunError("the images are not on disk.")
-
-
 def _no_records() -> Records:
     raise RunError("the images are no records on disk.")
 
@@ -39,7 +35,7 @@ class Split:
     num_examples: int
     num_classes: int
     image_shape: ImageShape
-    load: Callable[[], Arrays] = _no_images
+    load: Callable[[], Arrays]
     open_records: Callable[[], Records] = _no_records
 
     @property
@@ -98,7 +94,12 @@ def unread_split(source: Source, name: str, num_examples: int) -> Split:
       name: Name of the split.
       num_examples: Number of examples that it is taken to have.
     """
-    return Split(name, num_examples, source.num_classes, source.image_shape)
+
+    def not_there() -> Any:
+        raise RunError("the images are not on disk.")
+
+    shape = source.image_shape
+    return Split(name, num_examples, source.num_classes, shape, not_there, not_there)
 
 
 def loaded_shape(config: DataConfig, shape: tuple[int | None, ...]) -> ImageShape:
