@@ -1,6 +1,5 @@
 """A few images to look at, as an evaluation has them."""
 
-import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -110,15 +109,3 @@ def _all_of(split: Split, data: DataConfig, shape: tuple[int, int, int]) -> Iter
         except BadRecordError as error:
             bad = BadRecord(split.name, index, error.file_name, str(error))
             print(f"bad record: {bad}", file=sys.stderr)
-
-
-def class_names(data: DataConfig) -> list[str] | None:
-    """The names of a dataset's classes, None where it has none or is not on disk.
-
-    Args:
-      data: The `data` part of a run's config.
-    """
-    with contextlib.suppress(ConfigError):
-        source = registry.source_of(data)
-        return source.class_names if source.is_on_disk else None
-    return None

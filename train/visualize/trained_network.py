@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from train.core.config.fields import Config, DataConfig
 from train.core.data.sources.registry import source_of
-from train.core.engine import experiment
+from train.core.engine.experiment import create_model
 from train.core.workdir import directory
 from train.core.workdir.checkpoints import Checkpoints
 
@@ -24,6 +24,7 @@ class Trained:
       model: Module that takes images (N, H, W, C) and `train`.
       variables: Collections `params` and `batch_stats`, not the averaged ones.
       image_shape: Shape (H, W, C) of the images that it was made for.
+      class_names: Names of the classes, by label; None where they are not known.
     """
 
     config: Config
@@ -31,6 +32,7 @@ class Trained:
     model: nn.Module
     variables: dict[str, Any]
     image_shape: tuple[int, int, int]
+    class_names: list[str] | None
 
 
 def load(workdir: epath.Path, which: str, data_dir: str | None = None) -> Trained:
@@ -52,13 +54,15 @@ def load(workdir: epath.Path, which: str, data_dir: str | None = None) -> Traine
     if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         config.model.dtype = "float32"
     step, variables = _restore(workdir, which)
-    num_classes, image_shape = _dataset(workdir, config.data)
+    dataset = directory.dataset(workdir) or described_dataset(config.data)
+    height, width, channels = dataset["image_shape"]
     return Trained(
         config=config,
         step=step,
-        model=experiment.create_model(config, num_classes=num_classes),
+        model=create_model(config, num_classes=dataset["num_classes"]),
         variables=variables,
-        image_shape=image_shape,
+        image_shape=(height, width, channels),
+        class_names=dataset["class_names"],
     )
 
 
@@ -68,12 +72,11 @@ def _restore(workdir: epath.Path, which: str) -> tuple[int, dict[str, Any]]:
         return step, checkpoints.restore_parts(step, "params", "batch_stats")
 
 
-def _dataset(workdir: epath.Path, data: DataConfig) -> tuple[int, tuple[int, int, int]]:
-    """The number of classes, and (H, W, C) of the images."""
-    kept = directory.dataset(workdir)
-    if kept is None:
-        # A run of an earlier version kept none.
-        source = source_of(data)
-        return source.num_classes, source.image_shape
-    height, width, channels = kept["image_shape"]
-    return kept["num_classes"], (height, width, channels)
+def described_dataset(data: DataConfig) -> dict[str, Any]:
+    """What dataset.json would say of the run of an earlier version, which kept none."""
+    source = source_of(data)
+    return {
+        "num_classes": source.num_classes,
+        "image_shape": source.image_shape,
+        "class_names": source.class_names if source.is_on_disk else None,
+    }

@@ -49,7 +49,7 @@ def visualize_run(
 
 
 def _draw(network: Trained, layer: str | None, chosen: Sequence[Image], target: epath.Path) -> None:
-    view, names = predictions.viewer(network, layer), images.class_names(network.config.data)
+    view, names = predictions.viewer(network, layer), network.class_names
     views = [view(image.pixels) for image in chosen]
     storage.write_bytes(target, plotting.png(*gallery.figure(chosen, views, layer, names)))
     for image, seen in zip(chosen, views, strict=True):

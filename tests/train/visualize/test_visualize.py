@@ -32,7 +32,7 @@ from train.core.workdir import directory
 from train.core.workdir.checkpoints import Checkpoints
 from train.core.workdir.storage import write_json
 from train.visualize import gallery, predictions, trained_network
-from train.visualize.images import Image, check_asked, class_names, of_files, of_split
+from train.visualize.images import Image, check_asked, of_files, of_split
 from train.visualize.predictions import View
 from train.visualize.visualize_run import visualize_run
 
@@ -114,12 +114,12 @@ def test_images_of_a_dataset_its_names_and_bad_records(tmp_path, capsys):
     assert [(image.name, image.label) for image in images] == expected
     assert "bad record: validation record 1 (n00000001_1.JPEG): no whole" in capsys.readouterr().err
     assert len(of_split("validation", 9, data, (16, 16, 3))) == 3
-    assert class_names(data) == names
+    assert trained_network.described_dataset(data)["class_names"] == names
 
 
-def test_class_names_of_a_dataset_that_is_not_there(tmp_path):
-    assert class_names(imagenet.config(tmp_path).data) is None
-    assert class_names(digits().data) is None
+def test_dataset_of_a_run_that_kept_no_description():
+    expected = {"num_classes": 10, "class_names": None, "image_shape": (8, 8, 1)}
+    assert trained_network.described_dataset(digits().data) == expected
 
 
 def test_images_of_the_digits():
