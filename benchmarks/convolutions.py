@@ -102,7 +102,7 @@ def measure(case: Case, steps: int) -> dict[str, list[float]]:
     cotangent = jax.random.normal(
         jax.random.key(2), jax.eval_shape(functools.partial(forward, "xla"), x, kernel).shape
     )
-    kinds: list[dict[str, turns.Variant]] = [
+    kinds: list[dict[str, turns.Timed]] = [
         {form: Call(functools.partial(forward, form), x, kernel) for form in FORMS},
         *(
             {

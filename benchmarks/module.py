@@ -34,7 +34,7 @@ PEERS: dict[str, Callable[..., torch.nn.Module]] = {
 }
 
 
-def jax_forms(name: str, x: np.ndarray, cotangent: np.ndarray) -> dict[str, turns.Variant]:
+def jax_forms(name: str, x: np.ndarray, cotangent: np.ndarray) -> dict[str, turns.Timed]:
     """The module of nam_jax, plain and with the moments of its input."""
     module = nam_jax.attention(name)()
     x, cotangent = jax.device_put((x, cotangent))
@@ -61,7 +61,7 @@ def jax_forms(name: str, x: np.ndarray, cotangent: np.ndarray) -> dict[str, turn
 
 def torch_form(
     name: str, x: np.ndarray, cotangent: np.ndarray, *, compiled: bool, channels_last: bool
-) -> turns.Variant:
+) -> turns.Timed:
     """PyTorch's module."""
     device = timing.torch_device()
     layout = torch.channels_last if channels_last else torch.contiguous_format

@@ -72,7 +72,7 @@ def compile_step(experiment: Experiment) -> dict[str, Any]:
     try:
         program = lower_train_step(experiment, state, example).compile()
     except jax.errors.JaxRuntimeError as error:
-        raise RunError(refusal(str(error))) from error
+        raise RunError(compiler_refusal(str(error))) from error
     seconds = round(time.monotonic() - start, 1)
     devices = experiment.mesh.devices
     return {
@@ -89,7 +89,7 @@ def compile_step(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def refusal(message: str) -> str:
+def compiler_refusal(message: str) -> str:
     """Says in one line why the compiler refused a step."""
     sizes = re.search(
         r"Used ([\d.]+\w) of ([\d.]+\w)|\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)",
@@ -133,7 +133,7 @@ def _gib(size: int) -> str:
 def parser() -> command_line.Parser:
     """The command line."""
     parser = command_line.Parser(
-        __doc__, "python -m train.compile --config FILE --topology NAME [--json FILE]"
+        __doc__, "python -m train.compile --config FILE --topology NAME [OPTION ...]"
     )
     parser.add_config()
     parser.add_argument(

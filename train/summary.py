@@ -60,9 +60,7 @@ def _format_size(size: Size) -> tuple[str, str]:
 
 def parser() -> command_line.Parser:
     """The command line."""
-    parser = command_line.Parser(
-        __doc__, "python -m train.summary --config FILE [--attention NAME,...]"
-    )
+    parser = command_line.Parser(__doc__, "python -m train.summary --config FILE [OPTION ...]")
     parser.add_config()
     parser.add_attention("in place of the config's; several are compared")
     return parser

@@ -56,7 +56,7 @@ def variables(
     Raises:
       ValueError: Entries are missing, left over, of another shape, or no real numbers; all
         are listed.
-      TypeError: There is no naming for this kind of module.
+      TypeError: there is no naming for this kind of module.
 
     Example:
       >>> import nam_jax, numpy as np
@@ -97,8 +97,8 @@ def fresh(
       Paths of modules, each once.
 
     Raises:
-      ValueError: The state dict does not fit, as for `variables`.
-      TypeError: There is no naming for this kind of module.
+      ValueError: the state dict does not fit, as for `variables`.
+      TypeError: there is no naming for this kind of module.
     """
     return _modules(_plan(module, state_dict, input_shape, new_head).fresh)
 

@@ -34,9 +34,9 @@ def read(path: str | os.PathLike[str]) -> StateDict:
       Arrays by name.
 
     Raises:
-      ValueError: The suffix is another, the path is that of a pipe or a device, or the file is
+      ValueError: the suffix is another, the path is that of a pipe or a device, or the file is
         damaged or holds other things than arrays.
-      OSError: The file cannot be opened.
+      OSError: the file cannot be opened.
       ImportError: For a `.safetensors` file, the package of that name is missing.
 
     Example:

@@ -96,7 +96,7 @@ def rules_of(module: nn.Module) -> Rules:
       module: Network of `nam_jax.models`, or attention module with parameters.
 
     Raises:
-      TypeError: There is no naming for this kind of module.
+      TypeError: there is no naming for this kind of module.
     """
     if isinstance(module, ResNet):
         last_norm = "bn3" if module.block is Bottleneck else "bn2"

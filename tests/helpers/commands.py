@@ -50,13 +50,13 @@ WORK = (
     ("train.core.devices.compilation_cache", "enable"),
     ("train.evaluate", "build_experiment"),
     ("train.summary", "source_of"),
-    ("train.prepare.__main__", "check"),
+    ("train.prepare.__main__", "check_dataset"),
     ("train.prepare.__main__", "shrink"),
     ("train.benchmark.__main__", "measure_attentions"),
     ("train.benchmark.loader", "run"),
     ("train.compare.__main__", "train_all"),
     ("train.compare.__main__", "write_tables"),
-    ("train.report.run_page", "write_page"),
+    ("train.report.run_page", "render"),
     ("train.visualize.__main__", "visualize_run"),
 )
 

@@ -17,7 +17,7 @@ from configs import cifar100_resnet20
 from tests.helpers.commands import REPOSITORY
 from tests.helpers.tiny import digits
 from train import compile as command
-from train.compile import experiment_for, refusal, report
+from train.compile import compiler_refusal, experiment_for, report
 from train.core import command_line
 from train.core.config.fields import Config, replaced
 from train.core.devices import chips, topologies
@@ -118,8 +118,8 @@ def test_slices_and_the_memory_of_their_devices(name: str, kind: str, count: int
     ],
 )
 def test_refusals_are_one_line(message: str, line: str) -> None:
-    assert refusal(message).startswith(line)
-    assert len(refusal(message).splitlines()) == 1
+    assert compiler_refusal(message).startswith(line)
+    assert len(compiler_refusal(message).splitlines()) == 1
 
 
 def test_report() -> None:

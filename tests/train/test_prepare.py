@@ -11,12 +11,11 @@ from train.core.data.sources.registry import open_split
 from train.core.data.sources.tfds import Tfds
 from train.core.errors import ConfigError, RunError
 from train.prepare import shrink
-from train.prepare.check import check
 
 
 def run_check(directory, **changes):
     data = imagenet.config(directory, **changes).data
-    check(data, Tfds(data))
+    check_dataset(data, Tfds(data))
 
 
 def test_check_of_a_sound_dataset(tmp_path, capsys):

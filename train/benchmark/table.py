@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from train.core.devices.program_cost import GIB
+from train.core.devices.chips import GIB
 from train.core.tables import Table
 
 # The columns of the table: title, figure, divisor, format.

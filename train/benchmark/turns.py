@@ -9,7 +9,7 @@ WARM_UP = 2
 STEPS_OF_A_ROUND = 10
 
 
-class Variant(Protocol):
+class Timed(Protocol):
     """What is timed."""
 
     def start(self, count: int) -> Any:
@@ -32,7 +32,7 @@ class Times(NamedTuple):
 
 
 def take_turns(
-    variants: Mapping[str, Variant], steps: int, clock: Callable[[], float] = time.perf_counter
+    variants: Mapping[str, Timed], steps: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, Times]:
     """Times all variants, round by round: A B A B.
 
@@ -58,7 +58,7 @@ def take_turns(
     return times
 
 
-def _seconds(variant: Variant, count: int, clock: Callable[[], float]) -> float:
+def _seconds(variant: Timed, count: int, clock: Callable[[], float]) -> float:
     begin = clock()
     variant.start(count)
     variant.wait()

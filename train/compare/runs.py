@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from etils import epath
 
 from nam_jax.attention import NAMES
-from train.core.config.checks import check
+from train.core.config.checks import check_field
 from train.core.config.fields import Config, marked, replaced, with_attention
 from train.core.config.parsing import from_fields
 from train.core.config.spec import Mark
@@ -81,10 +81,10 @@ def asked(
       ConfigError: an option says what it may not.
     """
     names = names or list(dict.fromkeys(["none", config.model.attention]))
-    drawn = [config.seed] if seeds is None else numbers("seeds", seeds, int, "seed")
+    drawn = [config.seed] if seeds is None else listed_numbers("seeds", seeds, int, "seed")
     strengths = None
     if sparsities is not None:
-        strengths = numbers("sparsity", sparsities, float, "optimizer.sparsity")
+        strengths = listed_numbers("sparsity", sparsities, float, "optimizer.sparsity")
     return share(plan(config, names, drawn, strengths), only)
 
 
@@ -134,7 +134,7 @@ def share(runs: list[ComparedRun], only: str | None) -> list[ComparedRun]:
     return runs[first - 1 :: every]
 
 
-def numbers(
+def listed_numbers(
     option: str, texts: Sequence[str], kind: Callable[[str], Number], field: str
 ) -> list[Number]:
     """The numbers that an option lists.
@@ -160,7 +160,7 @@ def numbers(
         )
     for value in values:
         try:
-            check(field, value)
+            check_field(field, value)
         except ConfigError as error:
             raise ConfigError(f"--{option}: {error}") from error
     return values
@@ -188,7 +188,7 @@ def read_runs(workdir: epath.Path, config: Config | None = None) -> list[Compare
             continue
         run = ComparedRun(_config(path), directory.summary(path))
         config = run.config if config is None else config
-        directory.check(path, config, marked(Mark.FREE) | set(AXES))
+        directory.check_config(path, config, marked(Mark.FREE) | set(AXES))
         if path.name != run.name:
             raise ConfigError(f"{path} holds the run {run.name}; give the directory that name.")
         runs.append(run)

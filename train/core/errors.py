@@ -11,11 +11,11 @@ class ConfigError(ValueError):
 
 
 class UnknownSplitError(ConfigError):
-    """A dataset has no split of that name; `naming` says which field or option it comes from."""
+    """A dataset has no split of that name; `named_by` says which field or option it comes from."""
 
 
 @contextlib.contextmanager
-def naming(source: str) -> Iterator[None]:
+def named_by(source: str) -> Iterator[None]:
     """Says which field or option names a split that does not exist.
 
     Args:
@@ -43,7 +43,7 @@ def explaining_memory() -> Iterator[None]:
     """Says in one line that the memory of a device is too small.
 
     Raises:
-      RunError: It was too small for what was called inside.
+      RunError: it was too small for what was called inside.
     """
     try:
         yield

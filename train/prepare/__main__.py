@@ -25,7 +25,7 @@ from train.core.data.feed import cpu_cores
 from train.core.data.sources.registry import source_of
 from train.core.data.sources.tfds import Tfds
 from train.core.errors import ConfigError
-from train.prepare.check import check
+from train.prepare.check import check_dataset
 from train.prepare.shrink import shrink
 
 ACTIONS = ("check", "shrink")
@@ -34,7 +34,7 @@ ACTIONS = ("check", "shrink")
 def parser() -> command_line.Parser:
     """The command line."""
     parser = command_line.Parser(
-        __doc__, "python -m train.prepare check|shrink --config FILE [--out DIR]"
+        __doc__, "python -m train.prepare check|shrink --config FILE [OPTION ...]"
     )
     parser.add_argument("action", nargs="?", help=SUPPRESS)
     parser.add_config("an experiment with the dataset; configs/ has examples")
@@ -59,7 +59,7 @@ def main(options: Namespace) -> None:
             f"config.data.name: {data.name} is not on disk; there is nothing to prepare."
         )
     if options.action == "check":
-        check(data, dataset)
+        check_dataset(data, dataset)
     else:
         shrink(dataset, Path(os.path.expanduser(options.out)), data.workers or cpu_cores())
 

@@ -9,7 +9,7 @@ from train.core.config.fields import DataConfig
 from train.core.data.feed import cpu_cores
 from train.core.data.sources.records import BadRecord, BadRecordError, Records, decode
 from train.core.data.sources.split import Source, Split
-from train.core.errors import RunError, naming
+from train.core.errors import RunError, named_by
 
 RECORDS_OF_A_TASK = 64
 
@@ -30,7 +30,7 @@ class Contents(NamedTuple):
     widths: set[int]
 
 
-def check(config: DataConfig, source: Source) -> None:
+def check_dataset(config: DataConfig, source: Source) -> None:
     """Opens every record of the configured splits, and prints what they hold.
 
     Args:
@@ -44,7 +44,7 @@ def check(config: DataConfig, source: Source) -> None:
     fields = {getattr(config, field): field for field in ("train_split", "eval_split")}
     num_bad = 0
     for name, field in fields.items():
-        with naming(f"config.data.{field}"):
+        with named_by(f"config.data.{field}"):
             split = source.open_split(name)
         num_bad += _check_split(split, config.workers or cpu_cores())
     if num_bad:

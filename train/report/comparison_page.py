@@ -19,7 +19,7 @@ from train.report.page import Plot
 Rows = Mapping[str, Sequence[Row]]
 
 
-def write_page(workdir: epath.Path, folder: epath.Path, runs: Sequence[ComparedRun]) -> str:
+def render(workdir: epath.Path, folder: epath.Path, runs: Sequence[ComparedRun]) -> str:
     """Makes the page of a comparison, finished or not.
 
     Args:

@@ -29,7 +29,7 @@ KINDS = {1: "channels", 2: "pixels"}
 NEEDED = {"model.name", "model.attention", "data.name", "epochs", "steps"}
 
 
-def write_page(workdir: epath.Path, folder: epath.Path) -> str:
+def render(workdir: epath.Path, folder: epath.Path) -> str:
     """Makes the page of a run, finished or not.
 
     Args:

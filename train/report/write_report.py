@@ -31,8 +31,8 @@ def _page(workdir: epath.Path, folder: epath.Path) -> str:
     if not exists:
         raise ConfigError(f"--workdir {workdir}: there is no such directory.")
     if is_run:
-        return run_page.write_page(workdir, folder)
+        return run_page.render(workdir, folder)
     runs = read_runs(workdir)
     if not runs:
         raise ConfigError(f"--workdir {workdir}: there is neither a run nor a comparison in it.")
-    return comparison_page.write_page(workdir, folder, runs)
+    return comparison_page.render(workdir, folder, runs)

@@ -22,7 +22,7 @@ from train.visualize.visualize_run import visualize_run
 def parser() -> command_line.Parser:
     """The command line."""
     parser = command_line.Parser(
-        __doc__, "python -m train.visualize --workdir DIR --images FILE,...|--split NAME"
+        __doc__, "python -m train.visualize --workdir DIR --images FILE|--split NAME [...]"
     )
     add = parser.add_argument
     parser.add_workdir("the directory of the run; its config is used")

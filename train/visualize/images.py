@@ -13,7 +13,7 @@ from train.core.data.on_host.transform import eval_transform
 from train.core.data.sources import registry
 from train.core.data.sources.records import BadRecord, BadRecordError, Record
 from train.core.data.sources.split import Split
-from train.core.errors import ConfigError, naming, reason
+from train.core.errors import ConfigError, named_by, reason
 
 # Laying out the gallery of more would take minutes.
 MOST_IMAGES = 100
@@ -87,7 +87,7 @@ def of_split(name: str, count: int, data: DataConfig, shape: tuple[int, int, int
     Raises:
       ConfigError: the dataset or the split is not there, or holds no image.
     """
-    with naming("--split"):
+    with named_by("--split"):
         split = registry.open_split(data, name)
     images = list(islice(_all_of(split, data, shape), count))
     if not images:

@@ -12,7 +12,7 @@ from etils import epath
 from configs import digits_resnet20
 from tests.helpers import commands, tiny
 from tests.helpers.commands import REPOSITORY
-from train.compare.runs import asked, numbers, plan, read_runs, share
+from train.compare.runs import asked, listed_numbers, plan, read_runs, share
 from train.compare.train_all import train_all, write_tables
 from train.core.engine import loop
 from train.core.errors import ConfigError, PreemptedError, RunError
@@ -234,13 +234,13 @@ def test_seed_of_the_config_where_none_is_named():
 @pytest.mark.parametrize("texts", [[], ["0", "0"], ["a"], ["1.5"], ["-1"], ["9" * 5000]])
 def test_seeds_are_whole_numbers_each_once(texts):
     with pytest.raises(ConfigError, match=r"--seeds: got .*; allowed: whole numbers from 0 on"):
-        numbers("seeds", texts, int, "seed")
+        listed_numbers("seeds", texts, int, "seed")
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-1e-4", "x"])
 def test_penalties_are_finite_and_not_negative(text):
     with pytest.raises(ConfigError, match=r"--sparsity: got '0,.*'; allowed: numbers from 0 on"):
-        numbers("sparsity", ["0", text], float, "optimizer.sparsity")
+        listed_numbers("sparsity", ["0", text], float, "optimizer.sparsity")
 
 
 def test_machines_share_the_runs():

@@ -61,8 +61,12 @@ class Parser(argparse.ArgumentParser):
             default=argparse.SUPPRESS,
             help="overrides a field; python -m train.config lists them",
         )
-        for name in FIELDS:
-            self.add_argument(f"--config.{name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        hidden: Any = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        # A switch alone turns it on.
+        switch: Any = {"nargs": "?", "const": "true"}
+        for name, spec in FIELDS.items():
+            kind = switch if isinstance(spec.default, bool) else {}
+            self.add_argument(f"--config.{name}", **kind, **hidden)
 
     def add_workdir(self, what: str) -> None:
         """Adds --workdir; `workdir` and `named_workdir` make a directory of it."""
@@ -93,6 +97,8 @@ class Parser(argparse.ArgumentParser):
         Raises:
           ConfigError: something about it is wrong.
         """
+        if any(argument in ("-h", "--help") for argument in arguments):
+            arguments = ["--help"]
         for argument in arguments:
             if not argument.isprintable():
                 raise ConfigError(
@@ -117,7 +123,7 @@ class Parser(argparse.ArgumentParser):
         """
         # Argparse puts a colon behind the option.
         message = message.removeprefix("argument ").replace(": is empty;", " is empty;")
-        raise ConfigError(message)
+        raise ConfigError(message.replace("ignored explicit argument", "takes no value; got"))
 
     def _refuse(self, argument: str) -> NoReturn:
         if not argument.startswith("-") or argument.strip("-") == "":
@@ -138,19 +144,20 @@ class Parser(argparse.ArgumentParser):
             for name, value in vars(options).items()
             if name.startswith("config.")
         }
-        if "FIELD" in given:
-            raise ConfigError(_unknown_field("FIELD"))
+        for name in given.keys() - FIELDS.keys():
+            raise ConfigError(_unknown_field(name))
+        if options.config is None and given:
+            raise ConfigError(f"config.{next(iter(given))}: {NO_CONFIG}")
+        if options.config is None and self._needs_config:
+            raise ConfigError(NO_CONFIG)
         if options.config is None:
-            if given or self._needs_config:
-                raise ConfigError(
-                    f"config.{next(iter(given))}: {NO_CONFIG}" if given else NO_CONFIG
-                )
             return
         options.config_name = Path(options.config).stem
         config = parsing.load(options.config)
         values = {name: parsing.parse(name, value) for name, value in given.items()}
-        options.config = replaced(config, values)
-        validate(options.config)
+        config = replaced(config, values)
+        validate(config)
+        options.config = parsing.typed(config)
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

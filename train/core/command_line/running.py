@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import faulthandler
 import io
 import os
 import sys
@@ -30,6 +31,8 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> NoReturn:
       parser: Its command line.
     """
     _mend_output()
+    if sys.stderr is not None:
+        faulthandler.enable()
     # Orbax warns of every checkpoint that has no evaluation, and tells of errors that it raises.
     logging.set_verbosity(logging.FATAL)
     # Orbax leaves coroutines behind where writing fails.

@@ -51,13 +51,13 @@ def number(low: float, high: float) -> Callable[[str], float]:
 
     def parsed(value: str) -> float:
         try:
-            parsed = float(text(value))
+            result = float(text(value))
         except ValueError:
-            parsed = low - 1
+            result = low - 1
         # Also what is no number at all.
-        if not low <= parsed <= high:
+        if not low <= result <= high:
             raise ArgumentTypeError(f"got {value!r}; allowed: {low:g} to {high:g}.")
-        return parsed
+        return result
 
     return parsed
 

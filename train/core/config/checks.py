@@ -21,7 +21,7 @@ def validate(config: Config) -> None:
     values = dict(flatten(config))
     check_names(values)
     for name, value in values.items():
-        check(name, value)
+        check_field(name, value)
     _check_optimizer(config)
     _check_loader(config)
 
@@ -45,7 +45,7 @@ def check_names(names: Any) -> None:
             raise ConfigError(f"config.{name}: missing; start from default_config().")
 
 
-def check(name: str, value: Any) -> None:
+def check_field(name: str, value: Any) -> None:
     """Checks one field by itself.
 
     Args:

@@ -54,7 +54,7 @@ class ModelConfig:
     dtype: Dtype = choice(
         "float32",
         get_args(Dtype),
-        "of the computation; parameters are float32, with float64 they are so too",
+        "type of the computation; parameters are float32, with float64 they are so too",
     )
     sync_bn_devices: int = declared(
         1,
@@ -125,13 +125,16 @@ class DataConfig:
         marks=Mark.EVALUATION,
     )
     interpolation: Interpolation = choice(
-        "bilinear", get_args(Interpolation), "of pixels; with the crop `resized`"
+        "bilinear", get_args(Interpolation), "interpolation of pixels; with the crop `resized`"
     )
     mean: tuple[float, ...] = numbers(
-        (0.5,), "of each channel, of pixels in 0…1", "each from 0 to 1", lambda x: 0 <= x <= 1
+        (0.5,), "mean of each channel, of pixels in 0…1", "each from 0 to 1", lambda x: 0 <= x <= 1
     )
     std: tuple[float, ...] = numbers(
-        (0.25,), "of each channel, of pixels in 0…1", "each at least 0.001", lambda x: x >= 0.001
+        (0.25,),
+        "deviation of each channel, of pixels in 0…1",
+        "each at least 0.001",
+        lambda x: x >= 0.001,
     )
     crop_padding: int = count(
         4, 0, "zero pixels on each side, with the crop `pad`; at most the images' size", 4096
@@ -140,7 +143,9 @@ class DataConfig:
     augmentation: Augmentation = choice(
         "none", get_args(Augmentation), "random operations on every image (streaming only)"
     )
-    randaugment_operations: int = count(2, 1, "that RandAugment applies to an image", 100)
+    randaugment_operations: int = count(
+        2, 1, "operations that RandAugment applies to an image", 100
+    )
     randaugment_level: int = count(9, 0, "strength of RandAugment's operations", LEVELS)
     random_erasing: float = between(
         0.0, 0, 1, "probability that a random box of an image is erased"
@@ -156,12 +161,12 @@ class OptimizerConfig:
     name: OptimizerName = choice(
         "sgd", get_args(OptimizerName), "sgd: with momentum; lars: for batches of thousands"
     )
-    learning_rate: float = declared(0.1, "the highest of the schedule", "above 0", lambda v: v > 0)
+    learning_rate: float = declared(0.1, "highest rate of the schedule", "above 0", lambda v: v > 0)
     reference_batch_size: int = count(
         0, 0, "batch size that the learning rate is for; other sizes scale it; 0: none does"
     )
     schedule: Schedule = choice(
-        "step", get_args(Schedule), "of the learning rate, after the warm-up"
+        "step", get_args(Schedule), "course of the learning rate, after the warm-up"
     )
     warmup_epochs: float = at_least_zero(0.0, "epochs of linear growth to the learning rate")
     milestones: tuple[float, ...] = declared(
@@ -170,7 +175,7 @@ class OptimizerConfig:
         "at most 100 numbers, increasing, each above 0 and below 1",
         lambda v: len(v) <= 100 and list(v) == sorted(set(v)) and all(0 < x < 1 for x in v),
     )
-    decay_factor: float = above_zero(0.2, "of the learning rate at each milestone", 1)
+    decay_factor: float = above_zero(0.2, "factor of the learning rate at each milestone", 1)
     momentum: float = fraction(0.9, "decay of the summed gradients")
     nesterov: bool = switch(False, "momentum as Nesterov's")
     weight_decay: float = at_least_zero(5e-4, "added to the gradients, times the parameters")
@@ -198,7 +203,7 @@ class Config:
 
     seed: int = declared(
         0,
-        "of initialisation, data order and augmentation",
+        "seed of initialisation, data order and augmentation",
         "0 to 2³² − 1",
         lambda v: 0 <= v < 2**32,
     )
@@ -219,7 +224,9 @@ class Config:
         50, 1, "steps between log lines and rows of metrics.jsonl", marks=Mark.FREE
     )
     label_smoothing: float = fraction(0.0, "share of every label that is spread over all classes")
-    ema_decay: float = fraction(0.0, "of averaged weights, evaluated beside the others; 0: none")
+    ema_decay: float = fraction(
+        0.0, "decay rate of averaged weights, evaluated beside the others; 0: none"
+    )
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -232,12 +239,15 @@ def default_config() -> Config:
 
 
 def flatten(config: Any) -> Iterator[tuple[str, Any]]:
-    """Yields the dotted name and the value of every field of a config, or of a part of one."""
+    """Yields the dotted name and the value of every field of a config, or of a part of one.
+
+    A config file is code: of a part something else may be made, and a field be deleted.
+    """
     for part in dataclasses.fields(config):
-        value = getattr(config, part.name)
-        if dataclasses.is_dataclass(value):
+        value = getattr(config, part.name, dataclasses.MISSING)
+        if "spec" not in part.metadata and type(value) is part.type:
             yield from ((f"{part.name}.{leaf}", inner) for leaf, inner in flatten(value))
-        else:
+        elif value is not dataclasses.MISSING:
             yield part.name, value
 
 

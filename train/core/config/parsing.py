@@ -2,11 +2,12 @@
 
 import ast
 import importlib.util
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from train.core.config.checks import check, check_names, refusal, validate
+from train.core.config.checks import check_field, check_names, refusal, validate
 from train.core.config.fields import FIELDS, Config, flatten, replaced
 from train.core.errors import ConfigError
 
@@ -20,7 +21,7 @@ def load(file: str) -> Config:
       file: Name of the file.
 
     Raises:
-      ConfigError: it gives none, or one with a wrong value.
+      ConfigError: it gives none.
     """
     config = _run(file)
     if config is None:
@@ -30,18 +31,19 @@ def load(file: str) -> Config:
             "--config: get_config() of the file has to return what default_config() of "
             f"train.config gives, changed where it differs; got {type(config).__name__}."
         )
-    validate(config)
-    return typed(config)
+    return config
 
 
 def _run(file: str) -> Any:
     path = Path(file)
     if not path.is_file():
         raise ConfigError(f"--config: there is no file {file!r}; configs/ holds examples.")
-    spec = importlib.util.spec_from_file_location("config", path)
+    spec = importlib.util.spec_from_file_location("_config_file", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"--config: got {file!r}; name a Python file, such as configs/*.py.")
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses that the file defines look for it there.
+    sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
         return module.get_config()
@@ -55,7 +57,7 @@ def _run(file: str) -> Any:
 
 
 def typed(config: Config) -> Config:
-    """A copy with floats where a field has floats and a valid config whole numbers."""
+    """A copy of a valid config, with floats and tuples where whole numbers and lists may stand."""
     return replaced(config, {name: _typed(name, value) for name, value in flatten(config)})
 
 
@@ -76,11 +78,9 @@ def from_fields(values: Mapping[str, Any]) -> Config:
       ConfigError: a field is missing, unknown, or has a wrong value.
     """
     check_names(values)
-    for name, value in values.items():
-        check(name, value)
-    config = replaced(Config(), {name: _typed(name, value) for name, value in values.items()})
+    config = replaced(Config(), values)
     validate(config)
-    return config
+    return typed(config)
 
 
 def flattened(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -106,7 +106,7 @@ def parse(name: str, text: str) -> Any:
         value = _parse(FIELDS[name].default, text)
     except (KeyError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError) as error:
         raise ConfigError(refusal(name, text)) from error
-    check(name, value)
+    check_field(name, value)
     return _typed(name, value)
 
 

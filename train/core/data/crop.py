@@ -6,7 +6,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-INTERPOLATIONS = {
+from train.core.config.fields import Interpolation
+
+INTERPOLATIONS: dict[Interpolation, int] = {
     "bilinear": cv2.INTER_LINEAR,
     "bicubic": cv2.INTER_CUBIC,
     "area": cv2.INTER_AREA,
@@ -42,7 +44,7 @@ class CropDraws(NamedTuple):
 
 
 def draw(generator: np.random.Generator, count: int) -> CropDraws:
-    """CropDraws the crops of a batch; always takes the same number of random numbers."""
+    """Draws the crops of a batch; always takes the same number of random numbers."""
     low, high = np.log(ASPECT)
     return CropDraws(
         areas=generator.uniform(*AREA, (count, ATTEMPTS)),
@@ -60,7 +62,7 @@ def random_box(height: int, width: int, draws: CropDraws, row: int) -> Box:
       height: Height of the image, in pixels.
       width: Width of the image, in pixels.
       draws: Draws of the batch.
-      row: Row of the image in them.
+      row: Row of the image in the draws.
 
     Source: C. Szegedy et al., Going deeper with convolutions, 2014,
     https://arxiv.org/abs/1409.4842, section 6.

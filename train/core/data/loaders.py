@@ -33,7 +33,7 @@ class Loader(Protocol):
     def rows_argnum(self) -> int:
         """The argument of a step that is split by rows, as of `mesh.jit_replicated`."""
 
-    def check(self, split: Split) -> None:
+    def check_split(self, split: Split) -> None:
         """Refuses a split that it cannot load.
 
         Raises:

@@ -52,7 +52,7 @@ class Resident:
         # On a CPU the gradient of a convolution inside a loop is 20 times slower.
         return 1 if is_cpu(self._mesh) else LONGEST_DISPATCH
 
-    def check(self, split: Split) -> None:
+    def check_split(self, split: Split) -> None:
         """Refuses a split that takes more memory than a device may give it.
 
         Raises:

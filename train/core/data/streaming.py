@@ -38,7 +38,7 @@ class Streaming:
         self._config = config
         self._mesh = mesh
 
-    def check(self, split: Split) -> None:
+    def check_split(self, split: Split) -> None:
         """Refuses a split that is not on disk.
 
         Raises:

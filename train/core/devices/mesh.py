@@ -32,7 +32,7 @@ def create(
       accumulate_steps: Number of parts in which each device takes its rows.
 
     Raises:
-      ConfigError: The batch or the groups do not divide over the devices.
+      ConfigError: the batch or the groups do not divide over the devices.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)

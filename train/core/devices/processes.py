@@ -40,8 +40,8 @@ def start(
       heartbeat_seconds: Seconds after which a process that is lost ends the others.
 
     Raises:
-      ConfigError: The arguments do not say who the others are.
-      RunError: The others are not found.
+      ConfigError: the arguments do not say who the others are.
+      RunError: the others are not found.
     """
     global _is_connected
     given = coordinator, num_processes, process_id
@@ -101,7 +101,7 @@ def check_agreement(values: Mapping[str, Any]) -> None:
       values: Values that have to be equal, by their names.
 
     Raises:
-      ConfigError: Some differ; raised in all processes, with their names.
+      ConfigError: some differ; raised in all processes, with their names.
     """
     if jax.process_count() == 1:
         return

@@ -6,8 +6,6 @@ import math
 import re
 from typing import Any
 
-GIB = 2**30
-
 KINDS = (
     "all-gather",
     "all-reduce",

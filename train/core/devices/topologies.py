@@ -29,7 +29,7 @@ def devices(name: str) -> list[jax.Device]:
       name: Generation and number of chips along each dimension, such as v5e:16x16.
 
     Raises:
-      ConfigError: There is no such slice.
+      ConfigError: there is no such slice.
       RunError: libtpu is not installed.
     """
     match = re.fullmatch(r"([a-z0-9]+):(\d{1,3}(?:x\d{1,3}){1,2})", name)

@@ -84,7 +84,7 @@ def evaluate_checkpoint(
       ConfigError: there is no such run.
       RunError: there is no such checkpoint.
     """
-    directory.check(workdir, experiment.config, marked(Mark.FREE | Mark.EVALUATION))
+    directory.check_config(workdir, experiment.config, marked(Mark.FREE | Mark.EVALUATION))
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = checkpoints.step_of(which)
         state, _ = checkpoints.restore(step, initial_state(experiment))

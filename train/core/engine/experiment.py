@@ -18,7 +18,7 @@ from train.core.data.sources.registry import source_of
 from train.core.data.sources.split import Source, Split, unread_split
 from train.core.devices.mesh import create, norm_axis
 from train.core.engine import optimizer
-from train.core.errors import ConfigError, naming
+from train.core.errors import ConfigError, named_by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,13 +169,13 @@ def _open_split(
 ) -> Split:
     name = getattr(config, field)
     if unread_examples is None or source.is_on_disk:
-        with naming(f"config.data.{field}"):
+        with named_by(f"config.data.{field}"):
             split = source.open_split(name)
     else:
         split = unread_split(source, name, unread_examples)
     if split.num_examples <= 0:
         raise ConfigError(f"config.data.{field}: {split.name!r} of {config.name} is empty.")
-    loader.check(split)
+    loader.check_split(split)
     return split
 
 

@@ -53,11 +53,14 @@ def train(
       PreemptedError: it was told to stop, and has saved a checkpoint.
     """
     startup = startup or Laps()
+    # First: the weights of a file may fit the images of one process alone.
+    for split in (experiment.train_split, experiment.eval_split):
+        check_agreement(split.description)
     variables = None if saved_steps(workdir / "checkpoints") else load_pretrained(experiment)
     finished = directory.summary(workdir)
     _agree(experiment, variables, finished)
     if finished is not None:
-        directory.check(workdir, experiment.config)
+        directory.check_config(workdir, experiment.config)
         say(f"the run in {workdir} is finished")
         return finished if is_main() else None
     with directory.claimed(workdir, experiment.config, experiment.dataset) as claim, _explained():
@@ -68,8 +71,6 @@ def _agree(experiment: Experiment, variables: Any, finished: Mapping[str, Any] |
     """Checks that all processes begin with the same, or none goes on."""
     check_agreement(
         {
-            **experiment.train_split.description,
-            **experiment.eval_split.description,
             "config.model.pretrained's weights": state_sha256(variables),
             "the summary in --workdir": finished,
         }
@@ -124,7 +125,7 @@ def _train(
         checkpoints.wait()
     if not is_main():
         return None
-    claim.check()
+    claim.check_held()
     summary = summarize(experiment, state, progress, metric_rows.of(workdir).rows())
     write_json(workdir / "summary.json", summary)
     return summary
@@ -173,7 +174,7 @@ def _run_steps(
             session.profiler.after(steps, state)
             log.train(steps, metrics)
             step, is_preempted = steps[-1], session.preemption.reached()
-            session.claim.check()
+            session.claim.check_held()
             if experiment.is_saved(step) or is_preempted:
                 _save(session, log, step, state, eval_step, evaluation_feed)
             if is_preempted and step < experiment.total_steps:
@@ -194,7 +195,7 @@ def _save(
             log.evaluation(step, evaluation)
         if not is_finite(state):
             raise NonFiniteError(f"the update of step {step} is not finite")
-        session.claim.check()
+        session.claim.check_held()
         session.checkpoints.save(step, state, log.progress._asdict(), evaluation)
 
 

@@ -171,7 +171,7 @@ class Log:
             be longer; `bad_records` counts those of its batch.
 
         Raises:
-          NonFiniteError: A loss that is known by then is NaN or infinite.
+          NonFiniteError: a loss that is known by then is NaN or infinite.
         """
         self._pending.append(_Dispatch(steps, metrics))
         if len(self._pending) > LAG:
@@ -184,7 +184,7 @@ class Log:
         """Fetches, checks and writes all up to a step.
 
         Raises:
-          NonFiniteError: A step's loss is NaN or infinite.
+          NonFiniteError: a step's loss is NaN or infinite.
         """
         self._fetch(step)
         self._sync()
@@ -197,7 +197,7 @@ class Log:
           metrics: Result of the evaluation, by name.
 
         Raises:
-          NonFiniteError: A figure of it is NaN or infinite.
+          NonFiniteError: a figure of it is NaN or infinite.
         """
         for value in metrics.values():
             _check_finite("the evaluation", step, value)

@@ -29,7 +29,7 @@ class RowFile:
         """All rows; a torn last line is left out.
 
         Raises:
-          RunError: Another line is no row.
+          RunError: another line is no row.
         """
         return _read(self._path)
 
@@ -63,7 +63,7 @@ class RowSegments:
         """All rows that are written.
 
         Raises:
-          RunError: A line is no row.
+          RunError: a line is no row.
         """
         return [row for path in self._paths() for row in _read(path)]
 

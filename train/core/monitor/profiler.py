@@ -26,7 +26,7 @@ def parse(text: str, workdir: epath.Path) -> Span:
       workdir: Directory of the run, where the trace is written.
 
     Raises:
-      ConfigError: It is something else, or no trace can be written there.
+      ConfigError: it is something else, or no trace can be written there.
     """
     if storage.is_bucket(workdir):
         raise ConfigError(f"--profile: a trace needs a local --workdir; got {workdir}.")

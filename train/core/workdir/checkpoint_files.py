@@ -68,7 +68,7 @@ def read(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
       The state, as trees of dicts and lists with NumPy arrays, and the progress.
 
     Raises:
-      DamagedError: It is not what was saved, or cannot be read.
+      DamagedError: it is not what was saved, or cannot be read.
     """
     with _finding_damage():
         progress, digests = _read_figures(path)
@@ -84,7 +84,7 @@ def read_figures(path: epath.Path) -> dict[str, Any]:
       path: Directory of the checkpoint, `<directory>/<step>`.
 
     Raises:
-      DamagedError: It is not what was saved, or cannot be read.
+      DamagedError: it is not what was saved, or cannot be read.
     """
     with _finding_damage():
         progress, _ = _read_figures(path)

@@ -64,7 +64,7 @@ class Checkpoints:
             to read, beside a run that may be writing.
 
         Raises:
-          RunError: What is in it cannot be read.
+          RunError: what is in it cannot be read.
         """
 
         def error(metrics: Mapping[str, float]) -> float:
@@ -117,7 +117,7 @@ class Checkpoints:
         """The step of the evaluation with the lowest top-1 error, the later one of equals.
 
         Raises:
-          RunError: The figures of a checkpoint are damaged.
+          RunError: the figures of a checkpoint are damaged.
         """
         with _explained(f"the checkpoints in {self._directory} cannot be compared"):
             for step in saved_steps(self._directory):
@@ -131,7 +131,7 @@ class Checkpoints:
           which: Which one is meant, `last` or `best`.
 
         Raises:
-          RunError: There is none yet, or the figures of one are damaged.
+          RunError: there is none yet, or the figures of one are damaged.
         """
         step = self.latest_step() if which == "last" else self.best_step()
         if step is None:
@@ -154,7 +154,7 @@ class Checkpoints:
           evaluation: Result at this step, with `top1_error`; None without one.
 
         Raises:
-          RunError: This one or the one before cannot be written.
+          RunError: this one or the one before cannot be written.
         """
         digests = {
             "step": step,
@@ -177,7 +177,7 @@ class Checkpoints:
         """Waits until the last checkpoint is on disk.
 
         Raises:
-          RunError: It cannot be written.
+          RunError: it cannot be written.
         """
         with _explained(self._unwritten()):
             self._manager.wait_until_finished()
@@ -194,7 +194,7 @@ class Checkpoints:
           The state and the progress, as saved.
 
         Raises:
-          RunError: It cannot be read, or is of another structure.
+          RunError: it cannot be read, or is of another structure.
         """
         with _explained(self._unread(step)):
             state, progress = read(self._path(step))
@@ -211,7 +211,7 @@ class Checkpoints:
           The parts by name: trees of dicts with NumPy arrays, whatever devices they were saved on.
 
         Raises:
-          RunError: It is damaged, or gone by now.
+          RunError: it is damaged, or gone by now.
         """
         with _explained(self._unread(step)):
             state, _ = read(self._path(step))

@@ -38,7 +38,7 @@ class Claim:
     workdir: epath.Path
     lock: Lock | None
 
-    def check(self) -> None:
+    def check_held(self) -> None:
         """Checks that the directory is still this run's.
 
         Raises:
@@ -69,7 +69,7 @@ def claimed(workdir: epath.Path, config: Config, dataset: Mapping[str, Any]) -> 
         barrier("the directory is claimed")
         if not is_main():
             # A directory that is not the same would make for a mixed run.
-            check(workdir, config)
+            check_config(workdir, config)
         set_damaged_aside(workdir)
         if is_main():
             write_json(workdir / "environment.json", environment.describe())
@@ -93,10 +93,10 @@ def claim(workdir: epath.Path, config: Config) -> None:
             write_json(workdir / "config.json", dataclasses.asdict(config))
     except OSError as error:
         raise ConfigError(f"--workdir {workdir}: {reason(error)}") from error
-    check(workdir, config)
+    check_config(workdir, config)
 
 
-def check(workdir: epath.Path, config: Config, free: Collection[str] = FREE) -> None:
+def check_config(workdir: epath.Path, config: Config, free: Collection[str] = FREE) -> None:
     """Checks that the run in a directory has this config.
 
     Args:
@@ -176,7 +176,10 @@ def dataset(workdir: epath.Path) -> dict[str, Any] | None:
         if text is None:
             return None
         kept = dict(json.loads(text))
-        return {name: kept[name] for name in ("num_classes", "class_names", "image_shape")}
+        count, names, shape = (kept[n] for n in ("num_classes", "class_names", "image_shape"))
+        if [*map(type, (count, *shape))] != [int] * 4 or not (names is None or len(names) == count):
+            raise ValueError("it says of the images what cannot be")
+        return {"num_classes": count, "class_names": names, "image_shape": shape}
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"--workdir {workdir}: dataset.json is not that of a run ({error}); where it is "

@@ -55,7 +55,7 @@ class Lock:
         """Checks that the directory is still this run's.
 
         Raises:
-          RunError: Another run took it over.
+          RunError: another run took it over.
         """
         if self._other:
             raise RunError(
@@ -95,7 +95,7 @@ def locked(workdir: epath.Path) -> Iterator[Lock]:
       workdir: Directory of the run; it is made where it is missing.
 
     Raises:
-      ConfigError: Another run is going on there, or nothing can be written there.
+      ConfigError: another run is going on there, or nothing can be written there.
     """
     path = workdir / "lock"
     owner = Owner(socket.gethostname(), os.getpid(), secrets.token_hex(8))

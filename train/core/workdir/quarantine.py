@@ -24,7 +24,7 @@ def set_damaged_aside(workdir: epath.Path) -> None:
       workdir: Directory of the run; what is moved goes to `damaged` in it.
 
     Raises:
-      RunError: There are checkpoints, and none is whole; nothing is moved then.
+      RunError: there are checkpoints, and none is whole; nothing is moved then.
     """
     if processes.is_main():
         directory = workdir / "checkpoints"

@@ -26,8 +26,8 @@ def locate(text: str) -> epath.Path:
       text: Local path, where a tilde is the user's home, or gs://BUCKET/DIRECTORY.
 
     Raises:
-      ConfigError: It is something else, or the bucket cannot be used.
-      RunError: The bucket cannot be reached.
+      ConfigError: it is something else, or the bucket cannot be used.
+      RunError: the bucket cannot be reached.
     """
     if "://" not in text:
         return epath.Path(text).expanduser()
@@ -79,7 +79,7 @@ def reporting(path: epath.PathLike) -> Iterator[None]:
     """Says in one line what goes wrong in a bucket, where it is not an OSError as on a disk.
 
     Raises:
-      RunError: Another error was raised inside, and the path lies in a bucket.
+      RunError: another error was raised inside, and the path lies in a bucket.
     """
     try:
         yield

@@ -39,7 +39,7 @@ def orders(split, seed=0, start_step=0, steps=6, steps_per_epoch=3):
 def test_split_above_the_limit_is_refused():
     def check(limit):
         config = replaced(default_config(), {"data.resident_limit_gb": limit})
-        Resident(config, create(4)).check(split_of(1_000_000))
+        Resident(config, create(4)).check_split(split_of(1_000_000))
 
     # 12 bytes an image.
     check(0.012)

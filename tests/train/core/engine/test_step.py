@@ -21,6 +21,8 @@ from train.core.engine.compiled_steps import build_train_step
 from train.core.engine.experiment import Experiment
 from train.core.engine.state import TrainState, init_state
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 IDENTITY = optax.identity()
 LABELS = np.arange(16, dtype=np.int32) % 3
 

@@ -49,7 +49,7 @@ class Ranges(NamedTuple):
 
 
 def draw(generator: np.random.Generator, count: int, config: DataConfig) -> OperationDraws:
-    """OperationDraws the operations of a batch.
+    """Draws the operations of a batch.
 
     Args:
       generator: Generator of the batch.

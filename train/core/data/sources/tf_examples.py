@@ -80,11 +80,7 @@ def array_records(builder: Any, split: str) -> Sequence[bytes]:
         source = builder.as_data_source(split).data_source
         files = builder.info.splits[split].file_instructions
         counts = {file.filename: file.examples_in_shard for file in files}
-        # TFDS passes over those that are empty, if they are.
-        whole = dict(builder.info.splits).get(split.partition("[")[0])
-        for path, count in zip(whole.filepaths, whole.shard_lengths, strict=True) if whole else ():
-            if count == 0 and path.exists():
-                counts[os.fspath(path)] = count
+        counts |= _empty_shards(builder, split)
     # The metadata hold patterns of file names, and the records of each file.
     except ValueError as error:
         raise RunError(f"{builder.data_path}/dataset_info.json: {reason(error)}") from error
@@ -92,6 +88,15 @@ def array_records(builder: Any, split: str) -> Sequence[bytes]:
     with ThreadPoolExecutor() as pool:
         list(pool.map(_check_file, counts, counts.values()))
     return source
+
+
+def _empty_shards(builder: Any, split: str) -> dict[str, int]:
+    """The files that the metadata call empty, which TFDS passes over, with their 0 records."""
+    whole = dict(builder.info.splits).get(split.partition("[")[0])
+    if whole is None or 0 not in whole.shard_lengths:
+        return {}
+    shards = zip(whole.filepaths, whole.shard_lengths, strict=True)
+    return {os.fspath(path): 0 for path, count in shards if count == 0 and path.exists()}
 
 
 def _check_file(name: str, wanted: int) -> None:
