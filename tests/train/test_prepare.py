@@ -11,6 +11,7 @@ from train.core.data.sources.registry import open_split
 from train.core.data.sources.tfds import Tfds
 from train.core.errors import ConfigError, RunError
 from train.prepare import shrink
+from train.prepare.check import check_dataset
 
 
 def run_check(directory, **changes):
