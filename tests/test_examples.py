@@ -11,7 +11,7 @@ from examples import linen_model, nnx_model
 from nam_jax.attention import NAMES
 
 # One of each kind; the modules have tests of their own.
-QUICK = ("none", "nam", "bam")
+QUICK = ("none", "nam")
 
 
 @pytest.mark.parametrize(

@@ -102,10 +102,9 @@ class ResNet(nn.Module):
     Example:
       >>> import jax, jax.numpy as jnp, nam_jax
       >>> model = nam_jax.models.create("resnet20", num_classes=10, attention="nam", stem="cifar")
-      >>> images = jnp.ones((2, 32, 32, 3))
-      >>> init = jax.jit(lambda key: model.init(key, images, train=False))
-      >>> variables = init(jax.random.key(0))
-      >>> jax.jit(lambda v: model.apply(v, images, train=False))(variables).shape
+      >>> init = lambda x: model.init_with_output(jax.random.key(0), x, train=False)
+      >>> logits, variables = jax.eval_shape(init, jnp.ones((2, 32, 32, 3)))
+      >>> logits.shape
       (2, 10)
 
     Source: K. He, X. Zhang, S. Ren and J. Sun, Deep Residual Learning for Image

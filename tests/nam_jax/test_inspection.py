@@ -115,6 +115,7 @@ def test_gates_of_a_training_call_are_those_of_its_batch(x64, module, mutable):
     assert_close(product, formula(variables["params"], x))
 
 
+@pytest.mark.slow
 def test_gates_of_rematerialised_blocks():
     variables = random_variables(resnet("nam"), IMAGES, np.float32)
     plain, remat = (

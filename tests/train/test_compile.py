@@ -142,6 +142,7 @@ def test_report_of_a_device_whose_memory_is_not_known() -> None:
     assert "  peak memory    4.510 GiB" in lines
 
 
+@pytest.mark.slow
 def test_shapes_are_those_of_the_trainer() -> None:
     experiment = build_experiment(smallest())
     state = initial_state(experiment)

@@ -127,6 +127,7 @@ def test_nam_is_the_papers(dtypes, data):
     check_equations(data.draw(cases(dtypes)))
 
 
+@pytest.mark.slow
 @given(case=cases(("float32", "float32"), SHAPES[1:2]))
 def test_nam_is_the_papers_without_compilation(case):
     check_equations(case, results.__wrapped__)

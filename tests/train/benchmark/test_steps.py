@@ -83,6 +83,7 @@ def test_figures_of_two_attentions_stand_under_their_names(capsys):
     assert [line.split()[0] for line in table] == ["attention", table[1], "nam", "none"]
 
 
+@pytest.mark.slow
 def test_figures_of_one_attention_stand_by_themselves(tmp_path, capsys):
     """Of a dataset that is not on disk, with the loader that would lay it on the device."""
     config = cifar100_resnet20.get_config()
@@ -96,6 +97,7 @@ def test_figures_of_one_attention_stand_by_themselves(tmp_path, capsys):
     assert table[-1].split()[-2:] == ["–", "–"]
 
 
+@pytest.mark.slow
 def test_streaming_loader_feeds_the_steps(tmp_path):
     for split in ("train", "validation"):
         imagenet.write(tmp_path, imagenet.jpegs(16), split)

@@ -272,6 +272,7 @@ def test_missing_matplotlib_is_an_error(monkeypatch, command):
     assert "pictures need matplotlib: pip install" in result.err
 
 
+@pytest.mark.slow
 def test_command_on_a_machine_with_other_devices(tmp_path):
     # The checkpoint is written with four devices; the command has one.
     workdir = fake_run.write(tmp_path / "run", saved=fake_run.params())

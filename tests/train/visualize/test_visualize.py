@@ -141,7 +141,7 @@ def test_split_without_a_single_good_image(tmp_path):
     ("attention", "channels", "places"),
     [
         ("nam", (16,), (4, 4)),
-        ("nam_spatial", None, (4, 4)),
+        pytest.param("nam_spatial", None, (4, 4), marks=pytest.mark.slow),
         pytest.param("nam_channel", (16,), None, marks=pytest.mark.slow),
         pytest.param("nam_tied", (16,), None, marks=pytest.mark.slow),
     ],
@@ -176,7 +176,10 @@ def test_view_of_an_image(tmp_path, attention, channels, places):
 
 @pytest.mark.parametrize(
     ("name", "attention", "stem"),
-    [("mobilenet_v2", "nam", "imagenet"), ("resnet18", "se", "imagenet")],
+    [
+        pytest.param("mobilenet_v2", "nam", "imagenet", marks=pytest.mark.slow),
+        ("resnet18", "se", "imagenet"),
+    ],
 )
 def test_other_networks(tmp_path, capsys, name, attention, stem):
     changes = {"model.name": name, "model.attention": attention, "model.stem": stem}

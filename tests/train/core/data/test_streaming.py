@@ -236,6 +236,7 @@ class StopHereError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_interrupted_run_goes_on_with_the_same_bits(directory, tmp_path, monkeypatch):
     tiny.use(monkeypatch)
     config = imagenet.config(directory, steps=8, log_every_steps=1)

@@ -1,5 +1,6 @@
 """Wrong and damaged descriptions of a dataset: one line that names the field or the file."""
 
+import functools
 import json
 import os
 import shutil
@@ -32,6 +33,7 @@ KEYS = ("supervisedKeys", "tuple", "items")
 IMAGE = ("featuresDict", "features", "image", "image")
 LABEL = ("featuresDict", "features", "label", "classLabel")
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 UNREADABLE = "config.data.dir: 'tiny' in "
 NO_IMAGES = "config.data.name: tiny is no image classification dataset"
 LIMIT_SECONDS = 120
@@ -260,9 +262,9 @@ def run(directory: Path, workdir: Path) -> subprocess.CompletedProcess[str]:
     ("name", "code", "message"),
     [
         ("../..", 2, "config.data.dir: 'tiny' in {} cannot be read: Permission denied."),
-        ("..", 2, "config.data.dir: 'tiny' in {} cannot be read: Permission denied."),
-        (".", 2, "config.data.dir: 'tiny' in {} cannot be read: Permission denied."),
-        (SHARD, 1, "{}/tiny/1.0.0/" + SHARD + " cannot be read as ArrayRecord: "),
+        slow("..", 2, "config.data.dir: 'tiny' in {} cannot be read: Permission denied."),
+        slow(".", 2, "config.data.dir: 'tiny' in {} cannot be read: Permission denied."),
+        slow(SHARD, 1, "{}/tiny/1.0.0/" + SHARD + " cannot be read as ArrayRecord: "),
     ],
 )
 def test_run_without_permission_ends_in_one_line(

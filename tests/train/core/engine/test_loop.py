@@ -303,7 +303,7 @@ def group(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("tiny_network")
-@pytest.mark.parametrize("every", [5, 1000])
+@pytest.mark.parametrize("every", [5, pytest.param(1000, marks=pytest.mark.slow)])
 def test_groups_do_not_change_the_rows(
     every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

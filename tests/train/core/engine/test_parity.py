@@ -19,7 +19,7 @@ from train.core.engine.state import TrainState
     "tag",
     [
         pytest.param("cifar_resnet18_nam_channel", marks=pytest.mark.long),
-        "cifar_resnet18_nam",
+        pytest.param("cifar_resnet18_nam", marks=pytest.mark.slow),
         pytest.param("cifar_resnet18_cbam", marks=pytest.mark.long),
         pytest.param("cifar_resnet18_bam", marks=pytest.mark.long),
         pytest.param("cifar_resnet50_nam_channel", marks=pytest.mark.long),

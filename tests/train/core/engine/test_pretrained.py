@@ -111,7 +111,7 @@ def test_a_backbone_keeps_the_attention_fresh(
 
 
 @pytest.mark.usefixtures("small_network")
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize("ema_decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.9])
 def test_a_run_starts_from_the_file(tmp_path: Path, ema_decay: float) -> None:
     expected = save(tmp_path / "w.npz", 10, "nam_channel")
     experiment = build(tmp_path / "w.npz", ema_decay=ema_decay)
@@ -122,6 +122,7 @@ def test_a_run_starts_from_the_file(tmp_path: Path, ema_decay: float) -> None:
     assert summary["steps"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_network")
 def test_a_run_that_has_saved_goes_on_without_the_file(tmp_path: Path) -> None:
     save(tmp_path / "w.npz", 10, "nam_channel")
