@@ -52,7 +52,7 @@ each_source = pytest.mark.parametrize("source", SOURCES)
 
 def sound(path: Path, source: str) -> bytes:
     if path.suffix == ".npz":
-        arrays = {"a": np.arange(60.0).reshape(6, 10), "b": np.ones((2, 3), np.float32)}
+        arrays = {"a": np.arange(60.0).reshape(6, 10), **torch_import.read(FOLDER / "zip.pth")}
         (np.savez if source == "stored.npz" else np.savez_compressed)(path, **arrays)
         return path.read_bytes()
     return (FOLDER / source).read_bytes()
