@@ -1,8 +1,9 @@
-"""Four virtual CPU devices for every test, and float64 on request."""
+"""Four virtual CPU devices for every test; float64, and what can be broken, on request."""
 
 import importlib.util
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 # Both define flags, which a flagsaver around their first import would take back.
 import array_record.python.array_record_module  # noqa: F401
@@ -11,6 +12,7 @@ import hypothesis
 import jax
 import pytest
 
+from tests.helpers.damage import Child
 from train.core.devices import topologies
 
 jax.config.update("jax_platforms", "cpu")
@@ -41,6 +43,20 @@ def quick_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for files that examples overwrite."""
+    return tmp_path_factory.mktemp("scratch")
+
+
+@pytest.fixture(scope="module")
+def child() -> Iterator[Child]:
+    """A process for what may end it."""
+    process = Child()
+    yield process
+    process.pool.shutdown()
 
 
 @pytest.fixture

@@ -30,6 +30,10 @@ GATE_UNITS = 5
 # The fixture `x64` is the same for all examples.
 in_float64 = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
+SHAPES = [(1, 1, 1, 1), (2, 3, 5, 4), (3, 4, 1, 7)]
+# Of x and of the parameters.
+DTYPES = [("float32", "float32"), ("bfloat16", "float32"), ("float16", "float16")]
+
 Normal = Callable[..., np.ndarray]
 
 KINDS: dict[str, Callable[[Normal, tuple[int, ...]], np.ndarray]] = {

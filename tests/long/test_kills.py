@@ -50,7 +50,7 @@ def end(workdir: Path, module: str) -> str:
     return out
 
 
-@pytest.fixture(scope="module", params=[TINY])
+@pytest.fixture(scope="module")
 def module(request: pytest.FixtureRequest) -> str:
     """What is run."""
     return request.param
@@ -134,6 +134,7 @@ def assert_equal(workdir: Path, uninterrupted: Path) -> None:
     ("module", "kills"),
     [
         (TINY, 1),
+        pytest.param(TINY, 4, marks=pytest.mark.slow),
         pytest.param(MAIN, 5, marks=pytest.mark.slow),
         pytest.param(MAIN, 100, marks=pytest.mark.long),
     ],
@@ -162,6 +163,7 @@ def test_killed_runs_end_with_the_same_bits(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("module", [TINY, MAIN], indirect=True, scope="module")
 def test_finished_run_does_nothing(module: str, uninterrupted: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
     assert "finished" in end(uninterrupted, module)

@@ -23,6 +23,7 @@ from tests.helpers.networks import (
     each_name,
     further_arguments,
     image,
+    owns_parameters,
     random_variables,
     sharded_train_step,
     train_step,
@@ -68,9 +69,9 @@ def statistics_of(name):
 
 def test_names():
     assert attention("none") is None
-    assert set(NAMES) == {"none", *MODULES}
+    assert NAMES[0] == "none"
+    assert set(HYPERPARAMETERS) <= set(NAMES)
     assert nam_jax.attention is attention
-    assert [attention(name) for name in NAMES[1:]] == list(MODULES.values())
     public = {"nam": "NAM", "se": "SqueezeExcite", "cbam": "CBAM", "tam": "TripletAttention"}
     public |= {"nam_channel": "ChannelNAM", "nam_spatial": "SpatialNAM", "bam": "BAM"}
     for name, module in public.items():
@@ -108,6 +109,12 @@ HYPERPARAMETERS = {
     "cbam": {"reduction": 16, "kernel_size": 7, "momentum": 0.99, "epsilon": 1e-5},
     "tam": {"kernel_size": 7, "momentum": 0.99, "epsilon": 1e-5},
 }
+
+
+def test_modules_that_own_parameters():
+    # The control of tests that ask.
+    owners = HYPERPARAMETERS.keys() - {"nam_tied"}
+    assert {name for name in ("none", *HYPERPARAMETERS) if owns_parameters(name)} == owners
 
 
 def hyperparameters(name):

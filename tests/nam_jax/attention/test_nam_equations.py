@@ -11,17 +11,19 @@ from nam_jax import NAM, ChannelNAM, SpatialNAM
 from nam_jax.attention import TiedNAM
 from nam_jax.attention.nam import attention_weights
 from tests.helpers import arrays
-from tests.helpers.arrays import Bounded, assert_moments, hard_arrays, in_float64, unit, wide
+from tests.helpers.arrays import (
+    DTYPES,
+    SHAPES,
+    Bounded,
+    assert_moments,
+    hard_arrays,
+    in_float64,
+    unit,
+    wide,
+)
 
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.faults]
 
-SHAPES = [(1, 1, 1, 1), (2, 3, 5, 4), (3, 4, 1, 7)]
-# Of x and of the parameters.
-DTYPES = [
-    ("float32", "float32"),
-    pytest.param(("bfloat16", "float32"), marks=pytest.mark.slow),
-    ("float16", "float16"),
-]
 # All of them subnormal, scales are 0 where the processor takes such values for it.
 SCALES = ["normal", "zeros", "negative", "some zeros", "one spike", "huge", "tiny", "all sizes"]
 

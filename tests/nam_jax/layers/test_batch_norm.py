@@ -15,6 +15,8 @@ from nam_jax import ChannelNAM, Moments
 from nam_jax.layers.batch_norm import batch_moments
 from tests.helpers import arrays
 from tests.helpers.arrays import (
+    DTYPES,
+    SHAPES,
     Bounded,
     assert_close,
     assert_moments,
@@ -139,10 +141,6 @@ def test_axis_that_is_not_there_is_refused():
 
 
 # On hard arrays: equation 1 of NAM's paper, as far as each dtype is exact.
-
-SHAPES = [(1, 1, 1, 1), (2, 3, 5, 4), (3, 4, 1, 7)]
-# Of x and of the parameters.
-DTYPES = [("float32", "float32"), ("bfloat16", "float32"), ("float16", "float16")]
 
 
 @functools.partial(jax.jit, static_argnums=2)

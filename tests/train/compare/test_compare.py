@@ -10,8 +10,7 @@ import pytest
 from etils import epath
 
 from configs import digits_resnet20
-from tests.helpers import commands, tiny
-from tests.helpers.commands import REPOSITORY
+from tests.helpers import tiny
 from train.compare.runs import asked, listed_numbers, plan, read_runs, share
 from train.compare.train_all import train_all, write_tables
 from train.core.engine import loop
@@ -217,7 +216,7 @@ def test_told_to_stop_at_the_end_of_a_run_it_begins_no_other(tmp_path, monkeypat
 def test_told_to_stop_while_a_run_is_set_up_it_saves_its_first_step(tmp_path, monkeypatch, number):
     tiny.use(monkeypatch)
     monkeypatch.setattr(os, "kill", lambda *_: None)
-    monkeypatch.setattr(loop.quarantine, "set_damaged_aside", lambda _: signal.raise_signal(number))
+    monkeypatch.setattr(directory, "set_damaged_aside", lambda _: signal.raise_signal(number))
     runs = plan(base_config(), ["none", "se"], [0])
     with pytest.raises(PreemptedError, match="stopped after step 1, which is saved"):
         train_all(runs, epath.Path(tmp_path))
@@ -256,17 +255,3 @@ def test_wrong_shares(only):
     runs = plan(base_config(), ["none", "se", "nam"], [0, 1])
     with pytest.raises(ConfigError, match=r"--only: got .*N at most the 6 runs"):
         share(runs, only)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (("--config=configs/digits_resnet20.py",), "--workdir is missing"),
-        (("--workdir=nowhere",), "--config is missing"),
-    ],
-)
-def test_wrong_options_are_one_line(arguments, expected):
-    result = commands.call("compare", *arguments)
-    assert (result.code, len(result.err.splitlines())) == (2, 1), result.err
-    assert expected in result.err
-    assert not (REPOSITORY / "nowhere").exists()

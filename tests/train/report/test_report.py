@@ -282,13 +282,6 @@ def test_command_on_a_machine_with_other_devices(tmp_path):
     assert len(list((workdir / "report").iterdir())) == 2 * len(RUN_PLOTS)
 
 
-def test_command_without_a_directory():
-    result = commands.call("report")
-    assert (result.code, result.out) == (2, "")
-    assert "--workdir is missing" in result.err
-    assert len(result.err.splitlines()) == 1
-
-
 def drawn(draw):
     figure = Figure()
     draw(figure)
@@ -321,7 +314,7 @@ def test_small_weights_lie_below_the_line():
         weight_plots.sorted_weights({"a": np.ones(2), "b": np.ones(3)}, "x").draw
     ).axes
     *_, line = axes.lines
-    assert set(line.get_ydata()) == {weight_plots.SMALL}
+    assert set(line.get_ydata()) == {weight_plots.SMALL_WEIGHT}
 
 
 def test_curve_of_a_single_point_is_seen_and_told():

@@ -117,9 +117,12 @@ def test_images_of_a_dataset_its_names_and_bad_records(tmp_path, capsys):
     assert trained_network.described_dataset(data)["class_names"] == names
 
 
-def test_dataset_of_a_run_that_kept_no_description():
+def test_dataset_of_a_run_that_kept_no_description(tmp_path):
     expected = {"num_classes": 10, "class_names": None, "image_shape": (8, 8, 1)}
     assert trained_network.described_dataset(digits().data) == expected
+    absent = imagenet.config(tmp_path).data
+    expected = {"num_classes": 1000, "class_names": None, "image_shape": (16, 16, 3)}
+    assert trained_network.described_dataset(absent) == expected
 
 
 def test_images_of_the_digits():
@@ -334,7 +337,6 @@ def test_no_run_and_no_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("--split=test",), "--workdir is missing"),
         (("--workdir=x", "--split=test", "--count=0"), "--count: got '0'"),
         (("--workdir=x", "--split=test", "--out=nowhere/a.png"), "--out: got 'nowhere/a.png'"),
         (

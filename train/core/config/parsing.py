@@ -15,13 +15,13 @@ SWITCHES = {"true": True, "t": True, "1": True, "false": False, "f": False, "0":
 
 
 def load(file: str) -> Config:
-    """The config that `get_config()` of a Python file gives.
+    """The config that `get_config()` of a Python file gives; its values are not checked yet.
 
     Args:
       file: Name of the file.
 
     Raises:
-      ConfigError: it gives none.
+      ConfigError: it gives none, or one that lacks a field or has another.
     """
     config = _run(file)
     if config is None:
@@ -31,6 +31,7 @@ def load(file: str) -> Config:
             "--config: get_config() of the file has to return what default_config() of "
             f"train.config gives, changed where it differs; got {type(config).__name__}."
         )
+    check_names(dict(flatten(config)))
     return config
 
 

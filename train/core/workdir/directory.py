@@ -173,18 +173,23 @@ def dataset(workdir: epath.Path) -> dict[str, Any] | None:
     """
     try:
         text = read_text(workdir / "dataset.json")
-        if text is None:
-            return None
-        kept = dict(json.loads(text))
-        count, names, shape = (kept[n] for n in ("num_classes", "class_names", "image_shape"))
-        if [*map(type, (count, *shape))] != [int] * 4 or not (names is None or len(names) == count):
-            raise ValueError("it says of the images what cannot be")
-        return {"num_classes": count, "class_names": names, "image_shape": shape}
+        return None if text is None else _checked_dataset(json.loads(text))
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"--workdir {workdir}: dataset.json is not that of a run ({error}); where it is "
             "removed, the dataset itself is asked."
         ) from error
+
+
+def _checked_dataset(kept: Any) -> dict[str, Any]:
+    count, names, shape = (kept[name] for name in ("num_classes", "class_names", "image_shape"))
+    if type(count) is not int:
+        raise ValueError(f"num_classes is {count!r}")
+    if [type(size) for size in shape] != [int, int, int]:
+        raise ValueError(f"image_shape is {shape!r}")
+    if names is not None and len(names) != count:
+        raise ValueError(f"class_names names {len(names)} of {count} classes")
+    return {"num_classes": count, "class_names": names, "image_shape": shape}
 
 
 def summary(workdir: epath.Path) -> dict[str, Any] | None:

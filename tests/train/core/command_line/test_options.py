@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import digits_resnet20
-from tests.helpers.commands import BEGINS, call, no_work
+from tests.helpers.commands import BEGINS, REPOSITORY, call, no_work
 from tests.helpers.values import (
     COMMANDS,
     CONFIG,
@@ -146,13 +146,74 @@ def test_what_is_missing_or_doubled_is_named(command, arguments, expected):
     result = call(command, *arguments)
     assert_refused(result)
     assert expected in result.err
+    assert not (REPOSITORY / "new").exists()
+
+
+def test_help_wins_over_what_is_wrong():
+    for line in (("--worckdir=x", "--help"), ("-h", "--config.seed=first"), ("--which", "--help")):
+        result = call("evaluate", *line)
+        assert (result.code, result.err) == (0, "")
+        assert result.out.startswith("usage: python -m train.evaluate")
+
+
+def test_switch_alone_is_on():
+    assert not digits_resnet20.get_config().data.flip
+    result = call("main", CONFIG, "--config.data.flip")
+    assert_right(result, "main")
+    assert json.loads(result.out.splitlines()[1])["data"]["flip"] is True
+
+
+def config_file(tmp_path, *lines, before=""):
+    """A config file of the digits, with further lines in its function."""
+    path = tmp_path / "own.py"
+    own = "".join(f"    {line}\n" for line in lines)
+    path.write_text(
+        f"{before}from configs import digits_resnet20\n\n\ndef get_config():\n"
+        f"    config = digits_resnet20.get_config()\n{own}    return config\n"
+    )
+    return f"--config={path}"
+
+
+def test_command_line_mends_what_clashes_in_a_config_file(tmp_path):
+    lines = ("config.model.attention = 'se'", "config.optimizer.sparsity = 1e-4")
+    file = config_file(tmp_path, *lines)
+    assert_right(call("main", file, "--config.optimizer.sparsity=0"), "main")
+    result = call("main", file)
+    assert_refused(result)
+    assert result.err.startswith("error: config.optimizer.sparsity: 0.0001 with config.model.att")
+
+
+def test_config_file_with_a_dataclass_of_its_own(tmp_path):
+    before = (
+        "from __future__ import annotations\nimport dataclasses\n\n\n"
+        "@dataclasses.dataclass\nclass Own:\n    seed: int = 7\n\n\n"
+    )
+    result = call("main", config_file(tmp_path, "config.seed = Own().seed", before=before))
+    assert_right(result, "main")
+    assert json.loads(result.out.splitlines()[1])["seed"] == 7
+
+
+@pytest.mark.parametrize("override", [(), ("--config.data.flip",), ("--config.seed=1",)])
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("del config.seed", "config.seed: missing"),
+        ("del config.data", "config.data"),
+        ("config.data = config", "config.data: there is no such field"),
+        ("config.data = 3", "config.data: there is no such field"),
+    ],
+)
+def test_config_file_with_a_field_that_is_none(tmp_path, line, expected, override):
+    result = call("main", config_file(tmp_path, line), *override)
+    assert_refused(result)
+    assert result.err.startswith(f"error: {expected}")
 
 
 @pytest.mark.parametrize("kind", CONFIG_FILES)
 def test_odd_config_file_is_refused(kind, tmp_path):
     path = tmp_path / "config.py"
     path.write_bytes(CONFIG_FILES[kind])
-    assert_refused(call("main", f"--config={path}", "--config.seed=1"))
+    assert_refused(call("main", f"--config={path}", "--config.epochs=1"))
     assert_refused(call("main", f"--config={path}"))
     assert_refused(call("main", f"--config={tmp_path}"))
 

@@ -91,9 +91,8 @@ def test_help_fits_a_screen_and_shows_an_example(command: str) -> None:
     lines = result.out.splitlines()
     assert len(lines) <= 24
     assert all(len(line) <= 80 for line in lines)
-    example = (
-        rf"python -m train.{command}( ([\w-]+ )?--(config|workdir) (configs/\w+.py|runs/\w+))?"
-    )
+    options = r" ([\w-]+ )?--(config|workdir) (configs/\w+\.py|runs/\w+)"
+    example = rf"python -m train\.{command}" + ("" if command == "config" else options)
     assert any(re.match(example, line.strip()) for line in lines)
 
 
@@ -168,6 +167,23 @@ def test_empty_workdir_is_refused() -> None:
     assert "--workdir is empty" in result.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("report",), "there is no such directory"),
+        (("compare", "--report"), "there is no finished run of a comparison"),
+    ],
+)
+def test_directory_that_is_not_there(
+    arguments: tuple[str, ...], expected: str, tmp_path: Path
+) -> None:
+    result = call(*arguments, f"--workdir={tmp_path / 'nowhere'}")
+    assert result.code == 2
+    assert expected in result.err
+    assert len(result.err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_evaluate_without_a_run(tmp_path: Path) -> None:
     result = call("evaluate", *DIGITS, "--workdir", str(tmp_path))
     assert result.code == 2
@@ -196,8 +212,20 @@ def test_file_that_can_be_written(tmp_path: Path) -> None:
     ("command", "arguments"),
     [
         ("main", (*DIGITS, "--flagfile=/dev/zero")),
-        ("compare", (*DIGITS, "--workdir=new", "--attention=")),
-        ("config", ()),
+        ("visualize", ("--split=test",)),
+        *(
+            pytest.param(command, arguments, marks=pytest.mark.slow)
+            for command, arguments in (
+                ("benchmark", (*DIGITS, "--steps=0")),
+                ("compare", (*DIGITS, "--workdir=new", "--attention=")),
+                ("compile", DIGITS),
+                ("config", ()),
+                ("evaluate", (*DIGITS, "--which=worst")),
+                ("prepare", ("chek", *DIGITS)),
+                ("report", ()),
+                ("summary", (*DIGITS, "--config.model.attention=spam")),
+            )
+        ),
     ],
 )
 def test_a_process_ends_as_the_call_does(command: str, arguments: tuple[str, ...]) -> None:

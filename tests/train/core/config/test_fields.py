@@ -1,6 +1,7 @@
 """The config's schema: what every field accepts, and what the errors say."""
 
 import re
+from typing import get_args
 
 import pytest
 
@@ -8,6 +9,9 @@ from nam_jax.attention import NAMES as ATTENTIONS
 from train.core.config.checks import validate
 from train.core.config.fields import (
     FIELDS,
+    Interpolation,
+    LoaderName,
+    OptimizerName,
     default_config,
     flatten,
     marked,
@@ -16,6 +20,9 @@ from train.core.config.fields import (
 )
 from train.core.config.parsing import from_fields
 from train.core.config.spec import Mark
+from train.core.data.crop import INTERPOLATIONS
+from train.core.data.loaders import LOADERS
+from train.core.engine.optimizer import UPDATES
 from train.core.errors import ConfigError
 
 MANY = tuple(i / 102 for i in range(1, 102))
@@ -238,3 +245,11 @@ def test_reference_tells_of_every_field():
         at = paragraphs.index(f"{name} = {field.default!r}")
         assert field.doc in paragraphs[at + 1]
         assert field.allowed in paragraphs[at + 1]
+
+
+@pytest.mark.parametrize(
+    ("names", "by_name"),
+    [(OptimizerName, UPDATES), (Interpolation, INTERPOLATIONS), (LoaderName, LOADERS)],
+)
+def test_every_choice_has_what_it_chooses(names, by_name):
+    assert get_args(names) == tuple(by_name)

@@ -164,21 +164,9 @@ def overwritten(path: Path, content: bytes) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def child() -> Iterator[Child]:
-    process = Child()
-    yield process
-    process.pool.shutdown()
-
-
-@pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a dataset's version."""
     return small.write(tmp_path_factory.mktemp("sound"))
-
-
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("scratch")
 
 
 def encoded_as(extension: str) -> bytes:

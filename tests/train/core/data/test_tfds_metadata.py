@@ -196,11 +196,6 @@ def test_records_of_other_features_are_all_bad(
         maker.train_batch(0, np.zeros(COUNT, int))
 
 
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("scratch")
-
-
 @pytest.mark.faults
 @pytest.mark.parametrize("name", [INFO, FEATURES])
 @given(data=st.data())

@@ -8,7 +8,7 @@ import pytest
 
 from train.core.config.fields import Config, flatten, replaced
 from train.core.errors import ConfigError
-from train.core.workdir.directory import FIGURES, FREE, check, claim, summary
+from train.core.workdir.directory import FIGURES, FREE, check_config, claim, dataset, summary
 from train.core.workdir.storage import write_json
 
 OTHER_VALUES = {
@@ -39,7 +39,7 @@ def test_same_config_passes_and_changes_nothing(tmp_path):
     claim(tmp_path, Config())
     before = (tmp_path / "config.json").read_bytes()
     claim(tmp_path, Config())
-    check(tmp_path, Config())
+    check_config(tmp_path, Config())
     assert (tmp_path / "config.json").read_bytes() == before
 
 
@@ -61,7 +61,7 @@ def test_differing_field_is_refused_with_both_values(tmp_path, name, value):
     as_json = [list(v) if isinstance(v, tuple) else v for v in (_default(name), value)]
     assert "{} is {!r} there and {!r} here".format(name, *as_json) in str(error.value)
     assert f"--workdir {tmp_path} belongs to a run of another config" in str(error.value)
-    check(tmp_path, Config())
+    check_config(tmp_path, Config())
 
 
 def _default(name):
@@ -72,7 +72,7 @@ def test_all_differing_fields_are_named(tmp_path):
     claim(tmp_path, Config())
     other = replaced(Config(), {"seed": 1, "optimizer.momentum": 0.5, "checkpoint.keep": 5})
     with pytest.raises(ConfigError, match=r"momentum is 0\.9 there .*; seed is 0 there") as error:
-        check(tmp_path, other)
+        check_config(tmp_path, other)
     assert "keep" not in str(error.value)
 
 
@@ -82,7 +82,7 @@ def test_free_field_may_differ(tmp_path, name):
     other = replaced(Config(), {name: OTHER_VALUES[name]})
     claim(tmp_path, other)
     with pytest.raises(ConfigError, match=re.escape(name)):
-        check(tmp_path, other, free=())
+        check_config(tmp_path, other, free=())
 
 
 def test_run_of_a_version_with_other_fields_is_refused(tmp_path):
@@ -105,8 +105,43 @@ def test_path_that_cannot_be_written_is_refused(tmp_path, parts):
 def test_check_without_a_run_is_refused_and_writes_nothing(tmp_path, exists):
     workdir = tmp_path if exists else tmp_path / "run"
     with pytest.raises(ConfigError, match=re.escape(f"--workdir {workdir}: there is no run")):
-        check(workdir, Config())
+        check_config(workdir, Config())
     assert not list(tmp_path.iterdir())
+
+
+DATASET = {"num_classes": 2, "class_names": ["a", "b"], "image_shape": [8, 8, 1]}
+
+
+def test_dataset_is_what_the_run_kept(tmp_path):
+    assert dataset(tmp_path) is None
+    for kept in (DATASET, DATASET | {"class_names": None}):
+        write_json(tmp_path / "dataset.json", kept)
+        assert dataset(tmp_path) == kept
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"{", b"[]", b"3", b"\xff", b"{}"),
+        *(
+            json.dumps(DATASET | damage).encode()
+            for damage in (
+                {"image_shape": 3},
+                {"image_shape": [1]},
+                {"num_classes": "x"},
+                {"class_names": ["a"]},
+            )
+        ),
+    ],
+)
+def test_damaged_dataset_is_named(tmp_path, content):
+    (tmp_path / "dataset.json").write_bytes(content)
+    with pytest.raises(
+        ConfigError, match=r"dataset\.json is not that of a run \(.+\); where"
+    ) as error:
+        dataset(tmp_path)
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_summary_is_none_until_the_run_is_finished(tmp_path):
