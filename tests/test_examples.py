@@ -11,7 +11,7 @@ from examples import linen_model, nnx_model
 from nam_jax.attention import NAMES
 
 # One of each kind; the modules have tests of their own.
-QUICK = ("none", "nam")
+QUICK = ("nam",)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,7 @@ def test_linen_model_learns(attention: str) -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_nnx_model_learns() -> None:
     losses = nnx_model.train(steps=5)
     assert losses[-1] < losses[0]

@@ -15,10 +15,10 @@ DATA = {"grain", "tensorflow_datasets", "array_record", "sklearn"}
     ("command", "unused"),
     [
         ("main", NEVER | DATA),
-        ("evaluate", NEVER | DATA),
-        ("compile", NEVER | DATA),
+        pytest.param("evaluate", NEVER | DATA, marks=pytest.mark.slow),
+        pytest.param("compile", NEVER | DATA, marks=pytest.mark.slow),
         ("report.__main__", NEVER | DATA),
-        ("summary", NEVER | DATA | {"orbax", "tensorboardX"}),
+        pytest.param("summary", NEVER | DATA | {"orbax", "tensorboardX"}, marks=pytest.mark.slow),
         ("config", NEVER | DATA | {"orbax", "tensorboardX"}),
     ],
 )

@@ -50,6 +50,7 @@ def test_comparison_without_none_is_with_the_first():
     assert lines[3].split() == ["nam", "1,170", "1,000", "-432", "2,167", "2,000", "-442,368"]
 
 
+@pytest.mark.slow
 def test_tables_fit_in_100_columns():
     networks = {
         name: layers(models.create("resnet50", num_classes=1000, attention=name), (224, 224, 3))

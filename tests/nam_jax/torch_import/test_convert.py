@@ -51,7 +51,7 @@ NETWORKS = [
     *[("resnet18", name) for name in NAMES],
     *[("mobilenet_v2", name) for name in MOBILENETS],
     *[slow("mobilenet_v2", name) for name in NAMES if name not in MOBILENETS],
-    ("resnet50", "nam_tied"),
+    slow("resnet50", "nam_tied"),
     *[slow("resnet50", name) for name in ("none", "bam", "cbam")],
 ]
 
@@ -255,7 +255,7 @@ def test_other_attention_is_left_over():
 
 @pytest.mark.parametrize(
     ("family", "stored"),
-    [("resnet18", 10), ("mobilenet_v2", 0), slow("resnet18", 0), slow("mobilenet_v2", 10)],
+    [("resnet18", 10), slow("mobilenet_v2", 0), slow("resnet18", 0), slow("mobilenet_v2", 10)],
 )
 def test_new_head(family, stored, caplog):
     module, _ = network(family)
@@ -283,7 +283,7 @@ def test_new_head_and_fresh_attention():
     assert sorted(listed) == sorted([*fresh_modules("resnet18", "se"), "fc"])
 
 
-@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2"])
+@pytest.mark.parametrize("name", [pytest.param("resnet50", marks=pytest.mark.slow), "mobilenet_v2"])
 def test_logits_of_torchvision(x64, name):
     # Of its version 0.28, in float64, for weights in its naming.
     with np.load(GOLDEN / "torchvision.npz") as file:

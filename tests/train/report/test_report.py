@@ -150,6 +150,7 @@ def test_damaged_checkpoint_is_left_out(tmp_path):
     assert text_of(workdir).count("<img ") == 5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_plots", "quick_compilation")
 def test_trained_network_without_nam(tmp_path, monkeypatch):
     tiny.use(monkeypatch)

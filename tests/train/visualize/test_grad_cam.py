@@ -48,7 +48,7 @@ def pooled_map(model, variables):
     [
         ("basic", "cifar", "nam"),
         pytest.param("basic", "imagenet", "cbam", marks=pytest.mark.slow),
-        ("bottleneck", "imagenet", "bam"),
+        pytest.param("bottleneck", "imagenet", "bam", marks=pytest.mark.slow),
         ("mobilenet_v2", "cifar", "nam_tied"),
         pytest.param("mobilenet_v2", "imagenet", "none", marks=pytest.mark.slow),
     ],
@@ -107,6 +107,7 @@ def test_map_before_a_nonlinear_head(x64):
     assert_close(actual, np.asarray(expected))
 
 
+@pytest.mark.slow
 def test_images_do_not_depend_on_one_another_nor_on_jit(x64):
     # Without jit every operation is compiled by itself: few of them are enough.
     model = ResNet(BasicBlock, (1,), width=8, num_classes=5, stem="cifar", attention="nam")

@@ -1,5 +1,6 @@
 """How commands end: exit codes, one line of what is wrong, and help that fits a screen."""
 
+import functools
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from tests.helpers.commands import REPOSITORY, call
 from train.core import command_line
 from train.core.command_line.values import output
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 DIGITS = ("--config", "configs/digits_resnet20.py")
 # JAX looks for other processes only before it has looked at its devices.
 ALONE = "--num_processes=1"
@@ -134,9 +136,9 @@ def test_memory_that_runs_out_is_one_line(capsys: pytest.CaptureFixture[str]) ->
     ("arguments", "redirection", "code", "said"),
     [
         ("train.config", "> /dev/full", 1, r"error: .*No space left on device\n"),
-        ("train.config --help", "> /dev/full", 1, r"error: .*No space left on device\n"),
-        ("train.config --help", ">&-", 0, ""),
-        ("train.config", ">&-", 0, ""),
+        slow("train.config --help", "> /dev/full", 1, r"error: .*No space left on device\n"),
+        slow("train.config --help", ">&-", 0, ""),
+        slow("train.config", ">&-", 0, ""),
         # A pipe whose reader is gone by then.
         ("train.config --help", "| exec 0<&-", 1, ""),
     ],

@@ -149,6 +149,7 @@ def test_batch_without_any_augmentation_is_normalised_alone():
     np.testing.assert_array_equal(targets, np.eye(4))
 
 
+@pytest.mark.slow
 def test_border_of_a_crop_is_black_before_it_is_normalised():
     white, config = np.full((32, 6, 6, 3), 255, np.uint8), data_config(crop_padding=2)
     images, _ = on_device.train_batch(keys(32), white, np.eye(32), config, jnp.float32)

@@ -340,6 +340,7 @@ def test_bad_record_is_named_once(capsys):
     assert capsys.readouterr().err == "bad record: train record 7 (a.JPEG): empty\n"
 
 
+@pytest.mark.slow
 def test_split_of_bad_records_alone_is_an_error_and_no_endless_search(tmp_path, monkeypatch):
     tiny.use(monkeypatch)
     monkeypatch.setattr(batches, "LONGEST_SEARCH", 5)

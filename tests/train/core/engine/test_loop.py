@@ -173,6 +173,7 @@ def test_update_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_network")
 def test_infinite_evaluation_is_not_a_result(tmp_path: Path) -> None:
     changes = {**DIVERGING, "optimizer.learning_rate": 1e38, "steps": 1}
@@ -232,6 +233,7 @@ def test_of_two_starts_at_the_same_moment_one_has_the_directory(
         assert f"--workdir {workdir}: another run is going on in it" in refused
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_network")
 def test_rows_that_are_gone_are_no_result(tmp_path: Path) -> None:
     train(tmp_path, **SHORT)

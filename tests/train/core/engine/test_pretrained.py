@@ -80,6 +80,7 @@ def test_all_of_a_fitting_file_is_taken(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"weights from {tmp_path / 'w.npz'}; fresh: nothing" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_another_number_of_classes_gets_a_fresh_head(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -145,6 +145,7 @@ def test_accumulated_parts_make_the_update_of_the_whole() -> None:
     assert_close(both, np.asarray(first * (1 + 0.9)))
 
 
+@pytest.mark.slow
 def test_parts_see_their_own_rows() -> None:
     one, _ = train(1, 1)
     four, _ = train(1, 1, accumulate_steps=4)
@@ -164,6 +165,7 @@ def test_every_device_holds_the_same_state(sync_bn_devices: int) -> None:
         assert all(np.array_equal(shards[0], shard) for shard in shards[1:])
 
 
+@pytest.mark.slow
 def test_statistics_per_device_are_not_global_ones() -> None:
     own, _ = train(4, 1)
     shared, _ = train(4, 1, **{"model.sync_bn_devices": -1})
@@ -187,6 +189,7 @@ def test_penalty_is_reported_and_reaches_gradients_once() -> None:
     np.testing.assert_allclose(scale(plain) - scale(sparse), 0.1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_averaged_weights_follow_their_formula() -> None:
     first, _ = train(1, 1)
     second, _ = train(1, 2)
@@ -197,6 +200,7 @@ def test_averaged_weights_follow_their_formula() -> None:
     assert_close(averaged.ema, jax.tree.map(np.asarray, after_two), tolerance=1e-6)
 
 
+@pytest.mark.slow
 def test_label_smoothing_changes_the_loss_as_optax_does() -> None:
     _, plain = train(1, 1)
     _, smoothed = train(1, 1, label_smoothing=0.9)
@@ -205,6 +209,7 @@ def test_label_smoothing_changes_the_loss_as_optax_does() -> None:
     np.testing.assert_allclose(smoothed["cross_entropy"], np.log(3), atol=0.3)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_parameters_and_statistics_in_float32() -> None:
     state, metrics = train(1, 1, **{"model.dtype": "bfloat16"})
     assert {leaf.dtype for leaf in jax.tree.leaves(state.variables)} == {jnp.dtype("float32")}
