@@ -161,7 +161,7 @@ def test_file_that_may_not_grow(tmp_path: Path) -> None:
     line = line_of((result.returncode, result.stdout, result.stderr), 1)
     assert line.startswith("error: the checkpoint of step 8 cannot be written to ")
     assert not saved(tmp_path)
-    run(1, tmp_path, *options, devices=1)
+    run(1, tmp_path, *options, devices=1, module=TINY)
 
 
 @pytest.mark.slow
