@@ -28,7 +28,6 @@ from benchmarks.peers import resnet, timing
 from nam_jax import models, torch_import
 from train.benchmark import turns
 from train.core import command_line, tables
-from train.core.command_line.values import whole_number
 from train.core.config.fields import Config, with_attention
 from train.core.data.sources.registry import source_of
 from train.core.errors import ConfigError
@@ -192,13 +191,7 @@ def parser() -> command_line.Parser:
     )
     parser.add_config("the experiment: network, batch, momentum, decay")
     parser.add_attention("none, nam_channel, nam_spatial, nam")
-    parser.add_argument(
-        "--steps",
-        metavar="N",
-        type=whole_number(1, 1_000_000),
-        default=50,
-        help="of each that are timed; default: 50",
-    )
+    parser.add_steps()
     parser.add_json()
     return parser
 

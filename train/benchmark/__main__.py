@@ -15,7 +15,7 @@ from argparse import Namespace
 from train.benchmark import loader
 from train.benchmark.attentions import measure_attentions
 from train.core import command_line
-from train.core.command_line.values import number, whole_number
+from train.core.command_line.values import number
 from train.core.workdir.storage import write_json
 
 
@@ -26,13 +26,7 @@ def parser() -> command_line.Parser:
     )
     parser.add_config()
     parser.add_attention("in place of the config's; several take turns")
-    parser.add_argument(
-        "--steps",
-        metavar="N",
-        type=whole_number(1, 1_000_000),
-        default=50,
-        help="of each that are timed; default: 50",
-    )
+    parser.add_steps()
     parser.add_argument(
         "--loader-only",
         action="store_true",

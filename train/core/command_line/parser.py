@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from etils import epath
 
-from train.core.command_line.values import attentions, output, text
+from train.core.command_line.values import attentions, output, text, whole_number
 from train.core.config import parsing
 from train.core.config.checks import validate
 from train.core.config.fields import FIELDS, replaced
@@ -80,6 +80,17 @@ class Parser(argparse.ArgumentParser):
         """Adds --json: a file for figures."""
         self.add_argument(
             "--json", metavar="FILE", type=output, help="also writes the figures to a file"
+        )
+
+    def add_steps(self) -> None:
+        """Adds --steps: how many steps are timed."""
+        kind = whole_number(1, 1_000_000)
+        self.add_argument(
+            "--steps",
+            metavar="N",
+            type=kind,
+            default=50,
+            help="steps of each that are timed; default: 50",
         )
 
     def add_which(self) -> None:

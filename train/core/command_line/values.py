@@ -4,8 +4,11 @@ import os
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from nam_jax.attention import NAMES as ATTENTIONS
+
+Number = TypeVar("Number", int, float)
 
 
 def text(value: str) -> str:
@@ -33,30 +36,25 @@ def attentions(value: str) -> list[str]:
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
     """A whole number from low to high."""
-
-    def parsed(value: str) -> int:
-        try:
-            number = int(text(value))
-        except ValueError:
-            number = low - 1
-        if not low <= number <= high:
-            raise ArgumentTypeError(f"got {value!r}; allowed: {low:,} to {high:,}, a whole number.")
-        return number
-
-    return parsed
+    return _between(int, low, high, f"{low:,} to {high:,}, a whole number")
 
 
 def number(low: float, high: float) -> Callable[[str], float]:
     """A number from low to high."""
+    return _between(float, low, high, f"{low:g} to {high:g}")
 
-    def parsed(value: str) -> float:
+
+def _between(
+    kind: Callable[[str], Number], low: Number, high: Number, allowed: str
+) -> Callable[[str], Number]:
+    def parsed(value: str) -> Number:
         try:
-            result = float(text(value))
+            result = kind(text(value))
         except ValueError:
-            result = low - 1
-        # Also what is no number at all.
-        if not low <= result <= high:
-            raise ArgumentTypeError(f"got {value!r}; allowed: {low:g} to {high:g}.")
+            result = None
+        # What is no number at all is not within its bounds either.
+        if result is None or not low <= result <= high:
+            raise ArgumentTypeError(f"got {value!r}; allowed: {allowed}.")
         return result
 
     return parsed
