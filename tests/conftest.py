@@ -5,9 +5,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# Both define flags, which a flagsaver around their first import would take back.
-import array_record.python.array_record_module  # noqa: F401
-import grain  # noqa: F401
 import hypothesis
 import jax
 import pytest
