@@ -10,7 +10,7 @@ AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 quickstart: .venv/train # train the small digits network to the end
 	$(BIN)/python -m train.main --config configs/digits_resnet20.py
 
-test: .venv/dev # run the tests of every promise, five minutes
+test: .venv/dev # run the tests of every promise
 	$(PYTEST_ON_TWO_CORES)
 
 test-all: test # and those that repeat them at greater cost
