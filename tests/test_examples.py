@@ -9,19 +9,12 @@ from flax import nnx
 import nam_jax
 from examples import linen_model, nnx_model
 from nam_jax.attention import NAMES
+from tests.helpers.values import with_slow
 
-# One of each kind; the modules have tests of their own.
-QUICK = ("nam",)
+LISTED = [name for name in NAMES if name != "nam_tied"]
 
 
-@pytest.mark.parametrize(
-    "attention",
-    [
-        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-        for name in NAMES
-        if name != "nam_tied"
-    ],
-)
+@with_slow("attention", LISTED, set(LISTED) - {"nam"})
 def test_linen_model_learns(attention: str) -> None:
     losses = linen_model.train(attention, steps=5)
     assert losses[-1] < losses[0]
@@ -33,6 +26,7 @@ def test_nnx_model_learns() -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_nnx_model_is_nam() -> None:
     block = nnx_model.Block(8, 6, nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(1), (2, 6, 6, 8))

@@ -10,6 +10,7 @@ from benchmarks import convolutions
 from benchmarks.convolutions import Case
 
 
+@pytest.mark.slow
 def test_figures_of_every_case_by_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

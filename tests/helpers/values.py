@@ -1,7 +1,8 @@
-"""Values of fields and options: what they allow, what is close to it, and what is neither."""
+"""What tests run over: values, some of them slow; what fields and options allow, or nearly do."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Collection, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -10,6 +11,13 @@ from hypothesis import strategies as st
 from nam_jax import models
 from nam_jax.attention import NAMES as ATTENTIONS
 from train.core.config.fields import FIELDS
+
+
+def with_slow(name: str, values: Iterable[Any], slow: Collection[Any]) -> pytest.MarkDecorator:
+    """Runs a test over `values`, over those that are `slow` in `make test-all` alone."""
+    cases = [pytest.param(v, marks=pytest.mark.slow) if v in slow else v for v in values]
+    return pytest.mark.parametrize(name, cases)
+
 
 WHOLE = [
     *(0, 1, -1, 2, 3, 4, 5, 7, 8, 16, 64, 1000, 2**20, 10**6, 10**9),

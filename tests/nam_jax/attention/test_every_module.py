@@ -28,6 +28,7 @@ from tests.helpers.networks import (
     sharded_train_step,
     train_step,
 )
+from tests.helpers.values import with_slow
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -38,9 +39,7 @@ BFLOAT16 = dict.fromkeys(MODULES, 2.0 ** (-8)) | {"nam": 2 * 2.0**-8}
 
 
 def all_but(*dear):
-    """Every module, and those that take long to compile in `make test-all` alone."""
-    names = [pytest.param(n, marks=pytest.mark.slow) if n in dear else n for n in MODULES]
-    return pytest.mark.parametrize("name", names)
+    return with_slow("name", MODULES, dear)
 
 
 # CBAM stands for the two others that take long.
@@ -424,7 +423,7 @@ class End(nn.Module):
         return self.name_ == "nam_tied"
 
 
-@all_but("bam", "cbam", "tam", "nam_tied")
+@all_but("bam", "cbam", "tam", "nam_tied", "nam", "se")
 def test_moments_change_no_number(x64, name):
     x, cotangent = (image((4, 3, 5, 6), seed, np.float64) for seed in (0, 1))
     variables = random_variables(End(name), x)

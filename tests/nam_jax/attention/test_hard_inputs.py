@@ -24,12 +24,15 @@ from tests.helpers.arrays import (
     unit,
 )
 from tests.helpers.networks import MODULES, further_arguments, random_variables
+from tests.helpers.values import with_slow
 
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.faults]
 
 SHAPE = (2, 3, 5, 4)
 NAMES = ["bn", *MODULES]
 each_name = pytest.mark.parametrize("name", NAMES)
+# CBAM stands for the two others that take long to compile.
+LARGEST = ("bam", "tam")
 # A kernel of 7 would see all of a map.
 FIELDS = {
     "bn": {"momentum": 0.9},
@@ -100,7 +103,7 @@ def hard_variables(draw, name, shape):
     return jax.tree_util.tree_map_with_path(redraw, variables_of(name, shape))
 
 
-@each_name
+@with_slow("name", NAMES, LARGEST)
 @pytest.mark.parametrize("shape", [SHAPE, pytest.param((1, 1, 1, 1), marks=pytest.mark.long)])
 @given(data=st.data())
 def test_finite_in_finite_out(name, shape, data):
@@ -226,7 +229,7 @@ def of_batches(name):
 
 
 # The parts of NAM are tested as parts of it.
-@pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith("nam_")])
+@with_slow("name", [n for n in NAMES if not n.startswith("nam_")], LARGEST)
 @in_float64
 @given(seed=st.integers(0, 999))
 def test_batches_of_a_batch_are_independent(x64, name, seed):
@@ -335,7 +338,7 @@ def check_slope(before, at, after, slope, size):
     assert abs(slope - (left + right) / 2) <= abs(right - left) + 4 * ROUNDING * size / STEP
 
 
-@pytest.mark.parametrize("case", CASES)
+@with_slow("case", CASES, (*LARGEST, "nam after norm"))
 @in_float64
 @given(seed=st.integers(0, 999), far=st.sampled_from([0.0, 10.0]))
 def test_gradient_is_that_of_finite_differences(x64, case, seed, far):

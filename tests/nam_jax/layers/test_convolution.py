@@ -17,6 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from nam_jax import models
 from nam_jax.layers.convolution import FEW_CHANNELS, PARTS, convolution
 from tests.helpers.arrays import Bounded, growth, hard_array, rounded, unit
+from tests.helpers.values import with_slow
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -48,7 +49,7 @@ OTHERS = {
     "more features a group": ((5, 6), 4, 8, 4, (3, 3), (1, 1), "SAME"),
 }
 # One of each way to compute it.
-QUICK = ("1x1 strided", "3x3", "in parts", "depthwise strided")
+QUICK = ("1x1 strided", "3x3")
 
 Case = tuple[Callable[..., jax.Array], jax.Array, jax.Array]
 
@@ -96,10 +97,7 @@ def test_others_are_xlas_own(name, x64):
     assert program(*own) == program(*xla)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CHEAPER],
-)
+@with_slow("name", CHEAPER, set(CHEAPER) - set(QUICK))
 def test_derivatives_of_every_kind(name, x64):
     def derivatives(f, x, kernel):
         direction = (jnp.cos(x), jnp.cos(kernel))
@@ -324,6 +322,7 @@ def output_and_gradients(x, kernel, strides, padding, dilation, groups, cotangen
     return y, *pull(cotangent)
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 @given(seed=st.integers(0, 2**32 - 1))
 def test_convolution_is_a_sum_over_windows(seed):

@@ -26,9 +26,9 @@ def layers(name, stem, attention):
     [
         ("none", 25_557_032, "4.089"),
         pytest.param("nam_channel", 25_587_240, "4.089", marks=pytest.mark.slow),
-        ("nam", 25_614_974, "4.089"),
+        pytest.param("nam", 25_614_974, "4.089", marks=pytest.mark.slow),
         pytest.param("bam", 25_915_099, "4.171", marks=pytest.mark.slow),
-        ("cbam", 28_089_624, "4.096"),
+        pytest.param("cbam", 28_089_624, "4.096", marks=pytest.mark.slow),
         pytest.param("se", 28_071_976, "4.092", marks=pytest.mark.slow),
         # Its authors give 4.169 beside 4.122 without attention, 0.047 more as here. A gate has
         # 2·49 weights, a scale and a shift.
@@ -62,6 +62,7 @@ def test_sizes_of_resnet50_for_small_images(attention, parameters, multiply_adds
     assert multiply_adds in (None, f"{total.multiply_adds / 1e9:.3f}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "attention", "parameters"),
     [
@@ -121,6 +122,7 @@ def test_multiply_adds_of_attention_alone(stem, attention):
     assert alone == size.total(network).multiply_adds - size.total(plain).multiply_adds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attention", "parameters"),
     [("nam_channel", 3008), pytest.param("nam_spatial", 45472, marks=pytest.mark.slow)],

@@ -1,6 +1,7 @@
 """State dicts into variables: every entry at its place, what is fresh, what does not fit."""
 
 import functools
+import itertools
 import logging
 import re
 
@@ -46,11 +47,13 @@ def assert_shapes_of(module, variables):
     assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, expected)
 
 
-MOBILENETS = ("none", "nam_tied", "se", "bam")
+QUICK = [("resnet18", name) for name in ("none", "nam", "nam_tied", "se", "cbam")]
+QUICK += [("mobilenet_v2", "bam")]
 NETWORKS = [
-    *[("resnet18", name) for name in NAMES],
-    *[("mobilenet_v2", name) for name in MOBILENETS],
-    *[slow("mobilenet_v2", name) for name in NAMES if name not in MOBILENETS],
+    *[
+        pair if pair in QUICK else slow(*pair)
+        for pair in itertools.product(("resnet18", "mobilenet_v2"), NAMES)
+    ],
     slow("resnet50", "nam_tied"),
     *[slow("resnet50", name) for name in ("none", "bam", "cbam")],
 ]
@@ -195,6 +198,7 @@ def fresh_modules(family, name):
     return [f"{block}/attention" for block in blocks]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), [("resnet18", "bam"), slow("mobilenet_v2", "se")])
 def test_attention_is_fresh_where_there_is_only_a_backbone(family, name, caplog):
     module, _ = network(family, name)

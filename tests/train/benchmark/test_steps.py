@@ -63,6 +63,7 @@ def digits(**changes):
     return whole_digits(**{"batch_size": 8, **changes})
 
 
+@pytest.mark.slow
 def test_figures_of_two_attentions_stand_under_their_names(capsys):
     found = measure_attentions(digits(), "small", ["nam", "none"], steps=2)
     assert {"none", "nam"} < set(found)

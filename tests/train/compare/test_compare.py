@@ -168,6 +168,7 @@ FAILURES = {
 }
 
 
+@pytest.mark.slow
 def test_failed_runs_do_not_stop_the_others(tmp_path, monkeypatch, capsys):
     tiny.use(monkeypatch)
     run_steps = loop._run_steps
@@ -210,6 +211,7 @@ def test_told_to_stop_at_the_end_of_a_run_it_begins_no_other(tmp_path, monkeypat
     assert not (tmp_path / "se-seed0").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )

@@ -120,6 +120,7 @@ def base(loader, directory):
 loaders = st.sampled_from(["digits", "resident", "streaming"])
 
 
+@pytest.mark.slow
 @given(loader=loaders, changed=changes(4))
 def test_several_values_build_their_step_or_one_field_is_named(directory, loader, changed):
     config = replaced(base(loader, directory), changed)

@@ -126,9 +126,9 @@ def augmented(num_devices, mixup, cutmix):
 @pytest.mark.parametrize(
     ("num_devices", "mixup", "cutmix"),
     [
-        (2, 0.0, 0.0),
         (4, 0.0, 0.0),
-        (2, 0.4, 1.0),
+        pytest.param(2, 0.0, 0.0, marks=pytest.mark.slow),
+        pytest.param(2, 0.4, 1.0, marks=pytest.mark.slow),
         pytest.param(4, 0.4, 0.0, marks=pytest.mark.slow),
         pytest.param(4, 0.0, 1.0, marks=pytest.mark.slow),
         pytest.param(4, 0.4, 1.0, marks=pytest.mark.slow),

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.helpers.values import with_slow
 from train.core.config.fields import default_config, replaced
 from train.core.data import resident
 from train.core.data.resident import Resident
@@ -85,7 +86,7 @@ def test_order_does_not_depend_on_the_devices(num_devices):
     np.testing.assert_array_equal(orders(fewer), orders(more))
 
 
-@pytest.mark.parametrize("start_step", [1, 2, 3, 4, 7])
+@with_slow("start_step", [1, 2, 3, 4, 7], (1, 2, 3, 4))
 def test_starting_late_gives_the_orders_of_walking_there(start_step):
     split, _ = put(50)
     walked = orders(split, steps=12)[start_step:]

@@ -215,6 +215,7 @@ def run(config, workdir):
     return summary, [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 def test_imagenet_run_trains_and_evaluates(directory, tmp_path, monkeypatch):
     def create(
         name, *, num_classes, attention, stem, dtype, zero_init_last_scale, remat, axis_name

@@ -251,6 +251,7 @@ def run(directory: Path, workdir: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.skipif(IS_ROOT and shutil.which("setpriv") is None, reason="root reads everything")
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def untimed_rows(workdir: Path) -> list[dict[str, Any]]:
 
 
 # The network's number of parameters.
-PARAMETERS = {"resnet20": 270610, "small": 78146}
+PARAMETERS = {"resnet20": 270610, "small": 19962}
 
 
 @pytest.fixture(scope="module", params=[pytest.param("resnet20", marks=pytest.mark.slow), "small"])
@@ -85,7 +85,7 @@ def learned(
 
 def small_network(name: str, *, num_classes: int, **fields: Any) -> ResNet:
     del fields["zero_init_last_scale"], fields["remat"]
-    return ResNet(BasicBlock, (1, 1, 1), num_classes=num_classes, width=16, **fields)
+    return ResNet(BasicBlock, (1, 1), num_classes=num_classes, width=16, **fields)
 
 
 def test_learns_the_digits(learned: tuple[Path, str]) -> None:
@@ -275,6 +275,7 @@ def test_same_command_gives_the_same_bits_and_another_seed_others(tmp_path: Path
     assert not set(losses[0]) & set(losses[2])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_network")
 def test_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, rows = train_30(tmp_path / "undisturbed")
@@ -304,6 +305,7 @@ def group(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "is_cpu", lambda mesh: False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_network")
 @pytest.mark.parametrize("every", [5, pytest.param(1000, marks=pytest.mark.slow)])
 def test_groups_do_not_change_the_rows(

@@ -110,6 +110,7 @@ def test_global_statistics_equal_one_device(mix: float) -> None:
     assert_close(four_metrics, jax.tree.map(np.asarray, one_metrics))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_steps_of_one_dispatch_equal_those_of_several() -> None:
     changes = {"model.dtype": "float64", "ema_decay": 0.5}
