@@ -235,6 +235,7 @@ def test_remat_changes_neither_variables_nor_gradients_nor_statistics(x64, name,
     assert_close(anew, jax.tree.map(np.asarray, kept))
 
 
+@pytest.mark.slow
 @pairs(lambda name, attention: name in FAMILIES, [(name, "nam") for name in KINDS])
 def test_remat_keeps_less_for_the_backward_pass(name, attention):
     def residual_bytes(remat):
