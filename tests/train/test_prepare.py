@@ -40,7 +40,7 @@ def test_check_names_what_cannot_be_used(tmp_path, capsys):
     with pytest.raises(RunError, match="4 records of imagenet2012 cannot be used"):
         run_check(tmp_path)
     out = capsys.readouterr().out
-    assert "bad record: train record 3 (n00000003_3.JPEG): no whole JPEG" in out
+    assert "bad record: train record 3 (n00000003_3.JPEG): no whole image" in out
     assert "bad record: train record 66: no image or no label" in out
     assert "bad record: validation record 1: label 1000 of 1000 classes" in out
     assert "validation: 3 records, 2 bad; 1 labels from 0 to 0 of 1,000; height" in out
@@ -111,7 +111,7 @@ def test_copy_has_the_same_records_and_smaller_images(original, tmp_path):
 def test_images_hardly_change():
     encoded = imagenet.jpegs(1)[0]
     before, after = (
-        decode(Record(e, 0, ""), 3).astype(int) for e in (encoded, shrink.shrink_image(encoded))
+        decode(Record(e, 0, ""), 3).astype(int) for e in (encoded, shrink.shrink_image(Record(encoded, 0, "")))
     )
     assert np.abs(before - after).mean() < 3
 
@@ -121,11 +121,11 @@ def test_interrupted_copy_is_no_dataset_and_goes_on(original, tmp_path, monkeypa
     shrink_image = shrink.shrink_image
     calls = []
 
-    def interrupted(encoded):
-        calls.append(encoded)
+    def interrupted(record):
+        calls.append(record)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return shrink_image(encoded)
+        return shrink_image(record)
 
     out = tmp_path / "parts"
     with monkeypatch.context() as patch:

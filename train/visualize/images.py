@@ -54,7 +54,7 @@ def check_asked(files: Sequence[str], split: str | None) -> None:
 
 
 def of_files(files: Sequence[str], data: DataConfig, shape: tuple[int, int, int]) -> list[Image]:
-    """Reads image files, JPEG or PNG.
+    """Reads image files, upright as their metadata say.
 
     Args:
       files: Names of the files.
@@ -68,7 +68,8 @@ def of_files(files: Sequence[str], data: DataConfig, shape: tuple[int, int, int]
     images = []
     for file in files:
         try:
-            record = Record(Path(file).expanduser().read_bytes(), label=0, file_name=file)
+            encoded = Path(file).expanduser().read_bytes()
+            record = Record(encoded, label=0, file_name=file, upright=True)
             images.append(Image(Path(file).name, transform.apply(record, row=0)))
         except (OSError, BadRecordError) as error:
             raise ConfigError(f"--images: {file}: {reason(error)}") from error
