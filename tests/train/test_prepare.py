@@ -111,7 +111,8 @@ def test_copy_has_the_same_records_and_smaller_images(original, tmp_path):
 def test_images_hardly_change():
     encoded = imagenet.jpegs(1)[0]
     before, after = (
-        decode(Record(e, 0, ""), 3).astype(int) for e in (encoded, shrink.shrink_image(Record(encoded, 0, "")))
+        decode(Record(e, 0, ""), 3).astype(int)
+        for e in (encoded, shrink.shrink_image(Record(encoded, 0, "")))
     )
     assert np.abs(before - after).mean() < 3
 

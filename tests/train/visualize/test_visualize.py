@@ -301,7 +301,10 @@ def test_wrong_images_are_refused(files, split, expected):
     ("options", "expected"),
     [
         ({"files": ["nowhere.png"]}, "--images: nowhere.png: No such file or directory."),
-        ({"files": [__file__]}, r"--images: .*py: no whole image of a known format in its \d+ bytes"),
+        (
+            {"files": [__file__]},
+            r"--images: .*py: no whole image of a known format in its \d+ bytes",
+        ),
         ({"split": "tset"}, "^--split: digits has the splits train and test; got 'tset'"),
         (
             {"split": "test", "layer": "layer3_0"},

@@ -94,9 +94,9 @@ class Folder:
     @functools.cached_property
     def _has_splits(self) -> bool:
         names = {name.lower() for name in self._folders[0]}
-        configured = {self._config.train_split, self._config.eval_split}
+        configured = map(normalized, (self._config.train_split, self._config.eval_split))
         # Under other names: to take them for classes would train a network to tell splits apart.
-        return not configured.isdisjoint(self._folders[0]) or names <= NAMES_OF_SPLITS
+        return any(name in self._folders[0] for name in configured) or names <= NAMES_OF_SPLITS
 
     def _class_folders(self, split: str) -> tuple[Folders, int]:
         """The folders of a split's classes from the directory on, and the number of what else."""
@@ -135,7 +135,7 @@ class Folder:
                 empty.append(class_name)
             for path in (f"{folder}/{path}" for path in paths):
                 part = name if self._has_splits else self._part(path)
-                if part in parts:
+                if part is not None:
                     parts[part].append(path, labels[class_name])
         self._check_filled(name, len(folders), empty)
         return {part: self._split(part, files, ignored) for part, files in parts.items()}
@@ -174,11 +174,14 @@ class Folder:
                 "config.data.classes."
             )
 
-    def _part(self, path: str) -> str:
-        """The split that a file belongs to where the directory has none."""
+    def _part(self, path: str) -> str | None:
+        """The split that a file belongs to where the directory has none; None: to none of these."""
         digest = hashlib.sha256(normalized(path).encode(errors="surrogateescape")).digest()
         is_held_out = int.from_bytes(digest[:8]) < self._config.eval_fraction * 2**64
-        return self._config.eval_split if is_held_out else self._config.train_split
+        train_split, eval_split = self._config.train_split, self._config.eval_split
+        if is_held_out:
+            return None if eval_split == train_split else eval_split
+        return train_split
 
     def _split(self, name: str, files: ImageFiles, ignored: int) -> Split:
         shape = self.image_shape
