@@ -19,7 +19,7 @@ NAME = "images.gz"
 def keep(workdir: epath.Path, splits: Iterable[Split]) -> None:
     """Writes the names of the files of some splits; compares them where a run goes on.
 
-    Each line is a text of JSON: the name of the split, a slash, and the path of a file in NFC.
+    Each line is a text of JSON, the path of a file in NFC.
 
     Args:
       workdir: Directory of the run.
@@ -46,7 +46,7 @@ def _names(splits: Iterable[Split]) -> bytes:
     names = bytearray()
     for split in {split.name: split for split in splits}.values():
         for path in split.files.paths() if split.files else ():
-            names += json.dumps(f"{split.name}/{normalized(path)}").encode() + b"\n"
+            names += json.dumps(normalized(path)).encode() + b"\n"
     return bytes(names)
 
 
@@ -64,7 +64,7 @@ def _read(path: epath.Path) -> bytes | None:
     """What a list holds; None where there is none."""
     with reporting(path):
         try:
-            return gzip.decompress(path.read_bytes())
+            return _whole(path.read_bytes())
         except FileNotFoundError:
             return None
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -72,3 +72,10 @@ def _read(path: epath.Path) -> bytes | None:
                 f"{path} is not that of a run ({reason(error)}); where it is removed, the files "
                 "are not compared with those of the run's beginning."
             ) from error
+
+
+def _whole(content: bytes) -> bytes:
+    # Of nothing at all gzip makes nothing.
+    if not content:
+        raise EOFError("it is empty")
+    return gzip.decompress(content)

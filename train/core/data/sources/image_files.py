@@ -127,7 +127,9 @@ def _readable(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"config.data.dir: {printable(path.rstrip('/'))}: {reason(error)}") from error
+        raise ConfigError(
+            f"config.data.dir: {printable(path.rstrip('/'))}: {reason(error)}"
+        ) from error
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
