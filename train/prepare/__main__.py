@@ -14,6 +14,7 @@ Exit codes: 0 done, 1 failed or records cannot be used, 2 the command line or
 the config is wrong.
 """
 
+import os
 from argparse import SUPPRESS, Namespace
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def main(options: Namespace) -> None:
         return
     if "://" in options.out:
         raise ConfigError(f"--out: got {options.out!r}; the copy goes into a local directory.")
-    out, workers = Path(options.out).expanduser(), data.workers or cpu_cores()
+    out, workers = Path(os.path.expanduser(options.out)), data.workers or cpu_cores()
     if isinstance(dataset, Folder):
         shrink_folder(data, dataset, out, workers)
     else:

@@ -1,5 +1,6 @@
 """A few images to look at, as an evaluation has them."""
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -68,7 +69,7 @@ def of_files(files: Sequence[str], data: DataConfig, shape: tuple[int, int, int]
     images = []
     for file in files:
         try:
-            encoded = Path(file).expanduser().read_bytes()
+            encoded = Path(os.path.expanduser(file)).read_bytes()
             record = Record(encoded, label=0, file_name=file, upright=True)
             images.append(Image(Path(file).name, transform.apply(record, row=0)))
         except (OSError, BadRecordError) as error:

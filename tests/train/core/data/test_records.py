@@ -55,7 +55,7 @@ def test_records_are_found_by_index_over_all_shards(tmp_path):
     opened = open_records(tmp_path, files, shards=3, file_names=names)
     assert len(opened) == 11
     for i in (10, 0, 3, 4, 7):
-        assert opened[i] == (files[i], i % 3, f"{i}.png")
+        assert opened[i] == Record(files[i], i % 3, f"{i}.png", upright=False)
 
 
 def test_dataset_without_file_names(tmp_path):

@@ -213,7 +213,7 @@ def _folders_in(path: str) -> tuple[Folders, int]:
 
 def _named_classes(file: str) -> list[str]:
     try:
-        text = Path(file).expanduser().read_text("utf-8-sig")
+        text = Path(os.path.expanduser(file)).read_text("utf-8-sig")
     except (OSError, ValueError) as error:
         raise ConfigError(f"config.data.classes: {file}: {reason(error)}") from error
     names = [normalized(line.strip()) for line in text.rstrip().split("\n")]
