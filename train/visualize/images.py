@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,7 +78,9 @@ def of_files(files: Sequence[str], data: DataConfig, shape: tuple[int, int, int]
 
 
 def of_split(name: str, count: int, data: DataConfig, shape: tuple[int, int, int]) -> list[Image]:
-    """Reads the first images of a split, passing over bad records.
+    """Reads some images of a split, passing over bad records.
+
+    The first ones; of files, which come class by class, some at equal distances.
 
     Args:
       name: Name of the split.
@@ -91,19 +93,23 @@ def of_split(name: str, count: int, data: DataConfig, shape: tuple[int, int, int
     """
     with named_by("--split"):
         split = registry.open_split(data, name)
-    images = list(islice(_all_of(split, data, shape), count))
+    stride = max(1, split.num_examples // count) if split.files else 1
+    images = list(islice(_all_of(split, data, shape, stride), count))
     if not images:
         raise ConfigError(f"--split: {name!r} of {data.name} has no image that can be read.")
     return images
 
 
-def _all_of(split: Split, data: DataConfig, shape: tuple[int, int, int]) -> Iterator[Image]:
+def _all_of(
+    split: Split, data: DataConfig, shape: tuple[int, int, int], stride: int
+) -> Iterator[Image]:
     if not split.has_records:
         for index, (pixels, label) in enumerate(zip(*split.load(), strict=True)):
             yield Image(f"{split.name} {index}", pixels, int(label))
         return
     records, transform = split.open_records(), eval_transform(data, shape)
-    for index in range(len(records)):
+    starts = range(stride)
+    for index in chain.from_iterable(range(start, len(records), stride) for start in starts):
         try:
             record = records[index]
             name = record.file_name or f"{split.name} {index}"

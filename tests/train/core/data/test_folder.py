@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sys
+import tracemalloc
 import unicodedata
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from tests.helpers.damage import assert_says
 from tests.helpers.image_datasets import folders, tfds_writer
 from train.core.data.sources import image_files
+from train.core.data.sources.image_files import ImageFiles
 from train.core.data.sources.records import BadRecordError, decode
 from train.core.data.sources.registry import source_of
 from train.core.errors import ConfigError, RunError, UnknownSplitError
@@ -318,6 +320,22 @@ def test_bucket_is_refused_with_the_way_to_mount_it():
             source_of(config.data)
         assert_says(error.value, "config.data.dir: got 'gs://bucket/images'")
         assert "gcsfuse" in str(error.value)
+
+
+def test_a_file_takes_few_bytes_more_than_its_name():
+    count = 20_000
+    tracemalloc.start()
+    try:
+        files = ImageFiles("directory")
+        for index in range(count):
+            files.append(
+                f"train/n{index % 1000:08}/n{index % 1000:08}_{index:06}.JPEG", index % 1000
+            )
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # A quarter is room to grow.
+    assert taken < 1.25 * (sum(map(len, files.paths())) + 12 * count)
 
 
 def test_a_folder_is_listed_once(tmp_path, monkeypatch):
