@@ -3,11 +3,12 @@
 import gzip
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 
 from etils import epath
 
-from train.core.data.sources.image_files import normalized
+from train.core.data.sources.image_files import normalized, printable
 from train.core.data.sources.split import Split, few
 from train.core.errors import ConfigError, reason
 from train.core.workdir.checkpoint_files import saved_steps
@@ -51,10 +52,11 @@ def _names(splits: Iterable[Split]) -> bytes:
 
 
 def _changes(before: bytes, now: bytes) -> str:
-    old, new = set(before.splitlines()), set(now.splitlines())
-    changes = {"added": new - old, "removed": old - new}
+    # Names that are the same in NFC are there as often as files.
+    old, new = Counter(before.splitlines()), Counter(now.splitlines())
+    changes = {"added": sorted((new - old).elements()), "removed": sorted((old - new).elements())}
     return ", ".join(
-        f"{len(names):,} {change} ({few([json.loads(name) for name in sorted(names)])})"
+        f"{len(names):,} {change} ({few([printable(json.loads(name)) for name in names])})"
         for change, names in changes.items()
         if names
     )

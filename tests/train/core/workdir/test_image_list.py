@@ -84,6 +84,17 @@ def test_what_changed_is_told(data, workdir):
     refuse(f"began: 7 added ({new} and 2 more), 1 removed (val/b/2.png).", workdir, data)
 
 
+def test_changed_names_are_told_in_one_line(workdir, tmp_path):
+    forms = [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")]
+    names = ["line\nbreak.png", *(f"{form}.png" for form in forms)]
+    paths = [f"{split}/{name}/1.png" for split in ("train", "val") for name in "ab"]
+    data = folders.write(tmp_path / "odd", [*paths, *(f"train/a/{name}" for name in names)])
+    begin(workdir, data)
+    for name in (names[0], names[2]):
+        (data / "train/a" / name).unlink()
+    refuse(r"began: 2 removed (train/a/line\nbreak.png, train/a/é.png).", workdir, data)
+
+
 def test_a_folder_may_change_before_the_first_checkpoint(data, workdir):
     keep(workdir, data)
     (data / "val/b/2.png").unlink()

@@ -90,7 +90,7 @@ def _read(path: str) -> bytes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Folder:
+class Listing:
     """What a folder holds, without what is further down.
 
     Attributes:
@@ -104,7 +104,7 @@ class Folder:
     ignored: int
 
 
-def look_into(path: str) -> Folder:
+def look_into(path: str) -> Listing:
     """Lists a folder.
 
     Names that begin with a dot, and those of SYSTEM_FOLDERS, are ignored.
@@ -119,7 +119,7 @@ def look_into(path: str) -> Folder:
     with _readable(path), os.scandir(path) as entries:
         for entry in entries:
             found[_kind(entry)].append(entry.name)
-    return Folder(in_order(found["folder"]), in_order(found["image"]), len(found["ignored"]))
+    return Listing(in_order(found["folder"]), in_order(found["image"]), len(found["ignored"]))
 
 
 @contextlib.contextmanager
