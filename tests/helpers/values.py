@@ -42,7 +42,7 @@ NAMES = {
     "model.stem": ("imagenet", "cifar"),
     "model.dtype": ("float32", "bfloat16", "float64"),
     "model.pretrained": ("", "weights.pth"),
-    "data.name": ("digits",),
+    "data.name": ("digits", "folder"),
     "data.dir": ("/nowhere",),
     "data.train_split": ("train", "test"),
     "data.eval_split": ("train", "test"),

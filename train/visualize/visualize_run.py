@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from etils import epath
 
 from train.core import plotting
-from train.core.workdir import storage
+from train.core.data.sources.registry import source_of
+from train.core.workdir import directory, storage
 from train.visualize import gallery, images, predictions, trained_network
 from train.visualize.images import Image
 from train.visualize.trained_network import Trained
@@ -27,7 +28,7 @@ def visualize_run(
     Args:
       workdir: Directory of the run.
       files: Names of image files.
-      split: Name of the split whose first images are drawn where there are no files.
+      split: Name of the split of which images are drawn where there are no files.
       count: Number of its images.
       layer: Path of the layer whose gates are drawn; default: the last one with NAM.
       which: Which checkpoint, `last` or `best`.
@@ -44,6 +45,7 @@ def visualize_run(
     if split is None:
         chosen = images.of_files(files, data, shape)
     else:
+        directory.check_classes(workdir, source_of(data).class_names)
         chosen = images.of_split(split, count, data, shape)
     _draw(network, layer, chosen, out or workdir / "visualize.png")
 

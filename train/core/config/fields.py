@@ -82,12 +82,29 @@ class DataConfig:
 
     name: str = declared(
         "cifar100",
-        "`digits`, or a TFDS image classification dataset",
+        "`digits`, `folder` (of image files), or a TFDS image classification dataset",
         "a name such as cifar100, name/config or name:1.0.0",
         lambda v: DATASET_NAME.fullmatch(v) is not None,
     )
     dir: str = text(
-        "~/tensorflow_datasets", "where TFDS datasets lie", marks=Mark.FREE | Mark.LOCAL
+        "~/tensorflow_datasets",
+        "where TFDS datasets lie; of `folder` the one with DIR/<split>/<class>/<image>, or "
+        "DIR/<class>/<image>",
+        marks=Mark.FREE | Mark.LOCAL,
+    )
+    classes: str = declared(
+        "",
+        "file with a class a line, in the order of their numbers; empty: the folders' names, "
+        "sorted; with `folder`",
+        "a printable file's name, or an empty text",
+        str.isprintable,
+        marks=Mark.FREE | Mark.LOCAL,
+    )
+    eval_fraction: float = between(
+        0.2,
+        0.001,
+        0.999,
+        "share of the images that is held out as eval_split; with a `folder` without splits",
     )
     train_split: str = text("train", "split to train on")
     eval_split: str = text("test", "split to evaluate on", marks=Mark.EVALUATION)

@@ -81,10 +81,11 @@ def evaluate_checkpoint(
       The step of the checkpoint, and the result as of `evaluate`.
 
     Raises:
-      ConfigError: there is no such run.
+      ConfigError: there is no such run, or it was trained on other classes.
       RunError: there is no such checkpoint.
     """
     directory.check_config(workdir, experiment.config, marked(Mark.FREE | Mark.EVALUATION))
+    directory.check_classes(workdir, experiment.source.class_names)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = checkpoints.step_of(which)
         state, _ = checkpoints.restore(step, initial_state(experiment))

@@ -47,6 +47,8 @@ OUT_OF_RANGE = {
     "model.sync_bn_devices": [0, -2, 1_000_001],
     "data.name": ["", "cifar-100", "a/..", "a:..", "a:1", "données"],
     "data.dir": ["", "a\0b", "\udc80"],
+    "data.classes": ["a\nb"],
+    "data.eval_fraction": [0.0, 0.0009, 1.0],
     "data.train_split": ["", "a\nb"],
     "data.eval_split": ["", "a\nb"],
     "data.loader": ["on_disk"],
@@ -230,7 +232,7 @@ def test_work_for_the_host_needs_the_streaming_loader(name, value):
 
 
 def test_what_may_differ_is_marked():
-    assert marked(Mark.LOCAL) == {"data.dir", "data.workers"}
+    assert marked(Mark.LOCAL) == {"data.classes", "data.dir", "data.workers"}
     free = {"log_every_steps", "data.loader", "data.resident_limit_gb", "data.max_bad_fraction"}
     free |= {"checkpoint.every_steps", "checkpoint.keep", *marked(Mark.LOCAL)}
     assert marked(Mark.FREE) == free

@@ -13,6 +13,7 @@ from train.core.workdir.storage import write_json
 
 OTHER_VALUES = {
     "log_every_steps": 7,
+    "data.classes": "classes.txt",
     "data.dir": "/elsewhere",
     "data.loader": "streaming",
     "data.resident_limit_gb": 1.5,
