@@ -35,7 +35,7 @@ class Kind(enum.IntEnum):
     OTHER = 2
 
 
-class StateDict(NamedTuple):
+class Found(NamedTuple):
     """A dict that holds tensors.
 
     Attributes:
@@ -49,7 +49,7 @@ class StateDict(NamedTuple):
     entries: dict[Any, Any]
 
 
-def find(content: Any) -> list[StateDict]:
+def find(content: Any) -> list[Found]:
     """Finds the state dicts in what a file holds.
 
     Args:
@@ -64,7 +64,7 @@ def find(content: Any) -> list[StateDict]:
         is_pure = all(_is_entry(*item) for item in entries.items())
         # A checkpoint may have a tensor of its own beside the state dict.
         if is_pure or (keys and kind is Kind.NETWORK and _size(entries)):
-            found.append(StateDict(".".join(keys), kind, entries))
+            found.append(Found(".".join(keys), kind, entries))
     return sorted(found, key=lambda each: (each.kind, -_size(each.entries)))
 
 
@@ -93,8 +93,7 @@ def take(content: Any, key: str | None) -> dict[str, Tensor]:
     taken = found[0] if key is None else found[keys.index(key)]
     others = {name: value for name, value in taken.entries.items() if not _is_entry(name, value)}
     if others:
-        place = f"its {taken.key}" if taken.key else "it"
-        raise ValueError(f"{place} holds {_described(others)}, and only tensors are read")
+        raise ValueError(f"its {taken.key} holds {_described(others)}, and only tensors are read")
     return taken.entries
 
 
@@ -160,7 +159,7 @@ def _size(entries: dict[Any, Any]) -> int:
 
 
 def _kind(keys: Iterable[str]) -> Kind:
-    others = [key for key in keys if key not in _NETWORK]
+    others = [key for key in keys if key.lower() not in _NETWORK]
     if not others:
         return Kind.NETWORK
     return Kind.AVERAGED if all(map(_AVERAGED.search, others)) else Kind.OTHER

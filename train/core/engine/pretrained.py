@@ -60,14 +60,15 @@ def load_pretrained(experiment: Experiment) -> Any:
 
 
 def _read(path: str, key: str) -> tuple[dict[str, np.ndarray], str]:
-    """A state dict; where it is from, if there are several which one, and how another is taken."""
+    """A state dict, and in words where it is from and how another of the file is taken."""
     state_dict, keys = torch_import.read(path, key), torch_import.list_state_dicts(path)
     taken = key or keys[0]
     others = [other for other in keys if other != taken][:_MOST_LISTED]
-    if not others:
-        return state_dict, path
-    option = f"--config.model.pretrained_key={others[0]} takes that"
-    return state_dict, f"{path}: its {taken}, not {', '.join(others)} ({option})"
+    source = f"{path}: its {taken}" if taken else path
+    if others:
+        option = f"--config.model.pretrained_key={others[0]}"
+        source += f", not {', '.join(others)} ({option} takes that)"
+    return state_dict, source
 
 
 def _has_head(state_dict: Mapping[str, np.ndarray], model: nn.Module, num_classes: int) -> bool:

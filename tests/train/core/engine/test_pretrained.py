@@ -104,8 +104,8 @@ EMA = "--config.model.pretrained_key=model_ema takes that"
 @pytest.mark.parametrize(
     ("keys", "key", "taken", "said"),
     [
-        (["model"], "", "model", ""),
-        (["model_ema"], "", "model_ema", ""),
+        (["model"], "", "model", ": its model"),
+        (["model_ema"], "", "model_ema", ": its model_ema"),
         (["model_ema", "model"], "", "model", f": its model, not model_ema ({EMA})"),
         (["model_ema", "model"], "model_ema", "model_ema", f": its model_ema, not model ({MODEL})"),
     ],
@@ -122,7 +122,8 @@ def test_which_state_dict_was_taken_is_said(
     with np.load(tmp_path / "w.npz") as file:
         arrays = {name: np.ascontiguousarray(value) for name, value in file.items()}
     path = tmp_path / "w.ckpt"
-    save_checkpoint(path, **{key: {k: v + len(key) for k, v in arrays.items()} for key in keys})
+    # The length of its key tells one from another.
+    save_checkpoint(path, **{each: {k: v + len(each) for k, v in arrays.items()} for each in keys})
     actual = flat(load_pretrained(build(path, **{"model.pretrained_key": key})))
     expected = (arrays["bn1.weight"] + len(taken)).astype(np.float32)
     np.testing.assert_array_equal(actual["params/bn1/scale"], expected)
