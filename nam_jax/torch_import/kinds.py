@@ -6,11 +6,11 @@ from pathlib import Path
 
 from nam_jax.torch_import.torch_save import LEGACY_MAGIC
 
-# A file that is larger begins with its magic number within these.
+# The mark of a tar archive is the last, at 257.
 _START = 512
 _MOST_NAMES = 3
 
-_SAVE = "save the state_dict() of the network with torch.save"
+_SAVE = "save the network's state_dict() with torch.save"
 # What is often taken for a file of weights: how it begins, what it is and what to do.
 _OTHERS: tuple[tuple[bytes, str], ...] = (
     (rb"version https://git-lfs", "a Git LFS pointer, not the file itself: run git lfs pull"),
@@ -20,10 +20,10 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
     ),
     (rb"\x89HDF\r\n", "an HDF5 file, as Keras writes: save its arrays by PyTorch's names, as .npz"),
     (rb"\x93NUMPY", "one NumPy array: save all arrays by their names, with numpy.savez"),
-    (rb".{4}TFL3", f"a TensorFlow Lite model: {_SAVE} that it was made of"),
+    (rb".{4}TFL3", "a TensorFlow Lite model: save its arrays by PyTorch's names, as .npz"),
     (
         rb"\x08[\x01-\x20][\x12\x1a\x22\x28\x32\x3a\x42]",
-        f"an ONNX model: {_SAVE} that it was made of",
+        f"an ONNX model: {_SAVE}, where it was made",
     ),
     (
         rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!|.{257}ustar",

@@ -31,7 +31,7 @@ OTHERS = {
     "error": (b"404: Not Found", "text that begins with '404: Not Found'"),
     "json": (b'{"metadata": {}, "weight_map": {}}\n', "text that begins with"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(90), "HDF5 file, as Keras writes.*npz"),
-    "onnx": (ONNX, "ONNX model: save the state_dict"),
+    "onnx": (ONNX, "ONNX model: save the network's state_dict"),
     "onnx of a graph": (b"\x08\x0a\x3a\x80\x01" + bytes(200), "ONNX model"),
     "npy": (b"\x93NUMPY\x01\x00v\x00{'descr'", "one NumPy array: .*numpy.savez"),
     "tflite": (b"\x1c\x00\x00\x00TFL3" + bytes(90), "TensorFlow Lite"),
