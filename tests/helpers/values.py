@@ -42,6 +42,7 @@ NAMES = {
     "model.stem": ("imagenet", "cifar"),
     "model.dtype": ("float32", "bfloat16", "float64"),
     "model.pretrained": ("", "weights.pth"),
+    "model.pretrained_key": ("", "model_ema"),
     "data.name": ("digits", "folder"),
     "data.dir": ("/nowhere",),
     "data.train_split": ("train", "test"),

@@ -10,7 +10,6 @@ from nam_jax import models
 from nam_jax.attention import NAMES as ATTENTIONS
 from nam_jax.attention import has_nam_scales
 from nam_jax.models.resnet import STEMS
-from nam_jax.torch_import import SUFFIXES
 from train.core.config.spec import (
     Mark,
     Spec,
@@ -66,8 +65,15 @@ class ModelConfig:
     pretrained: str = declared(
         "",
         "PyTorch weights to start from; empty: none",
-        f"a printable file's name that ends in {', '.join(SUFFIXES)}, or an empty text",
-        lambda v: v == "" or (v.lower().endswith(SUFFIXES) and v.isprintable()),
+        "a printable file's name, or an empty text",
+        str.isprintable,
+        marks=Mark.EVALUATION,
+    )
+    pretrained_key: str = declared(
+        "",
+        "which state dict of that file, such as model_ema or state.model; empty: it is found",
+        "a printable text, or an empty one",
+        str.isprintable,
         marks=Mark.EVALUATION,
     )
     remat: bool = switch(

@@ -31,7 +31,8 @@ OUT_OF_RANGE = {
     "accumulate_steps": [0, 257],
     "optimizer.name": ["adam"],
     "optimizer.reference_batch_size": [-1, 2**31],
-    "model.pretrained": ["weights", "weights.bin", "a\nb.pth"],
+    "model.pretrained": ["a\nb.pth"],
+    "model.pretrained_key": ["a\nb"],
     "seed": [-1, 2**32],
     "batch_size": [0, 2**20 + 1],
     "epochs": [0, 2**31],
@@ -237,7 +238,8 @@ def test_what_may_differ_is_marked():
     free |= {"checkpoint.every_steps", "checkpoint.keep", *marked(Mark.LOCAL)}
     assert marked(Mark.FREE) == free
     evaluation = {"accumulate_steps", "batch_size", "data.eval_split", "data.eval_crop_ratio"}
-    evaluation |= {"model.pretrained", "model.remat", "model.sync_bn_devices"}
+    evaluation |= {"model.pretrained", "model.pretrained_key", "model.remat"}
+    evaluation |= {"model.sync_bn_devices"}
     assert marked(Mark.EVALUATION) == evaluation
 
 
