@@ -92,7 +92,7 @@ def test_changed_names_are_told_in_one_line(workdir, tmp_path):
     begin(workdir, data)
     for name in (names[0], names[2]):
         (data / "train/a" / name).unlink()
-    refuse(r"began: 2 removed (train/a/line\nbreak.png, train/a/é.png).", workdir, data)
+    refuse(r"began: 2 removed (train/a/é.png, train/a/line\nbreak.png).", workdir, data)
 
 
 def test_a_folder_may_change_before_the_first_checkpoint(data, workdir):
