@@ -1,6 +1,6 @@
 """Networks by name."""
 
-import dataclasses
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -94,6 +94,4 @@ def has_field(name: str, field: str) -> bool:
       name: Name of the network, one of `nam_jax.models.NAMES`.
       field: Name of the field.
     """
-    network = _MODELS[name]
-    kind = network.func if isinstance(network, partial) else network
-    return field in {each.name for each in dataclasses.fields(kind)}
+    return field in inspect.signature(_MODELS[name]).parameters
