@@ -184,8 +184,8 @@ def plan(
     matched = names.matched(kept, shapes, classifier)
     state = {new: np.asarray(state_dict[old]) for old, new in matched.names.items()}
     if new_head is None:
-        classes = {name: state[name].shape[:1] for name in matched.head}
-        new_head = classes != {name: shapes[name][:1] for name in head.values()}
+        given = {name: state[name].shape for name in matched.head}
+        new_head = _classes(given) != _classes({name: shapes[name] for name in head.values()})
     if new_head:
         state = {name: value for name, value in state.items() if name not in matched.head}
     adaptations = [*_renamings(matched, classifier, new_head), *_adapt(state, shapes)]
@@ -197,6 +197,11 @@ def plan(
     check(module, state, {torch_names[path]: shapes[torch_names[path]] for path in imported})
     sources = {path: (state[torch_names[path]], wanted[path].shape) for path in imported}
     return Plan(module, input_shape, sources, fresh_paths, adaptations)
+
+
+def _classes(head: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The number of classes that each entry of a classifier is for, from their shapes."""
+    return {name: shape[:1] for name, shape in head.items()}
 
 
 def _renamings(matched: names.Matched, classifier: str | None, new_head: bool) -> Iterator[str]:
@@ -216,10 +221,10 @@ def _adapt(state: dict[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]) 
             state[name] = state[name].reshape(wanted[name])
         if name in names.STEMS and state[name].ndim == 4 and is_real(state[name].dtype):
             given, channels = state[name].shape[1], wanted[name][1]
-            if given != channels == 1:
+            if channels == 1 < given:
                 state[name] = state[name].sum(1, keepdims=True, dtype=state[name].dtype)
                 yield f"{name} summed over its {given} channels"
-            if channels != given == 1:
+            if given == 1 < channels:
                 state[name] = np.repeat(state[name] / channels, channels, 1)
                 yield f"{name} spread over {channels} channels"
 

@@ -178,7 +178,10 @@ def _other_shortcut(module: nn.Module, actual: Shapes) -> Iterator[Cause]:
     if theirs and module.shortcut != "projection":
         yield Cause("its shortcuts have parameters", {"shortcut": "projection"})
     if not theirs and module.shortcut == "projection" and len(module.stage_sizes) > 1:
-        yield Cause("its shortcuts have no parameters", {"shortcut": "pad_centre"})
+        yield Cause(
+            "its shortcuts have no parameters, but pad_end or pad_centre",
+            {"shortcut": "pad_centre"},
+        )
 
 
 def _other_width(module: nn.Module, actual: Shapes) -> Iterator[Cause]:

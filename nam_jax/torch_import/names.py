@@ -95,7 +95,7 @@ _ALIASES: Rules = (
 )
 
 # What code calls the classifier of a network.
-HEADS = frozenset({"fc", "linear", "head", "classifier", "last_linear"})
+_HEADS = frozenset({"fc", "linear", "head", "classifier", "last_linear"})
 
 # What entries are called that count or cost something, and are no weights.
 _COUNTERS = frozenset({"num_batches_tracked", "n_averaged", "total_ops", "total_params"})
@@ -179,6 +179,11 @@ def is_counter(name: str) -> bool:
     return name.rpartition(".")[2] in _COUNTERS
 
 
+def is_head(name: str) -> bool:
+    """Whether an entry belongs to a classifier, by the first part of its name."""
+    return name.partition(".")[0] in _HEADS
+
+
 def matched(entries: Collection[str], wanted: Collection[str], classifier: str | None) -> Matched:
     """Renames entries as the networks here have them, and drops the prefix that all share.
 
@@ -187,7 +192,9 @@ def matched(entries: Collection[str], wanted: Collection[str], classifier: str |
       wanted: PyTorch's names of a module's variables.
       classifier: Name of the module's classifier, such as `classifier.1`; None without one.
     """
-    plain = _unless_ambiguous({name: _replaced(name, _ALIASES) for name in entries})
+    plain = {name: _replaced(name, _ALIASES) for name in entries}
+    if not _is_clear(plain):
+        plain = {name: name for name in entries}
     prefix, plain = _without_prefix(plain, set(wanted))
     if classifier is None:
         return Matched(plain, prefix, [], [])
@@ -219,15 +226,9 @@ def _replaced(name: str, rules: Rules) -> str:
     return name
 
 
-def is_head(name: str) -> bool:
-    """Whether an entry belongs to a classifier, by the first part of its name."""
-    return name.partition(".")[0] in HEADS
-
-
-def _unless_ambiguous(renamed: dict[str, str]) -> dict[str, str]:
-    """The same names as before where two would become one."""
-    is_clear = len(set(renamed.values())) == len(renamed)
-    return renamed if is_clear else {name: name for name in renamed}
+def _is_clear(renamed: dict[str, str]) -> bool:
+    """Whether no two names become one."""
+    return len(set(renamed.values())) == len(renamed)
 
 
 def _without_prefix(plain: dict[str, str], wanted: set[str]) -> tuple[str, dict[str, str]]:
@@ -238,8 +239,8 @@ def _without_prefix(plain: dict[str, str], wanted: set[str]) -> tuple[str, dict[
         prefix += part
         plain = {entry: name.removeprefix(part) for entry, name in plain.items()}
         found = wanted & set(plain.values())
-        if len(found) > len(wanted & set(best[1].values())):
-            best = prefix, _unless_ambiguous(plain)
+        if _is_clear(plain) and len(found) > len(wanted & set(best[1].values())):
+            best = prefix, plain
     return best
 
 
@@ -247,6 +248,6 @@ def _shared_part(names: Collection[str]) -> str:
     """The part that all names begin with, but for those of a classifier beside them."""
     firsts = {name.partition(".")[0] for name in names}
     if len(firsts) > 1:
-        firsts -= HEADS
+        firsts -= _HEADS
     part = f"{firsts.pop()}." if len(firsts) == 1 else ""
     return part if any(name.startswith(part) for name in names) else ""

@@ -102,7 +102,10 @@ CASES = {
     ),
     "shortcuts without": (
         *(network(), without(weights("resnet18"), "downsample")),
-        *("its shortcuts have no parameters", {"shortcut": "pad_centre"}),
+        *(
+            "its shortcuts have no parameters, but pad_end or pad_centre",
+            {"shortcut": "pad_centre"},
+        ),
     ),
     "width": (
         *(network("mobilenet_v2", width_multiplier=0.5), weights("mobilenet_v2")),

@@ -70,6 +70,13 @@ def test_classifier_beside_a_prefixed_backbone(prefix, head):
     assert plan.adaptations[0] == f"prefix {prefix!r} dropped"
 
 
+def test_prefix_stays_where_two_names_would_become_one():
+    doubled = {f"backbone.{name}": value for name, value in stored().items()}
+    doubled |= {name: np.ones(1) for name in ("fc.weight", "fc.bias")}
+    with pytest.raises(torch_import.MisfitError, match=r"begin with 'backbone\.': take those alone"):
+        torch_import.plan(module(), doubled, INPUT)
+
+
 @pytest.mark.parametrize("module_name", ["nam_channel", "se"])
 def test_names_of_a_module_alone_are_no_prefix(module_name):
     listed = state_dict_of(entries(layers.attention(module_name, 32, 3, 5)))

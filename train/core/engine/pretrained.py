@@ -42,7 +42,7 @@ def load_pretrained(experiment: Experiment) -> Any:
         plan = torch_import.plan(model, state_dict, (1, *split.image_shape), new_head=None)
         variables = plan.variables(key)
     except torch_import.MisfitError as error:
-        raise WeightsError(_explained(path, error)) from error
+        raise WeightsError(explained(path, error)) from error
     except (ImportError, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"config.model.pretrained: {error}") from error
     # Larger numbers of float64 become infinite.
@@ -57,8 +57,13 @@ def load_pretrained(experiment: Experiment) -> Any:
     return variables
 
 
-def _explained(path: str, error: torch_import.MisfitError) -> str:
-    """Why weights do not fit, with the options that would help."""
+def explained(path: str, error: torch_import.MisfitError) -> str:
+    """Why weights do not fit, and which options of the command would help, in a few lines.
+
+    Args:
+      path: File of the weights.
+      error: What the library says.
+    """
     fields = {"width_multiplier": "width"}
     options = [
         f"--config.model.{fields.get(name, name)}={value}" for name, value in error.options.items()
