@@ -114,7 +114,7 @@ def _causes(module: nn.Module, actual: Shapes, wanted: Shapes) -> Iterator[Cause
         yield from _other_shortcut(module, actual)
         yield from _other_width(module, actual)
         yield from _other_pixels(actual, wanted)
-        yield from _other_head(module, actual, wanted)
+        yield from _other_head(actual, wanted)
 
 
 class _Layout(NamedTuple):
@@ -200,19 +200,18 @@ def _other_pixels(actual: Shapes, wanted: Shapes) -> Iterator[Cause]:
         yield Cause("its spatial attention is for images of another size", {})
 
 
-def _other_head(module: nn.Module, actual: Shapes, wanted: Shapes) -> Iterator[Cause]:
-    heads = {name: shape for name, shape in wanted.items() if names.is_head(name)}
-    theirs = {name: shape for name, shape in actual.items() if names.is_head(name)}
-    if not heads or theirs == heads:
+def _other_head(actual: Shapes, wanted: Shapes) -> Iterator[Cause]:
+    heads = list(filter(names.is_head, wanted))
+    theirs = list(filter(names.is_head, actual))
+    layers = {name.rpartition(".")[0] for name in theirs}
+    # Of other features too it would be left out in vain: the network is a wider one.
+    classes = {actual[name][0] for name in theirs if name in heads and actual[name]}
+    if not heads or (len(layers) == 1 and classes == {wanted[heads[0]][0]}):
         return
-    layers = sorted({name.rpartition(".")[0] for name in theirs})
-    bias = next((actual[name] for name in heads if name in theirs and len(heads[name]) == 1), None)
     if len(layers) != 1:
         text = f"its classifier has {len(layers)} layers" if layers else "it has no classifier"
-    elif bias and bias != (module.num_classes,):
-        text = f"its classifier has {bias[0]} classes"
     else:
-        text = "its classifier is another"
+        text = f"its classifier has {max(classes, default='other')} classes"
     yield Cause(text, {"new_head": True})
 
 

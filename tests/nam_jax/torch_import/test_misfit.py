@@ -115,6 +115,10 @@ CASES = {
         *(network(), weights("resnet18", num_classes=10)),
         *("its classifier has 10 classes", {"new_head": True}),
     ),
+    "other features": (
+        *(network(), {**weights("resnet18"), "fc.weight": np.zeros((7, 64))}),
+        *("its network, attention, stem or input size may be another", {}),
+    ),
     "no classifier": (
         *(network(), without(weights("resnet18"), "fc.")),
         *("it has no classifier", {"new_head": True}),
