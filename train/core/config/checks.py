@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from nam_jax import models
 from nam_jax.attention import has_nam_scales
 from train.core.config.fields import FIELDS, Config, ModelConfig, flatten
 from train.core.errors import ConfigError
@@ -99,6 +100,16 @@ def _check_model(model: ModelConfig) -> None:
             f"config.model.pretrained_key: {model.pretrained_key!r} without a file; set "
             "config.model.pretrained too."
         )
+    for name, value, field in (
+        ("shortcut", model.shortcut, "shortcut"),
+        ("width", model.width, "width_multiplier"),
+    ):
+        default = FIELDS[f"model.{name}"].default
+        if value != default and not models.has_field(model.name, field):
+            raise ConfigError(
+                f"config.model.{name}: {value!r} with config.model.name={model.name!r}, which has "
+                f"no choice of it; set it to {default!r}."
+            )
 
 
 def _check_optimizer(config: Config) -> None:

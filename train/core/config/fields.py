@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from nam_jax import models
 from nam_jax.attention import NAMES as ATTENTIONS
 from nam_jax.attention import has_nam_scales
-from nam_jax.models.resnet import STEMS
+from nam_jax.models.resnet import SHORTCUTS, STEMS
 from train.core.config.spec import (
     Mark,
     Spec,
@@ -50,6 +50,14 @@ class ModelConfig:
     name: str = choice("resnet50", models.NAMES, "the network")
     attention: str = choice("nam_channel", ATTENTIONS, "the attention of every block")
     stem: str = choice("imagenet", STEMS, "the first layers: 7×7 and max-pool, or 3×3")
+    shortcut: str = declared(
+        "",
+        "shortcuts between a ResNet's stages: 1×1 convolutions, or zero channels at the end or on "
+        "both sides; empty: pad_centre for resnet20 to resnet110, projection for the others",
+        f"one of {', '.join(SHORTCUTS)}, or an empty text",
+        lambda v: v in ("", *SHORTCUTS),
+    )
+    width: float = above_zero(1.0, "factor of the number of features, of mobilenet_v2 alone", 10)
     dtype: Dtype = choice(
         "float32",
         get_args(Dtype),

@@ -1,18 +1,15 @@
 """Starting a run from PyTorch weights."""
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
 
 from nam_jax import torch_import
-from nam_jax.torch_import import names
 from train.core.devices import processes
 from train.core.engine.experiment import Experiment, streams
-from train.core.errors import ConfigError
+from train.core.errors import ConfigError, WeightsError
 
 _MOST_LISTED = 3
 
@@ -31,7 +28,9 @@ def load_pretrained(experiment: Experiment) -> Any:
       {"params": …, "batch_stats": …}, float32; None without a file.
 
     Raises:
-      ConfigError: the file cannot be read, has no such state dict, or does not fit the network.
+      ConfigError: the file cannot be read, has no such state dict, or holds numbers that are not
+        finite.
+      WeightsError: it does not fit the network.
     """
     config, model, split = experiment.config.model, experiment.model, experiment.train_split
     if not config.pretrained:
@@ -39,12 +38,12 @@ def load_pretrained(experiment: Experiment) -> Any:
     try:
         key = streams(experiment.config.seed)["init"]
         state_dict, source = _read(os.path.expanduser(config.pretrained), config.pretrained_key)
-        arguments = model, state_dict, (1, *split.image_shape)
-        new_head = not _has_head(state_dict, model, split.num_classes)
-        fresh = torch_import.fresh(*arguments, new_head=new_head)
-        variables = torch_import.variables(*arguments, new_head=new_head, key=key)
+        plan = torch_import.plan(model, state_dict, (1, *split.image_shape), new_head=None)
+        variables = plan.variables(key)
     except torch_import.StateDictKeyError as error:
         raise ConfigError(f"config.model.pretrained_key: {error}") from error
+    except torch_import.MisfitError as error:
+        raise WeightsError(explained(config.pretrained, error)) from error
     except (ImportError, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"config.model.pretrained: {error}") from error
     # Larger numbers of float64 become infinite.
@@ -55,8 +54,25 @@ def load_pretrained(experiment: Experiment) -> Any:
             f"config.model.pretrained: {config.pretrained} holds numbers that are not finite in "
             "float32."
         )
-    processes.say(f"weights from {source}; fresh: {', '.join(fresh) or 'nothing'}")
+    adapted = f"; adapted: {'; '.join(plan.adaptations)}" if plan.adaptations else ""
+    processes.say(f"weights from {source}; fresh: {', '.join(plan.fresh) or 'nothing'}{adapted}")
     return variables
+
+
+def explained(path: str, error: torch_import.MisfitError) -> str:
+    """Why weights do not fit, and which options of the command would help, in a few lines.
+
+    Args:
+      path: File of the weights.
+      error: What the library says.
+    """
+    fields = {"width_multiplier": "width"}
+    options = [
+        f"--config.model.{fields.get(name, name)}={value}" for name, value in error.options.items()
+    ]
+    remedy = f" Try {' '.join(options)}." if options else ""
+    reason = f"config.model.pretrained: {path} does not fit the network: {error.causes}.{remedy}"
+    return "\n".join([reason, *error.lists])
 
 
 def _read(path: str, key: str) -> tuple[dict[str, np.ndarray], str]:
@@ -69,9 +85,3 @@ def _read(path: str, key: str) -> tuple[dict[str, np.ndarray], str]:
         option = f"--config.model.pretrained_key={others[0]}"
         source += f", not {', '.join(others)} ({option} takes that)"
     return state_dict, source
-
-
-def _has_head(state_dict: Mapping[str, np.ndarray], model: nn.Module, num_classes: int) -> bool:
-    bias = names.torch_name(("params", "fc", "bias"), names.rules_of(model))
-    shapes = [value.shape for name, value in state_dict.items() if name.endswith(bias)]
-    return shapes == [(num_classes,)]

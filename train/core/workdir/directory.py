@@ -30,6 +30,12 @@ FIGURES = (
 )
 
 
+def _before(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run did in place of fields that did not exist when it was begun."""
+    is_padded = fields.get("model.name") == "resnet20"
+    return {"model.shortcut": "pad_end" if is_padded else "", "model.width": 1.0}
+
+
 @dataclasses.dataclass(frozen=True)
 class Claim:
     """A directory that a run writes to.
@@ -119,14 +125,21 @@ def check_config(workdir: epath.Path, config: Config, free: Collection[str] = FR
     """
     saved, wanted = saved_fields(workdir), as_saved(config)
     differing = [
-        f"{name} is {saved.get(name)!r} there and {wanted.get(name)!r} here"
+        name
         for name in sorted(saved.keys() | wanted.keys())
         if saved.get(name) != wanted.get(name) and name not in free
     ]
     if differing:
+        both = "; ".join(
+            f"{name} is {saved.get(name)!r} there and {wanted.get(name)!r} here"
+            for name in differing
+        )
+        advice = "Give this run a directory of its own"
+        # Its default has changed.
+        if differing == ["model.shortcut"]:
+            advice += f", or go on with that one by --config.{differing[0]}={saved[differing[0]]}"
         raise ConfigError(
-            f"--workdir {workdir} belongs to a run of another config: {'; '.join(differing)}. "
-            "Give this run a directory of its own."
+            f"--workdir {workdir} belongs to a run of another config: {both}. {advice}."
         )
 
 
@@ -150,6 +163,8 @@ def saved_config(workdir: epath.Path) -> Config:
 def saved_fields(workdir: epath.Path) -> dict[str, Any]:
     """What config.json of the run in a directory holds, by dotted names; another version's too.
 
+    What was begun before a field existed has the value that means the same.
+
     Args:
       workdir: Directory of the run.
 
@@ -160,7 +175,8 @@ def saved_fields(workdir: epath.Path) -> dict[str, Any]:
     try:
         text = read_text(path)
         if text is not None:
-            return dict(flattened(json.loads(text)))
+            fields = dict(flattened(json.loads(text)))
+            return _before(fields) | fields
     except (AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"--workdir {workdir}: {path.name} is not the config of a run ({error})."

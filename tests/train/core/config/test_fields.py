@@ -44,6 +44,8 @@ OUT_OF_RANGE = {
     "model.name": ["resnet51", ""],
     "model.attention": ["nam_", "NAM"],
     "model.stem": ["mnist"],
+    "model.shortcut": ["identity", "pad_center"],
+    "model.width": [0.0, 10.1],
     "model.dtype": ["float16", "float128"],
     "model.sync_bn_devices": [0, -2, 1_000_001],
     "data.name": ["", "cifar-100", "a/..", "a:..", "a:1", "données"],
@@ -219,6 +221,20 @@ def test_sparsity_without_nam_scales_is_refused(attention):
 @pytest.mark.parametrize("attention", WITH_SCALES)
 def test_sparsity_with_nam_scales_is_accepted(attention):
     validate(with_sparsity(attention, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "without", "within"),
+    [
+        ("model.shortcut", "pad_end", "mobilenet_v2", "resnet18"),
+        ("model.width", 0.5, "resnet18", "mobilenet_v2"),
+    ],
+)
+def test_field_that_the_network_does_not_have_is_refused(field, value, without, within):
+    config = replaced(default_config(), {"model.name": without, field: value})
+    with pytest.raises(ConfigError, match=rf"config\.{field}: {value!r} .*'{without}'.* set it to"):
+        validate(config)
+    validate(replaced(config, {"model.name": within}))
 
 
 @pytest.mark.parametrize(

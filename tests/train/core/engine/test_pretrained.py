@@ -10,13 +10,15 @@ from flax import traverse_util
 
 from nam_jax import models
 from nam_jax.models.resnet import BasicBlock, ResNet
-from nam_jax.torch_import import names
+from nam_jax.torch_import import MisfitError, names
+from nam_jax.torch_import.misfit import Cause
 from nam_jax.variables import abstract_variables
+from tests.helpers.commands import call
 from tests.helpers.tiny import digits
 from tests.helpers.torch_weights.files import literal, state_dict, storage, tensor, write_zip
 from train.core.engine import loop
 from train.core.engine.experiment import Experiment, build_experiment
-from train.core.engine.pretrained import load_pretrained
+from train.core.engine.pretrained import explained, load_pretrained
 from train.core.engine.state import initial_state
 from train.core.errors import ConfigError
 from train.core.workdir import directory
@@ -234,6 +236,62 @@ def test_a_wrong_file_is_refused_before_anything_is_written(tmp_path: Path, case
     with pytest.raises(ConfigError, match=rf"config\.model\.pretrained: .*{expected[case]}"):
         loop.train(experiment, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("small_network")
+def test_what_was_adapted_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = flat(save(tmp_path / "w.npz", 10, "nam_channel"))
+    state_dict = {
+        f"module.{name}".replace(".fc.", ".linear."): value
+        for name, value in np.load(tmp_path / "w.npz").items()
+    }
+    kernel = state_dict["module.conv1.weight"]
+    colours = np.concatenate([kernel, 2 * kernel, -kernel], 1)
+    np.savez(tmp_path / "w.npz", **state_dict | {"module.conv1.weight": colours})
+    actual = load(tmp_path / "w.npz")
+    expected["params/conv1/kernel"] = 2 * expected["params/conv1/kernel"]
+    for name, value in actual.items():
+        np.testing.assert_allclose(value, expected[name], 1e-6, err_msg=name)
+    assert (
+        "; fresh: nothing; adapted: prefix 'module.' dropped; 'linear' taken for the classifier "
+        "'fc'; conv1.weight summed over its 3 channels\n"
+    ) in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("small_network")
+def test_misfit_names_the_options_of_the_command(tmp_path: Path) -> None:
+    save(tmp_path / "w.npz", 10, "se")
+    run = tmp_path / "run"
+    options = "--config.model.attention=nam", f"--config.model.pretrained={tmp_path / 'w.npz'}"
+    config = "--config", "configs/digits_resnet20.py"
+    result = call("main", *config, *options, "--workdir", str(run), "--num_processes=1")
+    assert result.code == 2
+    first, *lists = result.err.splitlines()
+    assert first == (
+        f"error: config.model.pretrained: {tmp_path / 'w.npz'} does not fit the network: its "
+        "attention is se, and not nam. Try --config.model.attention=se."
+    )
+    assert lists == ["left over: layer1.0.se.fc1.weight (1, 16), layer1.0.se.fc2.weight (16, 1)"]
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"width_multiplier": 0.5}, "Try --config.model.width=0.5."),
+        (
+            {"name": "resnet50", "stem": "imagenet"},
+            "Try --config.model.name=resnet50 --config.model.stem=imagenet.",
+        ),
+        ({}, "the reason."),
+    ],
+)
+def test_options_are_those_of_the_command(options: dict[str, Any], expected: str) -> None:
+    lines = explained("w.pth", MisfitError([Cause("the reason", options)], ["missing: a", "b"]))
+    first, *lists = lines.split("\n")
+    assert first.startswith("config.model.pretrained: w.pth does not fit the network: the reason.")
+    assert first.endswith(expected)
+    assert lists == ["missing: a", "b"]
 
 
 @pytest.mark.faults
