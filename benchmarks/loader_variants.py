@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from configs import imagenet_resnet50
+from train.core.config.fields import Interpolation
 from train.core.data import crop
 from train.core.data.feed import cpu_cores, epoch_orders
 from train.core.data.on_host import partial_jpeg
@@ -78,14 +79,16 @@ def costs(directory: Path) -> None:
     transform = train_transform(config, split.image_shape, 0)
     cost("decode, ended below the crop", lambda i: transform.decode(found[i], i))
     cost("place of the crop", lambda i: crop.random_box(*images[i].shape[:2], draws, i))
-    for name, number in crop.INTERPOLATIONS.items():
+    for name in crop.INTERPOLATIONS:
         parts = [
             im[b.top :, b.left :][: b.height, : b.width]
             for im, b in zip(images, boxes, strict=True)
         ]
 
-        def resize(i: int, parts: list[np.ndarray] = parts, number: int = number) -> np.ndarray:
-            return crop.resize(parts[i], (224, 224), number)
+        def resize(
+            i: int, parts: list[np.ndarray] = parts, name: Interpolation = name
+        ) -> np.ndarray:
+            return crop.resize(parts[i], (224, 224), name)
 
         cost(f"resize, {name}", resize)
     cost("a generator", lambda i: np.random.Generator(np.random.Philox(key=[0, i])))

@@ -48,7 +48,7 @@ NAMES = {
     "data.eval_split": ("train", "test"),
     "data.loader": ("resident", "streaming"),
     "data.crop": ("pad", "resized"),
-    "data.interpolation": ("bilinear", "bicubic", "area"),
+    "data.interpolation": ("bilinear", "bicubic", "area", "antialias"),
     "data.augmentation": ("none", "randaugment", "trivialaugment"),
     "optimizer.name": ("sgd", "lars"),
     "optimizer.schedule": ("step", "cosine", "constant"),

@@ -235,7 +235,7 @@ def test_what_may_differ_is_marked():
     free |= {"checkpoint.every_steps", "checkpoint.keep", *marked(Mark.LOCAL)}
     assert marked(Mark.FREE) == free
     evaluation = {"accumulate_steps", "batch_size", "data.eval_split", "data.eval_crop_ratio"}
-    evaluation |= {"model.pretrained", "model.remat", "model.sync_bn_devices"}
+    evaluation |= {"data.interpolation", "model.pretrained", "model.remat", "model.sync_bn_devices"}
     assert marked(Mark.EVALUATION) == evaluation
 
 
