@@ -128,7 +128,7 @@ COMMANDS = {
             "heartbeat_seconds": Options(["5"], [*COUNTS, str(10**12)]),
         },
     ),
-    "evaluate": Command([CONFIG], {"workdir": WORKDIR, "which": WHICH}),
+    "evaluate": Command([CONFIG], {"workdir": WORKDIR, "which": WHICH, "json": JSON}),
     "summary": Command([CONFIG], {"attention": ATTENTION}),
     "prepare": Command(
         ["check", "--config=configs/cifar100_resnet20.py"], {"out": Options(["new"], [])}

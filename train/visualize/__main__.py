@@ -1,12 +1,14 @@
-"""Draws images and what a trained network makes of them.
+r"""Draws images and what a trained network makes of them.
 
 A row an image: the prediction, Grad-CAM's map for it, the channel gate's mean
 over the map, the spatial gate's over the channels. Needs '.[train,plot]'.
 
 Example:
   python -m train.visualize --workdir runs/digits_resnet20 --split test
+  python -m train.visualize --config configs/imagenet_mobilenet_v2.py \
+      --config.model.attention=none --config.model.pretrained=mobilenet_v2.pth --images cat.jpg
 
-Exit codes: 0 done, 1 failed, 2 the command line is wrong.
+Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 """
 
 from argparse import Namespace
@@ -15,14 +17,18 @@ from etils import epath
 
 from train.core import command_line, plotting
 from train.core.command_line.values import listed, output, text, whole_number
+from train.core.errors import ConfigError
 from train.visualize.images import MOST_IMAGES, check_asked
-from train.visualize.visualize_run import visualize_run
+from train.visualize.visualize_run import visualize_pretrained, visualize_run
 
 
 def parser() -> command_line.Parser:
     """The command line."""
     parser = command_line.Parser(
         __doc__, "python -m train.visualize --workdir DIR --images FILE|--split NAME [...]"
+    )
+    parser.add_config(
+        "in place of a run, the network of the weights in config.model.pretrained", is_needed=False
     )
     add = parser.add_argument
     parser.add_workdir("the directory of the run; its config is used")
@@ -48,7 +54,7 @@ def parser() -> command_line.Parser:
         type=text,
         help="where the dataset lies, if no longer where the run had it",
     )
-    add("--out", metavar="FILE", type=output, help="default: DIR/visualize.png")
+    add("--out", metavar="FILE", type=output, help="default: visualize.png in the run's directory")
     return parser
 
 
@@ -56,16 +62,24 @@ def main(options: Namespace) -> None:
     """Draws the picture, and prints the predictions."""
     plotting.check_installed()
     check_asked(options.images, options.split)
-    visualize_run(
-        command_line.named_workdir(options),
-        files=options.images,
-        split=options.split,
-        count=options.count,
-        layer=options.layer,
-        which=options.which,
-        data_dir=options.data_dir,
-        out=None if options.out is None else epath.Path(options.out),
-    )
+    asked = {
+        "files": options.images,
+        "split": options.split,
+        "count": options.count,
+        "layer": options.layer,
+        "out": None if options.out is None else epath.Path(options.out),
+    }
+    if options.config is None:
+        workdir = command_line.named_workdir(options)
+        visualize_run(workdir, which=options.which, data_dir=options.data_dir, **asked)
+        return
+    if not options.config.model.pretrained:
+        raise ConfigError(
+            "--config: a run has a config of its own: name it by --workdir alone, or weights by "
+            "--config.model.pretrained."
+        )
+    command_line.check_no_run(options)
+    visualize_pretrained(options.config, **asked)
 
 
 if __name__ == "__main__":

@@ -22,32 +22,41 @@ from train.core.errors import ConfigError, named_by
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
-    """What follows from a config before any image is read or anything is compiled.
+class Evaluation:
+    """What follows from a config for a network that is only evaluated.
 
     Attributes:
-      config: Config of the run.
+      config: Config of the network and of the images.
       mesh: Mesh of all devices.
       loader: Loader of the images.
       source: Dataset that the splits are of.
-      train_split: Metadata of the split to train on.
       eval_split: Metadata of the split to evaluate on.
-      steps_per_epoch: Number of whole batches of the training split.
-      total_steps: Number of updates of the run.
       model: Network; takes images (N, H, W, C) and `train`.
-      learning_rate: Learning rate by the number of updates done so far.
-      tx: Optax chain.
     """
 
     config: Config
     mesh: Mesh
     loader: Loader
     source: Source
-    train_split: Split
     eval_split: Split
+    model: nn.Module
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment(Evaluation):
+    """What follows from a config before any image is read or anything is compiled.
+
+    Attributes:
+      train_split: Metadata of the split to train on.
+      steps_per_epoch: Number of whole batches of the training split.
+      total_steps: Number of updates of the run.
+      learning_rate: Learning rate by the number of updates done so far.
+      tx: Optax chain.
+    """
+
+    train_split: Split
     steps_per_epoch: int
     total_steps: int
-    model: nn.Module
     learning_rate: optax.Schedule
     tx: optax.GradientTransformation
 
@@ -91,16 +100,16 @@ class Experiment:
         return step % every == 0 or self.is_evaluated(step)
 
 
-def build_experiment(
+def build_evaluation(
     config: Config,
     devices: Sequence[jax.Device] | None = None,
     *,
     unread_examples: int | None = None,
-) -> Experiment:
-    """Builds a run from its config.
+) -> Evaluation:
+    """Builds what an evaluation needs; the dataset may lack the split to train on.
 
     Args:
-      config: Config of the run.
+      config: Config of the network and of the images.
       devices: Devices to run on; default: all there are.
       unread_examples: Number of examples that each split is taken to have where the dataset is
         not on disk, for what reads no images; None: it has to be there.
@@ -118,27 +127,42 @@ def build_experiment(
         accumulate_steps=config.accumulate_steps,
     )
     loader, source = LOADERS[config.data.loader](config, mesh), source_of(config.data)
-    train_split, eval_split = (
-        _open_split(config.data, field, source, loader, unread_examples)
-        for field in ("train_split", "eval_split")
-    )
-    _check_images(config.data, train_split)
-    _check_pairs(config, mesh)
+    split = _open_split(config.data, "eval_split", source, loader, unread_examples)
+    _check_images(config.data, split)
+    model = create_model(config, split.num_classes, norm_axis(mesh))
+    return Evaluation(config, mesh, loader, source, split, model)
+
+
+def build_experiment(
+    config: Config,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    unread_examples: int | None = None,
+) -> Experiment:
+    """Builds a run from its config.
+
+    Args:
+      config: Config of the run.
+      devices: Devices to run on; default: all there are.
+      unread_examples: Number of examples of each split, as of `build_evaluation`.
+
+    Raises:
+      ConfigError: the config does not fit the dataset or the devices.
+    """
+    evaluation = build_evaluation(config, devices, unread_examples=unread_examples)
+    loader, source = evaluation.loader, evaluation.source
+    train_split = _open_split(config.data, "train_split", source, loader, unread_examples)
+    _check_pairs(config, evaluation.mesh)
     steps_per_epoch = _steps_per_epoch(config, train_split)
     total_steps = _total_steps(config, steps_per_epoch)
     warmup_steps = _warmup_steps(config, steps_per_epoch, total_steps)
     scale = optimizer.batch_size_scale(config.optimizer, config.batch_size)
     learning_rate = optimizer.schedule(config.optimizer, total_steps, warmup_steps, scale=scale)
     return Experiment(
-        config=config,
-        mesh=mesh,
-        loader=loader,
-        source=source,
+        **vars(evaluation),
         train_split=train_split,
-        eval_split=eval_split,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        model=create_model(config, train_split.num_classes, norm_axis(mesh)),
         learning_rate=learning_rate,
         tx=optimizer.create(config.optimizer, learning_rate),
     )

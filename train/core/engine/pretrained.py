@@ -1,4 +1,4 @@
-"""Starting a run from PyTorch weights."""
+"""PyTorch weights: to start a run from, or to be evaluated as they are."""
 
 import os
 from collections.abc import Mapping
@@ -11,30 +11,35 @@ from flax import linen as nn
 from nam_jax import torch_import
 from nam_jax.torch_import import names
 from train.core.devices import processes
-from train.core.engine.experiment import Experiment, streams
+from train.core.engine.experiment import Evaluation, streams
 from train.core.errors import ConfigError
 
+# Modules that an error names.
+NAMED = 5
 
-def load_pretrained(experiment: Experiment) -> Any:
-    """Reads the variables that a run starts with, and prints what is fresh instead.
+
+def load_pretrained(experiment: Evaluation, *, may_be_fresh: bool = True) -> Any:
+    """Reads the variables of a file, and prints what is fresh instead.
 
     The classifier is fresh if the file has none for this number of classes, the attention if
     the file has none at all.
 
     Args:
-      experiment: Experiment whose config names a file that `nam_jax.torch_import.read` takes, or
-        none.
+      experiment: What a config leads to that names a file which `nam_jax.torch_import.read` takes,
+        or none.
+      may_be_fresh: Whether a run is to train what is fresh.
 
     Returns:
       {"params": …, "batch_stats": …}, float32; None without a file.
 
     Raises:
-      ConfigError: the file cannot be read, or does not fit the network.
+      ConfigError: the file cannot be read, or does not fit the network, or not to all of it where
+        nothing may be fresh.
     """
     path, model, split = (
         experiment.config.model.pretrained,
         experiment.model,
-        experiment.train_split,
+        experiment.eval_split,
     )
     if not path:
         return None
@@ -44,6 +49,8 @@ def load_pretrained(experiment: Experiment) -> Any:
         arguments = model, state_dict, (1, *split.image_shape)
         new_head = not _has_head(state_dict, model, split.num_classes)
         fresh = torch_import.fresh(*arguments, new_head=new_head)
+        if fresh and not may_be_fresh:
+            raise ValueError(_untrained(path, fresh))
         variables = torch_import.variables(*arguments, new_head=new_head, key=key)
     except (ImportError, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"config.model.pretrained: {error}") from error
@@ -56,6 +63,15 @@ def load_pretrained(experiment: Experiment) -> Any:
         )
     processes.say(f"weights from {path}; fresh: {', '.join(fresh) or 'nothing'}")
     return variables
+
+
+def _untrained(path: str, fresh: list[str]) -> str:
+    more = f" and {len(fresh) - NAMED} more" if len(fresh) > NAMED else ""
+    return (
+        f"{path} has no weights for {', '.join(fresh[:NAMED])}{more}, and with fresh ones the "
+        "network would guess. Set config.model.attention and the dataset to what the weights are "
+        "of, or train the network first: python -m train.main."
+    )
 
 
 def _has_head(state_dict: Mapping[str, np.ndarray], model: nn.Module, num_classes: int) -> bool:

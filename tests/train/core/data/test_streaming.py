@@ -355,4 +355,4 @@ def test_split_of_bad_records_alone_is_an_error_and_no_endless_search(tmp_path, 
     eval_step = build_eval_step(experiment)
     state, feed = initial_state(experiment), eval_feed(experiment)
     with pytest.raises(RunError, match="no image of the split validation can be read"):
-        evaluate(experiment, eval_step, state, feed)
+        evaluate(experiment, eval_step, state.evaluated, feed)

@@ -10,9 +10,8 @@ from flax import traverse_util
 
 from nam_jax import models
 from nam_jax.models.resnet import BasicBlock, ResNet
-from nam_jax.torch_import import names
-from nam_jax.variables import abstract_variables
 from tests.helpers.tiny import digits
+from tests.helpers.torch_weights import networks
 from train.core.engine import loop
 from train.core.engine.experiment import Experiment, build_experiment
 from train.core.engine.pretrained import load_pretrained
@@ -37,18 +36,7 @@ def model(num_classes: int, attention: str) -> Any:
 
 def save(path: Path, num_classes: int, attention: str, prefix: str = "") -> Any:
     """Writes PyTorch weights with random numbers; returns them as variables."""
-    module = model(num_classes, attention)
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(
-        lambda leaf: rng.random(leaf.shape, np.float32), abstract_variables(module, (1, *IMAGE))
-    )
-    rules = names.rules_of(module)
-    state_dict = {}
-    for where, leaf in traverse_util.flatten_dict(variables).items():
-        value = leaf.transpose(-1, -2, *range(leaf.ndim - 2)) if where[-1] == "kernel" else leaf
-        state_dict[prefix + names.torch_name(where, rules)] = value.astype(np.float64)
-    np.savez(path, **state_dict)
-    return variables
+    return networks.save(path, model(num_classes, attention), IMAGE, prefix)
 
 
 def flat(variables: Any) -> dict[str, np.ndarray]:
