@@ -1,12 +1,10 @@
-r"""Draws images and what a trained network makes of them.
+"""Draws images and what a trained network makes of them.
 
 A row an image: the prediction, Grad-CAM's map for it, the channel gate's mean
 over the map, the spatial gate's over the channels. Needs '.[train,plot]'.
 
 Example:
   python -m train.visualize --workdir runs/digits_resnet20 --split test
-  python -m train.visualize --config configs/imagenet_mobilenet_v2.py \
-      --config.model.attention=none --config.model.pretrained=mobilenet_v2.pth --images cat.jpg
 
 Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 """
@@ -27,9 +25,7 @@ def parser() -> command_line.Parser:
     parser = command_line.Parser(
         __doc__, "python -m train.visualize --workdir DIR --images FILE|--split NAME [...]"
     )
-    parser.add_config(
-        "in place of a run, the network of the weights in config.model.pretrained", is_needed=False
-    )
+    parser.add_config("in place of --workdir, for config.model.pretrained", is_needed=False)
     add = parser.add_argument
     parser.add_workdir("the directory of the run; its config is used")
     add("--images", metavar="FILE,...", type=listed, default=[], help="JPEG or PNG images")
@@ -52,7 +48,7 @@ def parser() -> command_line.Parser:
         "--data_dir",
         metavar="DIR",
         type=text,
-        help="where the dataset lies, if no longer where the run had it",
+        help="where the dataset of the run lies now, if elsewhere",
     )
     add("--out", metavar="FILE", type=output, help="default: visualize.png in the run's directory")
     return parser

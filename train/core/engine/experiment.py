@@ -117,20 +117,8 @@ def build_evaluation(
     Raises:
       ConfigError: the config does not fit the dataset or the devices.
     """
-    validate(config)
-    if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
-        raise ConfigError("config.model.dtype: float64 needs JAX_ENABLE_X64=1 in the environment.")
-    mesh = create(
-        config.batch_size,
-        config.model.sync_bn_devices,
-        devices,
-        accumulate_steps=config.accumulate_steps,
-    )
-    loader, source = LOADERS[config.data.loader](config, mesh), source_of(config.data)
-    split = _open_split(config.data, "eval_split", source, loader, unread_examples)
-    _check_images(config.data, split)
-    model = create_model(config, split.num_classes, norm_axis(mesh))
-    return Evaluation(config, mesh, loader, source, split, model)
+    opened = _open(config, devices, unread_examples, "eval_split")
+    return Evaluation(**opened, config=config)
 
 
 def build_experiment(
@@ -149,18 +137,16 @@ def build_experiment(
     Raises:
       ConfigError: the config does not fit the dataset or the devices.
     """
-    evaluation = build_evaluation(config, devices, unread_examples=unread_examples)
-    loader, source = evaluation.loader, evaluation.source
-    train_split = _open_split(config.data, "train_split", source, loader, unread_examples)
-    _check_pairs(config, evaluation.mesh)
-    steps_per_epoch = _steps_per_epoch(config, train_split)
+    opened = _open(config, devices, unread_examples, "train_split", "eval_split")
+    _check_pairs(config, opened["mesh"])
+    steps_per_epoch = _steps_per_epoch(config, opened["train_split"])
     total_steps = _total_steps(config, steps_per_epoch)
     warmup_steps = _warmup_steps(config, steps_per_epoch, total_steps)
     scale = optimizer.batch_size_scale(config.optimizer, config.batch_size)
     learning_rate = optimizer.schedule(config.optimizer, total_steps, warmup_steps, scale=scale)
     return Experiment(
-        **vars(evaluation),
-        train_split=train_split,
+        **opened,
+        config=config,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         learning_rate=learning_rate,
@@ -186,6 +172,32 @@ def create_model(config: Config, num_classes: int, axis_name: str | None = None)
         remat=config.model.remat,
         axis_name=axis_name,
     )
+
+
+def _open(
+    config: Config,
+    devices: Sequence[jax.Device] | None,
+    unread_examples: int | None,
+    *fields: str,
+) -> dict[str, Any]:
+    """The mesh, the loader, the source, the splits of some fields, and the network for them."""
+    validate(config)
+    if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise ConfigError("config.model.dtype: float64 needs JAX_ENABLE_X64=1 in the environment.")
+    mesh = create(
+        config.batch_size,
+        config.model.sync_bn_devices,
+        devices,
+        accumulate_steps=config.accumulate_steps,
+    )
+    loader, source = LOADERS[config.data.loader](config, mesh), source_of(config.data)
+    splits = {
+        field: _open_split(config.data, field, source, loader, unread_examples) for field in fields
+    }
+    split = splits[fields[0]]
+    _check_images(config.data, split)
+    model = create_model(config, split.num_classes, norm_axis(mesh))
+    return {"mesh": mesh, "loader": loader, "source": source, "model": model, **splits}
 
 
 def _open_split(
