@@ -90,7 +90,11 @@ def costs(directory: Path) -> None:
         ) -> np.ndarray:
             return crop.resize(parts[i], (224, 224), name)
 
+        def evaluated(i: int, name: Interpolation = name) -> np.ndarray:
+            return crop.center(images[i], (224, 224, 3), 0.875, name)
+
         cost(f"resize, {name}", resize)
+        cost(f"centre of an evaluation, {name}", evaluated)
     cost("a generator", lambda i: np.random.Generator(np.random.Philox(key=[0, i])))
     batch = np.zeros((COUNT, 224, 224, 3), np.uint8)
     cost("copy into the batch", lambda i: np.copyto(batch[i], batch[i - 1]))
