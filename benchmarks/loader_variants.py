@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from configs import imagenet_resnet50
+from train.core.config.fields import Interpolation
 from train.core.data import crop
 from train.core.data.feed import cpu_cores, epoch_orders
 from train.core.data.on_host import partial_jpeg
@@ -78,16 +79,22 @@ def costs(directory: Path) -> None:
     transform = train_transform(config, split.image_shape, 0)
     cost("decode, ended below the crop", lambda i: transform.decode(found[i], i))
     cost("place of the crop", lambda i: crop.random_box(*images[i].shape[:2], draws, i))
-    for name, number in crop.INTERPOLATIONS.items():
+    for name in crop.INTERPOLATIONS:
         parts = [
             im[b.top :, b.left :][: b.height, : b.width]
             for im, b in zip(images, boxes, strict=True)
         ]
 
-        def resize(i: int, parts: list[np.ndarray] = parts, number: int = number) -> np.ndarray:
-            return crop.resize(parts[i], (224, 224), number)
+        def resize(
+            i: int, parts: list[np.ndarray] = parts, name: Interpolation = name
+        ) -> np.ndarray:
+            return crop.resize(parts[i], (224, 224), name)
+
+        def evaluated(i: int, name: Interpolation = name) -> np.ndarray:
+            return crop.center(images[i], (224, 224, 3), 0.875, name)
 
         cost(f"resize, {name}", resize)
+        cost(f"centre of an evaluation, {name}", evaluated)
     cost("a generator", lambda i: np.random.Generator(np.random.Philox(key=[0, i])))
     batch = np.zeros((COUNT, 224, 224, 3), np.uint8)
     cost("copy into the batch", lambda i: np.copyto(batch[i], batch[i - 1]))

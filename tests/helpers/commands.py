@@ -48,6 +48,7 @@ WORK = (
     ("jax.distributed", "initialize"),
     ("jax.experimental.topologies", "get_topology_desc"),
     ("train.core.devices.compilation_cache", "enable"),
+    ("train.evaluate", "build_evaluation"),
     ("train.evaluate", "build_experiment"),
     ("train.summary", "source_of"),
     ("train.prepare.__main__", "check_dataset"),
@@ -57,6 +58,7 @@ WORK = (
     ("train.compare.__main__", "train_all"),
     ("train.compare.__main__", "write_tables"),
     ("train.report.run_page", "render"),
+    ("train.visualize.__main__", "visualize_pretrained"),
     ("train.visualize.__main__", "visualize_run"),
 )
 

@@ -49,7 +49,7 @@ NAMES = {
     "data.eval_split": ("train", "test"),
     "data.loader": ("resident", "streaming"),
     "data.crop": ("pad", "resized"),
-    "data.interpolation": ("bilinear", "bicubic", "area"),
+    "data.interpolation": ("bilinear", "bicubic", "area", "antialias"),
     "data.augmentation": ("none", "randaugment", "trivialaugment"),
     "optimizer.name": ("sgd", "lars"),
     "optimizer.schedule": ("step", "cosine", "constant"),
@@ -129,7 +129,7 @@ COMMANDS = {
             "heartbeat_seconds": Options(["5"], [*COUNTS, str(10**12)]),
         },
     ),
-    "evaluate": Command([CONFIG], {"workdir": WORKDIR, "which": WHICH}),
+    "evaluate": Command([CONFIG], {"workdir": WORKDIR, "which": WHICH, "json": JSON}),
     "summary": Command([CONFIG], {"attention": ATTENTION}),
     "prepare": Command(
         ["check", "--config=configs/cifar100_resnet20.py"], {"out": Options(["new"], [])}

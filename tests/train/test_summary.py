@@ -68,9 +68,10 @@ def test_wrong_list_of_attentions_is_refused_in_one_line(names):
     assert re.fullmatch(pattern, result.err)
 
 
-def test_command_lists_the_layers_of_a_network_whose_dataset_is_not_there(tmp_path):
+def test_command_lists_the_layers_of_a_network_with_neither_dataset_nor_weights(tmp_path):
     config = "--config=configs/cifar100_resnet20.py"
-    result = call("summary", config, f"--config.data.dir={tmp_path}")
+    pretrained = "--config.model.pretrained=nowhere.pth"
+    result = call("summary", config, f"--config.data.dir={tmp_path}", pretrained)
     assert (result.code, result.err) == (0, "")
     title, table = result.out.rstrip().split("\n\n")
     assert title == ("resnet20, attention nam_channel, stem cifar, images 32 × 32 × 3, 100 classes")

@@ -115,7 +115,7 @@ def shrink_image(record: Record) -> bytes:
     scale = SHORT_SIDE / min(image.shape[:2])
     if scale < 1:
         size = (round(image.shape[0] * scale), round(image.shape[1] * scale))
-        image = resize(image, size, cv2.INTER_AREA)
+        image = resize(image, size, "area")
     bgr = np.ascontiguousarray(image[..., ::-1])
     _, shrunk = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     is_smaller = scale < 1 or len(shrunk) < len(record.encoded)

@@ -6,7 +6,7 @@ over the map, the spatial gate's over the channels. Needs '.[train,plot]'.
 Example:
   python -m train.visualize --workdir runs/digits_resnet20 --split test
 
-Exit codes: 0 done, 1 failed, 2 the command line is wrong.
+Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 """
 
 from argparse import Namespace
@@ -15,8 +15,9 @@ from etils import epath
 
 from train.core import command_line, plotting
 from train.core.command_line.values import listed, output, text, whole_number
+from train.core.errors import ConfigError
 from train.visualize.images import MOST_IMAGES, check_asked
-from train.visualize.visualize_run import visualize_run
+from train.visualize.visualize_run import visualize_pretrained, visualize_run
 
 
 def parser() -> command_line.Parser:
@@ -24,6 +25,7 @@ def parser() -> command_line.Parser:
     parser = command_line.Parser(
         __doc__, "python -m train.visualize --workdir DIR --images FILE|--split NAME [...]"
     )
+    parser.add_config("in place of --workdir, for config.model.pretrained", is_needed=False)
     add = parser.add_argument
     parser.add_workdir("the directory of the run; its config is used")
     add("--images", metavar="FILE,...", type=listed, default=[], help="image files, such as JPEG")
@@ -46,9 +48,9 @@ def parser() -> command_line.Parser:
         "--data_dir",
         metavar="DIR",
         type=text,
-        help="where the dataset lies, if no longer where the run had it",
+        help="where the dataset of the run lies now, if elsewhere",
     )
-    add("--out", metavar="FILE", type=output, help="default: DIR/visualize.png")
+    add("--out", metavar="FILE", type=output, help="default: visualize.png in the run's directory")
     return parser
 
 
@@ -56,16 +58,24 @@ def main(options: Namespace) -> None:
     """Draws the picture, and prints the predictions."""
     plotting.check_installed()
     check_asked(options.images, options.split)
-    visualize_run(
-        command_line.named_workdir(options),
-        files=options.images,
-        split=options.split,
-        count=options.count,
-        layer=options.layer,
-        which=options.which,
-        data_dir=options.data_dir,
-        out=None if options.out is None else epath.Path(options.out),
-    )
+    asked = {
+        "files": options.images,
+        "split": options.split,
+        "count": options.count,
+        "layer": options.layer,
+        "out": None if options.out is None else epath.Path(options.out),
+    }
+    if options.config is None:
+        workdir = command_line.named_workdir(options)
+        visualize_run(workdir, which=options.which, data_dir=options.data_dir, **asked)
+        return
+    if not options.config.model.pretrained:
+        raise ConfigError(
+            "--config: a run has a config of its own: name it by --workdir alone, or weights by "
+            "--config.model.pretrained."
+        )
+    command_line.check_no_run(options)
+    visualize_pretrained(options.config, **asked)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The network of a run, without its dataset."""
+"""The network of a run, or of a file of weights, without its dataset."""
 
 import dataclasses
 from typing import Any
@@ -7,20 +7,21 @@ import jax
 from etils import epath
 from flax import linen as nn
 
-from train.core.config.fields import Config, DataConfig
+from train.core.config.fields import Config, DataConfig, replaced
 from train.core.data.sources.registry import source_of
-from train.core.engine.experiment import create_model
+from train.core.engine import pretrained
+from train.core.engine.experiment import build_evaluation, create_model
 from train.core.workdir import directory
 from train.core.workdir.checkpoints import Checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A network as a checkpoint has it.
+    """A network as a checkpoint or a file has it.
 
     Attributes:
-      config: Config of the run.
-      step: Number of updates before the checkpoint.
+      config: Config of the network and of its images.
+      step: Number of updates before the checkpoint; None of a file, which does not tell.
       model: Module that takes images (N, H, W, C) and `train`.
       variables: Collections `params` and `batch_stats`, not the averaged ones.
       image_shape: Shape (H, W, C) of the images that it was made for.
@@ -28,7 +29,7 @@ class Trained:
     """
 
     config: Config
-    step: int
+    step: int | None
     model: nn.Module
     variables: dict[str, Any]
     image_shape: tuple[int, int, int]
@@ -62,6 +63,30 @@ def load(workdir: epath.Path, which: str, data_dir: str | None = None) -> Traine
         model=create_model(config, num_classes=dataset["num_classes"]),
         variables=variables,
         image_shape=(height, width, channels),
+        class_names=dataset["class_names"],
+    )
+
+
+def load_pretrained(config: Config) -> Trained:
+    """Reads the weights that config.model.pretrained names.
+
+    Args:
+      config: Config of the network and of its images.
+
+    Raises:
+      ConfigError: the file cannot be read, or is not of all of the network, or the size of the
+        images is not known.
+    """
+    # One device is enough, whatever groups and batches the config is for.
+    alone = {"model.sync_bn_devices": 1, "accumulate_steps": 1, "model.remat": False}
+    evaluation = build_evaluation(replaced(config, alone), jax.devices()[:1], unread_examples=1)
+    dataset = described_dataset(config.data)
+    return Trained(
+        config=evaluation.config,
+        step=None,
+        model=create_model(evaluation.config, dataset["num_classes"]),
+        variables=pretrained.load_pretrained(evaluation, may_be_fresh=False),
+        image_shape=dataset["image_shape"],
         class_names=dataset["class_names"],
     )
 

@@ -21,6 +21,7 @@ from tests.helpers import commands
 from tests.helpers.commands import REPOSITORY
 from tests.helpers.image_datasets import folders, imagenet, tfds_writer
 from tests.helpers.networks import random_variables
+from tests.helpers.torch_weights import networks
 from train.core.config.fields import replaced
 from train.core.data import crop, on_device
 from train.core.data.sources import registry
@@ -34,9 +35,11 @@ from train.core.workdir.storage import write_json
 from train.visualize import gallery, predictions, trained_network
 from train.visualize.images import Image, check_asked, of_files, of_split
 from train.visualize.predictions import View
-from train.visualize.visualize_run import visualize_run
+from train.visualize.visualize_run import visualize_pretrained, visualize_run
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+CONFIG, WEIGHTS = "--config=configs/digits_resnet20.py", "--config.model.pretrained=w.npz"
 
 
 def small(name, *, num_classes, attention, stem, dtype, **_):
@@ -91,13 +94,13 @@ def run(saved, tmp_path):
 
 
 def test_files_are_cropped_as_in_evaluation(tmp_path):
-    config = imagenet.config(tmp_path)
+    config = imagenet.config(tmp_path, **{"data.interpolation": "antialias"})
     [pixels] = imagenet.pictures(1)
     (tmp_path / "a.png").write_bytes(tfds_writer.encode(pixels))
     [image] = of_files([str(tmp_path / "a.png")], config.data, (16, 16, 3))
-    ratio, interpolation = config.data.eval_crop_ratio, config.data.interpolation
+    ratio = config.data.eval_crop_ratio
     assert ratio < 1
-    expected = crop.center(pixels, (16, 16, 3), ratio, crop.INTERPOLATIONS[interpolation])
+    expected = crop.center(pixels, (16, 16, 3), ratio, "antialias")
     np.testing.assert_array_equal(image.pixels, expected)
     assert (image.name, image.label) == ("a.png", None)
 
@@ -242,6 +245,45 @@ def test_picture_of_files_needs_no_dataset(tmp_path, capsys):
     assert lines[2] == f"step 1, {workdir / 'visualize.png'}"
 
 
+def test_weights_of_a_file_are_drawn_without_a_run(tmp_path, monkeypatch):
+    same = {"model.attention": "none", "model.dtype": "float32"}
+    config = imagenet.config(tmp_path / "nowhere", **same)
+    model = create_model(config, 1000)
+    variables = networks.save(tmp_path / "w.npz", model, (16, 16, 3))
+    [pixels] = imagenet.pictures(1)
+    (tmp_path / "a.png").write_bytes(tfds_writer.encode(pixels))
+    changes = {
+        "data.dir": tmp_path / "nowhere",
+        "data.image_size": 16,
+        **same,
+        "model.pretrained": tmp_path / "w.npz",
+        # What a machine with one device could not do.
+        "model.sync_bn_devices": 7,
+    }
+    options = [f"--config.{name}={value}" for name, value in changes.items()]
+    file = f"--config={REPOSITORY / 'configs/imagenet_resnet50.py'}"
+    monkeypatch.chdir(tmp_path)
+    done = commands.call("visualize", file, *options, f"--images={tmp_path / 'a.png'}")
+    assert (done.code, done.err) == (0, "")
+    [image] = of_files([str(tmp_path / "a.png")], config.data, (16, 16, 3))
+    data = config.data
+    inputs = on_device.normalize(image.pixels[None], data.mean, data.std, "float32")
+    expected = model.apply(variables, inputs, train=False).argmax()
+    origin, prediction, drawn = done.out.splitlines()
+    assert origin == f"weights from {tmp_path / 'w.npz'}; fresh: nothing"
+    assert prediction.startswith(f"a.png: {expected} (")
+    assert drawn == "visualize.png"
+    assert cv2.imread("visualize.png") is not None
+
+
+def test_fresh_weights_are_not_drawn(tmp_path):
+    networks.save(tmp_path / "w.npz", create_model(digits(), 7), (8, 8, 1))
+    config = digits(**{"model.pretrained": str(tmp_path / "w.npz")})
+    with pytest.raises(ConfigError, match="has no weights for fc, and with fresh ones the network"):
+        visualize_pretrained(config, split="test", out=epath.Path(tmp_path / "a.png"))
+    assert not (tmp_path / "a.png").exists()
+
+
 def test_dataset_that_has_moved(tmp_path):
     imagenet.write(tmp_path / "new", imagenet.jpegs(2), "validation")
     changes = {"model.attention": "none", "optimizer.sparsity": 0.0}
@@ -357,9 +399,13 @@ def test_no_run_and_no_checkpoint(tmp_path):
         (("--workdir=x", "--split=test", "--count=0"), "--count: got '0'"),
         (("--workdir=x", "--split=test", "--out=nowhere/a.png"), "--out: got 'nowhere/a.png'"),
         (
-            ("--workdir=x", "--split=test", "--config=configs/digits_resnet20.py"),
-            "unknown option --config; --help lists the options",
+            ("--workdir=x", "--split=test", CONFIG),
+            "--config: a run has a config of its own: name it by --workdir alone, or weights by",
         ),
+        (("--workdir=x", "--split=test", CONFIG, WEIGHTS), "--workdir is of a run, and config.mod"),
+        (("--which=best", "--split=test", CONFIG, WEIGHTS), "--which is of a run, and config.mod"),
+        (("--data_dir=x", "--split=test", CONFIG, WEIGHTS), "--data_dir is of a run, and config."),
+        (("--split=test", WEIGHTS), "config.model.pretrained: --config is missing"),
     ],
 )
 def test_wrong_command_lines_are_one_line(arguments, expected):

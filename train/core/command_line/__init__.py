@@ -1,6 +1,6 @@
 """What all commands share: their options, their help, and errors in one line with an exit code."""
 
-from train.core.command_line.parser import NO_CONFIG, Parser, named_workdir, workdir
+from train.core.command_line.parser import NO_CONFIG, Parser, check_no_run, named_workdir, workdir
 from train.core.command_line.running import DONE, FAILED, PREEMPTED, WRONG_USAGE, call, run
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "WRONG_USAGE",
     "Parser",
     "call",
+    "check_no_run",
     "named_workdir",
     "run",
     "workdir",

@@ -192,6 +192,20 @@ def _unknown_field(name: str) -> str:
     return f"config.{name}: there is no such field{hint}"
 
 
+def check_no_run(options: argparse.Namespace) -> None:
+    """Checks that no run is named, where the weights of a file are.
+
+    Raises:
+      ConfigError: an option chooses a run or a checkpoint of one.
+    """
+    for name, default in (("workdir", None), ("which", "last"), ("data_dir", None)):
+        if getattr(options, name, default) != default:
+            raise ConfigError(
+                f"--{name} is of a run, and config.model.pretrained names the weights of a file: "
+                f"leave --{name} out, or set --config.model.pretrained= to nothing."
+            )
+
+
 def workdir(options: argparse.Namespace) -> epath.Path:
     """The directory of the run: --workdir, or runs/<config name>.
 

@@ -28,7 +28,7 @@ from train.core.config.spec import (
 Dtype = Literal["float32", "bfloat16", "float64"]
 LoaderName = Literal["resident", "streaming"]
 Crop = Literal["pad", "resized"]
-Interpolation = Literal["bilinear", "bicubic", "area"]
+Interpolation = Literal["bilinear", "bicubic", "area", "antialias"]
 Augmentation = Literal["none", "randaugment", "trivialaugment"]
 OptimizerName = Literal["sgd", "lars"]
 Schedule = Literal["step", "cosine", "constant"]
@@ -156,7 +156,11 @@ class DataConfig:
         marks=Mark.EVALUATION,
     )
     interpolation: Interpolation = choice(
-        "bilinear", get_args(Interpolation), "interpolation of pixels; with the crop `resized`"
+        "bilinear",
+        get_args(Interpolation),
+        "interpolation of pixels, antialias: Pillow's and torchvision's bilinear; with the crop "
+        "`resized`",
+        marks=Mark.EVALUATION,
     )
     mean: tuple[float, ...] = numbers(
         (0.5,), "mean of each channel, of pixels in 0…1", "each from 0 to 1", lambda x: 0 <= x <= 1

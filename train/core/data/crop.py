@@ -1,18 +1,16 @@
 """Crops of decoded images (H, W, C) in uint8."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from train.core.config.fields import Interpolation
 
-INTERPOLATIONS: dict[Interpolation, int] = {
-    "bilinear": cv2.INTER_LINEAR,
-    "bicubic": cv2.INTER_CUBIC,
-    "area": cv2.INTER_AREA,
-}
 AREA = (0.08, 1.0)
 ASPECT = (3 / 4, 4 / 3)
 ATTEMPTS = 10
@@ -86,23 +84,39 @@ def take(image: np.ndarray, box: Box) -> np.ndarray:
     return image[box.top : box.top + box.height, box.left : box.left + box.width]
 
 
-def resize(image: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:
+def resize(image: np.ndarray, size: tuple[int, int], interpolation: Interpolation) -> np.ndarray:
     """Scales an image.
 
     Args:
-      image: Image, (H, W, C) uint8.
+      image: Image, (H, W, C) uint8, of 1 or 3 channels.
       size: Height and width of the result, in pixels.
-      interpolation: OpenCV's number of the interpolation.
+      interpolation: Name of the interpolation. Where an image shrinks, `bilinear` and `bicubic`
+        pass over pixels; `area` and `antialias` average them, the latter with weights that fall
+        off linearly, as torchvision's transforms do.
     """
-    resized = cv2.resize(image, size[::-1], interpolation=interpolation)
-    return resized.reshape(*size, image.shape[2])
+    return INTERPOLATIONS[interpolation](image, size[::-1]).reshape(*size, image.shape[2])
+
+
+def _antialiased(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    # To Pillow a grey image has no axis of channels.
+    plane = image[..., 0] if image.shape[2] == 1 else image
+    return np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR))
+
+
+# (image (H, W, C), its new width and height) -> image, without the axis of one channel.
+INTERPOLATIONS: dict[Interpolation, Callable[[np.ndarray, tuple[int, int]], np.ndarray]] = {
+    "bilinear": functools.partial(cv2.resize, interpolation=cv2.INTER_LINEAR),
+    "bicubic": functools.partial(cv2.resize, interpolation=cv2.INTER_CUBIC),
+    "area": functools.partial(cv2.resize, interpolation=cv2.INTER_AREA),
+    "antialias": _antialiased,
+}
 
 
 def center(
     image: np.ndarray,
     shape: tuple[int, int, int],
     ratio: float = 1.0,
-    interpolation: int | None = None,
+    interpolation: Interpolation | None = None,
 ) -> np.ndarray:
     """Scales an image so that the crop covers a share of it, and cuts out its centre.
 
@@ -112,8 +126,8 @@ def center(
       image: Image, (H, W, C) uint8.
       shape: (height, width, C) of the result.
       ratio: Ratio of the crop's size to the scaled short side.
-      interpolation: OpenCV's number of the interpolation; None: area where the image shrinks,
-        bilinear where it grows.
+      interpolation: Name of the interpolation; None: area where the image shrinks, bilinear where
+        it grows.
     """
     if image.shape == shape and ratio == 1:
         return image
@@ -125,7 +139,7 @@ def center(
     rows = max(height, round(image.shape[0] * scale))
     columns = max(width, round(image.shape[1] * scale))
     if interpolation is None:
-        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        interpolation = "area" if scale < 1 else "bilinear"
     return _middle(resize(image, (rows, columns), interpolation), height, width)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from train.core.data.feed import Batch
 from train.core.data.on_device import normalize, row_keys, train_batch
 from train.core.devices.mesh import is_cpu, jit_replicated, local_rows, total
-from train.core.engine.experiment import Experiment, streams
+from train.core.engine.experiment import Evaluation, Experiment, streams
 from train.core.engine.state import TrainState
 from train.core.engine.step import Metrics, eval_step, train_step
 
@@ -83,20 +83,21 @@ def _repeat(
     return jax.lax.fori_loop(0, count, body, (state, unset))
 
 
-def build_eval_step(experiment: Experiment) -> Any:
+def build_eval_step(evaluation: Evaluation) -> Any:
     """Makes the evaluation of one batch.
 
     Returns:
       A jitted function of (variables, *what the loader feeds) that gives the sums of `eval_step`.
     """
-    data, model, loader = experiment.config.data, experiment.model, experiment.loader
+    config, model, loader = evaluation.config, evaluation.model, evaluation.loader
 
     def program(variables: Any, fed: Any, index: Any = None) -> Metrics:
         batch = loader.batch(fed, index)
-        images = normalize(batch.images, data.mean, data.std, experiment.config.model.dtype)
+        data = config.data
+        images = normalize(batch.images, data.mean, data.std, config.model.dtype)
         return eval_step(variables, images, batch.labels, batch.mask, model=model)
 
-    return jit_replicated(program, experiment.mesh, rows_argnum=loader.rows_argnum)
+    return jit_replicated(program, evaluation.mesh, rows_argnum=loader.rows_argnum)
 
 
 def lower_train_step(experiment: Experiment, state: Any, example: tuple[Any, ...]) -> Any:

@@ -1,6 +1,7 @@
-"""Evaluation: of a state while it is trained, of a checkpoint, and of a whole run."""
+"""Evaluation: of a state while it is trained, of a checkpoint, of a file, and of a whole run."""
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,11 +13,12 @@ from nam_jax.models.size import multiply_adds, parameters
 from train.core.config.fields import marked
 from train.core.config.spec import Mark
 from train.core.data.feed import Feed
-from train.core.devices.mesh import describe
+from train.core.devices.mesh import describe, replicated
 from train.core.engine.compiled_steps import build_eval_step
-from train.core.engine.experiment import Experiment
+from train.core.engine.experiment import Evaluation, Experiment
 from train.core.engine.feeds import eval_feed
-from train.core.engine.state import TrainState, initial_state
+from train.core.engine.pretrained import load_pretrained
+from train.core.engine.state import TrainState, initial_state, widened
 from train.core.errors import RunError
 from train.core.monitor.log import LAG, Progress
 from train.core.monitor.metric_rows import Row
@@ -26,26 +28,24 @@ from train.core.workdir.checkpoints import Checkpoints
 
 
 def evaluate(
-    experiment: Experiment, eval_step: Any, state: TrainState, feed: Feed
+    evaluation: Evaluation, eval_step: Any, weights: Mapping[str, Any], feed: Feed
 ) -> dict[str, float]:
     """Evaluates every image of a split once.
 
     Args:
-      experiment: Experiment of the run.
+      evaluation: What the split and the penalty are of.
       eval_step: Program from `build_eval_step`.
-      state: State whose weights are evaluated, and the averaged ones beside them.
+      weights: Variables of the network, by a prefix for the names of their figures; "" is one.
       feed: Feed of the split.
 
     Returns:
       `num_images`, `bad_records`, `loss`, `cross_entropy`, `penalty`, and `top1_error` and
       `top5_error` in percent, and with NAM `small_weights`, the percentage of its weights below
-      `inspection.SMALL_WEIGHT` of their layer's mean; the same of the averaged weights, where there
-      are any, with the prefix `ema_`.
+      `inspection.SMALL_WEIGHT` of their layer's mean; all but the first two for each prefix.
 
     Raises:
       RunError: no image can be read.
     """
-    weights = {"": state.variables} | ({"ema_": state.ema} if state.ema is not None else {})
     batches = []
     with contextlib.closing(feed.batches(0)) as fed:
         for arguments in fed:
@@ -56,13 +56,13 @@ def evaluate(
     sums = jax.tree.map(lambda *values: sum(map(float, values)), *fetched)
     count = int(sums[""]["count"])
     if count == 0:
-        raise RunError(f"no image of the split {experiment.eval_split.name} can be read.")
+        raise RunError(f"no image of the split {evaluation.eval_split.name} can be read.")
     result: dict[str, float] = {
         "num_images": count,
-        "bad_records": experiment.eval_split.num_examples - count,
+        "bad_records": evaluation.eval_split.num_examples - count,
     }
     for prefix, variables in weights.items():
-        errors = _errors(sums[prefix], variables, experiment.config.optimizer.sparsity)
+        errors = _errors(sums[prefix], variables, evaluation.config.optimizer.sparsity)
         result |= {f"{prefix}{name}": value for name, value in errors.items()}
     return result
 
@@ -89,7 +89,26 @@ def evaluate_checkpoint(
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = checkpoints.step_of(which)
         state, _ = checkpoints.restore(step, initial_state(experiment))
-    return step, evaluate(experiment, build_eval_step(experiment), state, eval_feed(experiment))
+    eval_step = build_eval_step(experiment)
+    return step, evaluate(experiment, eval_step, state.evaluated, eval_feed(experiment))
+
+
+def evaluate_pretrained(evaluation: Evaluation) -> dict[str, float]:
+    """Evaluates the weights of the file that the config names.
+
+    Args:
+      evaluation: What the config leads to.
+
+    Returns:
+      The result as of `evaluate`.
+
+    Raises:
+      ConfigError: the file cannot be read, or is not of all of the network.
+    """
+    variables = load_pretrained(evaluation, may_be_fresh=False)
+    variables = widened(variables, evaluation.config.model.dtype)
+    weights = {"": jax.device_put(variables, replicated(evaluation.mesh))}
+    return evaluate(evaluation, build_eval_step(evaluation), weights, eval_feed(evaluation))
 
 
 def summarize(

@@ -22,32 +22,41 @@ from train.core.errors import ConfigError, named_by
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
-    """What follows from a config before any image is read or anything is compiled.
+class Evaluation:
+    """What follows from a config for a network that is only evaluated.
 
     Attributes:
-      config: Config of the run.
+      config: Config of the network and of the images.
       mesh: Mesh of all devices.
       loader: Loader of the images.
       source: Dataset that the splits are of.
-      train_split: Metadata of the split to train on.
       eval_split: Metadata of the split to evaluate on.
-      steps_per_epoch: Number of whole batches of the training split.
-      total_steps: Number of updates of the run.
       model: Network; takes images (N, H, W, C) and `train`.
-      learning_rate: Learning rate by the number of updates done so far.
-      tx: Optax chain.
     """
 
     config: Config
     mesh: Mesh
     loader: Loader
     source: Source
-    train_split: Split
     eval_split: Split
+    model: nn.Module
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment(Evaluation):
+    """What follows from a config before any image is read or anything is compiled.
+
+    Attributes:
+      train_split: Metadata of the split to train on.
+      steps_per_epoch: Number of whole batches of the training split.
+      total_steps: Number of updates of the run.
+      learning_rate: Learning rate by the number of updates done so far.
+      tx: Optax chain.
+    """
+
+    train_split: Split
     steps_per_epoch: int
     total_steps: int
-    model: nn.Module
     learning_rate: optax.Schedule
     tx: optax.GradientTransformation
 
@@ -91,6 +100,27 @@ class Experiment:
         return step % every == 0 or self.is_evaluated(step)
 
 
+def build_evaluation(
+    config: Config,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    unread_examples: int | None = None,
+) -> Evaluation:
+    """Builds what an evaluation needs; the dataset may lack the split to train on.
+
+    Args:
+      config: Config of the network and of the images.
+      devices: Devices to run on; default: all there are.
+      unread_examples: Number of examples that each split is taken to have where the dataset is
+        not on disk, for what reads no images; None: it has to be there.
+
+    Raises:
+      ConfigError: the config does not fit the dataset or the devices.
+    """
+    opened = _open(config, devices, unread_examples, "eval_split")
+    return Evaluation(**opened, config=config)
+
+
 def build_experiment(
     config: Config,
     devices: Sequence[jax.Device] | None = None,
@@ -102,43 +132,23 @@ def build_experiment(
     Args:
       config: Config of the run.
       devices: Devices to run on; default: all there are.
-      unread_examples: Number of examples that each split is taken to have where the dataset is
-        not on disk, for what reads no images; None: it has to be there.
+      unread_examples: Number of examples of each split, as of `build_evaluation`.
 
     Raises:
       ConfigError: the config does not fit the dataset or the devices.
     """
-    validate(config)
-    if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
-        raise ConfigError("config.model.dtype: float64 needs JAX_ENABLE_X64=1 in the environment.")
-    mesh = create(
-        config.batch_size,
-        config.model.sync_bn_devices,
-        devices,
-        accumulate_steps=config.accumulate_steps,
-    )
-    loader, source = LOADERS[config.data.loader](config, mesh), source_of(config.data)
-    train_split, eval_split = (
-        _open_split(config.data, field, source, loader, unread_examples)
-        for field in ("train_split", "eval_split")
-    )
-    _check_images(config.data, train_split)
-    _check_pairs(config, mesh)
-    steps_per_epoch = _steps_per_epoch(config, train_split)
+    opened = _open(config, devices, unread_examples, "train_split", "eval_split")
+    _check_pairs(config, opened["mesh"])
+    steps_per_epoch = _steps_per_epoch(config, opened["train_split"])
     total_steps = _total_steps(config, steps_per_epoch)
     warmup_steps = _warmup_steps(config, steps_per_epoch, total_steps)
     scale = optimizer.batch_size_scale(config.optimizer, config.batch_size)
     learning_rate = optimizer.schedule(config.optimizer, total_steps, warmup_steps, scale=scale)
     return Experiment(
+        **opened,
         config=config,
-        mesh=mesh,
-        loader=loader,
-        source=source,
-        train_split=train_split,
-        eval_split=eval_split,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        model=create_model(config, train_split.num_classes, norm_axis(mesh)),
         learning_rate=learning_rate,
         tx=optimizer.create(config.optimizer, learning_rate),
     )
@@ -169,6 +179,32 @@ def create_model(config: Config, num_classes: int, axis_name: str | None = None)
 def _width(config: ModelConfig) -> dict[str, float]:
     """The width of a network that has one."""
     return {} if config.width == 1 else {"width_multiplier": config.width}
+
+
+def _open(
+    config: Config,
+    devices: Sequence[jax.Device] | None,
+    unread_examples: int | None,
+    *fields: str,
+) -> dict[str, Any]:
+    """The mesh, the loader, the source, the splits of some fields, and the network for them."""
+    validate(config)
+    if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise ConfigError("config.model.dtype: float64 needs JAX_ENABLE_X64=1 in the environment.")
+    mesh = create(
+        config.batch_size,
+        config.model.sync_bn_devices,
+        devices,
+        accumulate_steps=config.accumulate_steps,
+    )
+    loader, source = LOADERS[config.data.loader](config, mesh), source_of(config.data)
+    splits = {
+        field: _open_split(config.data, field, source, loader, unread_examples) for field in fields
+    }
+    split = splits[fields[0]]
+    _check_images(config.data, split)
+    model = create_model(config, split.num_classes, norm_axis(mesh))
+    return {"mesh": mesh, "loader": loader, "source": source, "model": model, **splits}
 
 
 def _open_split(

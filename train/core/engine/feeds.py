@@ -3,7 +3,7 @@
 from typing import Any
 
 from train.core.data.feed import Feed
-from train.core.engine.experiment import Experiment, streams
+from train.core.engine.experiment import Evaluation, Experiment, streams
 
 
 def train_feed(experiment: Experiment) -> Feed:
@@ -16,9 +16,9 @@ def train_feed(experiment: Experiment) -> Feed:
     )
 
 
-def eval_feed(experiment: Experiment) -> Feed:
+def eval_feed(evaluation: Evaluation) -> Feed:
     """Opens the evaluation split."""
-    return experiment.loader.eval_feed(experiment.eval_split)
+    return evaluation.loader.eval_feed(evaluation.eval_split)
 
 
 def train_example(experiment: Experiment) -> tuple[Any, ...]:

@@ -197,7 +197,7 @@ def _save(
     log.flush(step)
     with log.training_paused():
         if experiment.is_evaluated(step):
-            evaluation = evaluate(experiment, eval_step, state, feed)
+            evaluation = evaluate(experiment, eval_step, state.evaluated, feed)
             log.evaluation(step, evaluation)
         if not is_finite(state):
             raise NonFiniteError(f"the update of step {step} is not finite")

@@ -1,4 +1,4 @@
-"""Starting a run from PyTorch weights."""
+"""PyTorch weights: to start a run from, or to be evaluated as they are."""
 
 import os
 from typing import Any
@@ -8,37 +8,42 @@ import numpy as np
 
 from nam_jax import torch_import
 from train.core.devices import processes
-from train.core.engine.experiment import Experiment, streams
+from train.core.engine.experiment import Evaluation, streams
 from train.core.errors import ConfigError, WeightsError
 
-_MOST_LISTED = 3
+# Modules that an error names, and state dicts that the log names.
+NAMED = 5
 
 
-def load_pretrained(experiment: Experiment) -> Any:
-    """Reads the variables that a run starts with, and prints what is fresh instead.
+def load_pretrained(experiment: Evaluation, *, may_be_fresh: bool = True) -> Any:
+    """Reads the variables of a file, and prints what is fresh instead.
 
     The classifier is fresh if the file has none for this number of classes, the attention if
     the file has none at all.
 
     Args:
-      experiment: Experiment whose config names a file that `nam_jax.torch_import.read` takes, or
-        none, and the state dict in it.
+      experiment: What a config leads to that names a file which `nam_jax.torch_import.read` takes,
+        or none, and the state dict in it.
+      may_be_fresh: Whether a run is to train what is fresh.
 
     Returns:
       {"params": …, "batch_stats": …}, float32; None without a file.
 
     Raises:
-      ConfigError: the file cannot be read, has no such state dict, or holds numbers that are not
-        finite.
+      ConfigError: the file cannot be read, has no such state dict, holds numbers that are not
+        finite, or lacks weights where nothing may be fresh.
       WeightsError: it does not fit the network.
     """
-    config, model, split = experiment.config.model, experiment.model, experiment.train_split
+    config, split = experiment.config.model, experiment.eval_split
     if not config.pretrained:
         return None
     try:
         key = streams(experiment.config.seed)["init"]
         state_dict, source = _read(os.path.expanduser(config.pretrained), config.pretrained_key)
-        plan = torch_import.plan(model, state_dict, (1, *split.image_shape), new_head=None)
+        shape = (1, *split.image_shape)
+        plan = torch_import.plan(experiment.model, state_dict, shape, new_head=None)
+        if plan.fresh and not may_be_fresh:
+            raise ValueError(_untrained(config.pretrained, plan.fresh))
         variables = plan.variables(key)
     except torch_import.StateDictKeyError as error:
         raise ConfigError(f"config.model.pretrained_key: {error}") from error
@@ -79,9 +84,18 @@ def _read(path: str, key: str) -> tuple[dict[str, np.ndarray], str]:
     """A state dict, and in words where it is from and how another of the file is taken."""
     state_dict, keys = torch_import.read(path, key), torch_import.list_state_dicts(path)
     taken = key or keys[0]
-    others = [other for other in keys if other != taken][:_MOST_LISTED]
+    others = [other for other in keys if other != taken][:NAMED]
     source = f"{path}: its {taken}" if taken else path
     if others:
         option = f"--config.model.pretrained_key={others[0]}"
         source += f", not {', '.join(others)} ({option} takes that)"
     return state_dict, source
+
+
+def _untrained(path: str, fresh: list[str]) -> str:
+    more = f" and {len(fresh) - NAMED} more" if len(fresh) > NAMED else ""
+    return (
+        f"{path} has no weights for {', '.join(fresh[:NAMED])}{more}, and with fresh ones the "
+        "network would guess. Set config.model.attention and the dataset to what the weights are "
+        "of, or train the network first: python -m train.main."
+    )

@@ -34,6 +34,11 @@ class TrainState(struct.PyTreeNode):
         """What the model is applied with."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
+    @property
+    def evaluated(self) -> dict[str, Any]:
+        """The variables that are evaluated, by the prefix of their figures' names."""
+        return {"": self.variables} | ({"ema_": self.ema} if self.ema is not None else {})
+
 
 def init_state(
     variables: Mapping[str, Any], tx: optax.GradientTransformation, *, with_ema: bool = False
@@ -73,9 +78,6 @@ def abstract_state(experiment: Experiment) -> TrainState:
 def _initializer(experiment: Experiment) -> Any:
     key = streams(experiment.config.seed)["init"]
 
-    def widened(x: jax.Array) -> jax.Array:
-        return x.astype(jnp.promote_types(x.dtype, experiment.config.model.dtype))
-
     def init(variables: Any) -> TrainState:
         if variables is None:
             images = jnp.zeros((1, *experiment.train_split.image_shape))
@@ -83,11 +85,16 @@ def _initializer(experiment: Experiment) -> Any:
         else:
             # The state is donated at every step; what was read from a file is not the state's.
             variables = jax.tree.map(jnp.copy, variables)
-        variables = jax.tree.map(widened, variables)
+        variables = widened(variables, experiment.config.model.dtype)
         with_ema = experiment.config.ema_decay > 0
         return init_state(variables, experiment.tx, with_ema=with_ema)
 
     return jax.jit(init, out_shardings=replicated(experiment.mesh))
+
+
+def widened(variables: Any, dtype: str) -> Any:
+    """Variables in a type of the computation, where that is wider than their own."""
+    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, dtype)), variables)
 
 
 @jax.jit

@@ -254,8 +254,8 @@ def test_what_may_differ_is_marked():
     free |= {"checkpoint.every_steps", "checkpoint.keep", *marked(Mark.LOCAL)}
     assert marked(Mark.FREE) == free
     evaluation = {"accumulate_steps", "batch_size", "data.eval_split", "data.eval_crop_ratio"}
-    evaluation |= {"model.pretrained", "model.pretrained_key", "model.remat"}
-    evaluation |= {"model.sync_bn_devices"}
+    evaluation |= {"data.interpolation", "model.pretrained", "model.pretrained_key"}
+    evaluation |= {"model.remat", "model.sync_bn_devices"}
     assert marked(Mark.EVALUATION) == evaluation
 
 

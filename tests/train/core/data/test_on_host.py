@@ -84,20 +84,46 @@ def test_fallback_is_the_largest_box_in_the_middle(size, expected):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("interpolation", crop.INTERPOLATIONS.values())
-def test_resize_is_that_of_each_channel(channels, interpolation):
+@pytest.mark.parametrize(
+    ("interpolation", "number"),
+    [("bilinear", cv2.INTER_LINEAR), ("bicubic", cv2.INTER_CUBIC), ("area", cv2.INTER_AREA)],
+)
+def test_resize_is_that_of_each_channel(channels, interpolation, number):
     image = np.random.default_rng(0).integers(0, 256, (30, 20, channels), np.uint8)
     resized = crop.resize(image, (12, 16), interpolation)
     for channel in range(channels):
         alone = np.ascontiguousarray(image[..., channel])
-        expected = cv2.resize(alone, (16, 12), interpolation=interpolation)
+        expected = cv2.resize(alone, (16, 12), interpolation=number)
         np.testing.assert_array_equal(resized[..., channel], expected)
+
+
+def triangle_filtered(image, size, axis):
+    """Weighted means along an axis, with a triangle as wide as two pixels of the larger grid."""
+    scale = image.shape[axis] / size
+    centers = (np.arange(size) + 0.5) * scale
+    places = np.arange(image.shape[axis]) + 0.5
+    weights = np.maximum(0, 1 - abs(places - centers[:, None]) / max(scale, 1))
+    weights /= weights.sum(1, keepdims=True)
+    filtered = np.moveaxis(np.tensordot(weights, image, (1, axis)), 0, axis)
+    return np.floor(filtered + 0.5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(12, 16), (13, 61), (70, 9), (60, 90)])
+def test_antialiasing_is_a_triangle_filter_over_rows_and_columns(size, channels):
+    image = np.random.default_rng(0).integers(0, 256, (37, 45, channels), np.uint8)
+    rows, columns = size
+    expected = triangle_filtered(triangle_filtered(image, columns, axis=1), rows, axis=0)
+    difference = abs(crop.resize(image, size, "antialias") - expected)
+    # Rows and columns are rounded each, and Pillow begins with either.
+    assert difference.max() <= 1
+    assert difference.mean() < 0.5
 
 
 def test_center_of_the_usual_evaluation():
     """Short side to 256, then 224 × 224 from the middle; a ramp tells where pixels come from."""
     ramp = np.broadcast_to(np.arange(500, dtype=np.float32)[None, :, None], (375, 500, 3)) / 2
-    image = crop.center(ramp.astype(np.uint8), (224, 224, 3), 0.875, cv2.INTER_LINEAR)
+    image = crop.center(ramp.astype(np.uint8), (224, 224, 3), 0.875, "bilinear")
     assert image.shape == (224, 224, 3)
     # Scaled to 256 × 341, columns 58 … 281 remain: 58 / 341 · 500 / 2 and so on.
     np.testing.assert_allclose(image[0, [0, -1], 0], [42.5, 206], atol=1.5)

@@ -130,7 +130,7 @@ def test_crops_are_those_of_the_definition(directory, interpolation):
     for row, label in enumerate(batch.labels):
         image = decode(Record(files[label], 0, ""), 3)
         box = crop.random_box(*image.shape[:2], draws, row)
-        expected = crop.resize(crop.take(image, box), (16, 16), crop.INTERPOLATIONS[interpolation])
+        expected = crop.resize(crop.take(image, box), (16, 16), interpolation)
         np.testing.assert_array_equal(batch.images[row], expected)
 
 
@@ -157,7 +157,7 @@ def test_evaluation_scales_the_short_side_and_cuts_the_centre(directory):
         whole = decode(Record(file, 0, ""), 3)
         scale = 32 / min(whole.shape[:2])
         rows, columns = (round(side * scale) for side in whole.shape[:2])
-        scaled = crop.resize(whole, (rows, columns), crop.INTERPOLATIONS["bilinear"])
+        scaled = crop.resize(whole, (rows, columns), "bilinear")
         top, left = (rows - 16) // 2, (columns - 16) // 2
         np.testing.assert_array_equal(image, scaled[top : top + 16, left : left + 16])
 
@@ -355,4 +355,4 @@ def test_split_of_bad_records_alone_is_an_error_and_no_endless_search(tmp_path, 
     eval_step = build_eval_step(experiment)
     state, feed = initial_state(experiment), eval_feed(experiment)
     with pytest.raises(RunError, match="no image of the split validation can be read"):
-        evaluate(experiment, eval_step, state, feed)
+        evaluate(experiment, eval_step, state.evaluated, feed)

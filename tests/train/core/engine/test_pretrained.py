@@ -10,11 +10,11 @@ from flax import traverse_util
 
 from nam_jax import models
 from nam_jax.models.resnet import BasicBlock, ResNet
-from nam_jax.torch_import import MisfitError, names
+from nam_jax.torch_import import MisfitError
 from nam_jax.torch_import.misfit import Cause
-from nam_jax.variables import abstract_variables
 from tests.helpers.commands import call
 from tests.helpers.tiny import digits
+from tests.helpers.torch_weights import networks
 from tests.helpers.torch_weights.files import literal, state_dict, storage, tensor, write_zip
 from train.core.engine import loop
 from train.core.engine.experiment import Experiment, build_experiment
@@ -40,18 +40,7 @@ def model(num_classes: int, attention: str) -> Any:
 
 def save(path: Path, num_classes: int, attention: str, prefix: str = "") -> Any:
     """Writes PyTorch weights with random numbers; returns them as variables."""
-    module = model(num_classes, attention)
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(
-        lambda leaf: rng.random(leaf.shape, np.float32), abstract_variables(module, (1, *IMAGE))
-    )
-    rules = names.rules_of(module)
-    arrays = {}
-    for where, leaf in traverse_util.flatten_dict(variables).items():
-        value = leaf.transpose(-1, -2, *range(leaf.ndim - 2)) if where[-1] == "kernel" else leaf
-        arrays[prefix + names.torch_name(where, rules)] = value.astype(np.float64)
-    np.savez(path, **arrays)
-    return variables
+    return networks.save(path, model(num_classes, attention), IMAGE, prefix)
 
 
 def flat(variables: Any) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.core.config.fields import Config, DataConfig
+from train.core.config.fields import Config, DataConfig, Interpolation
 from train.core.data import crop
 from train.core.data.on_host import partial_jpeg, rand_augment
 from train.core.data.sources.records import BadRecordError, Record, decode
@@ -42,7 +42,7 @@ def train_transform(config: Config, shape: Shape, step: int) -> Transform:
     generator = np.random.Generator(np.random.Philox(key=[config.seed, step]))
     cut = _center(shape)
     if data.crop == "resized":
-        cut = _random(shape, crop.draw(generator, count), crop.INTERPOLATIONS[data.interpolation])
+        cut = _random(shape, crop.draw(generator, count), data.interpolation)
     if data.augmentation == "none":
         return cut
     draws = rand_augment.draw(generator, count, data)
@@ -62,17 +62,19 @@ def eval_transform(data: DataConfig, shape: Shape) -> Transform:
     """
     if data.crop == "pad":
         return _center(shape)
-    return _center(shape, data.eval_crop_ratio, crop.INTERPOLATIONS[data.interpolation])
+    return _center(shape, data.eval_crop_ratio, data.interpolation)
 
 
-def _center(shape: Shape, ratio: float = 1.0, interpolation: int | None = None) -> Transform:
+def _center(
+    shape: Shape, ratio: float = 1.0, interpolation: Interpolation | None = None
+) -> Transform:
     return Transform(
         lambda record, row: decode(record, shape[-1]),
         lambda image, row: crop.center(image, shape, ratio, interpolation),
     )
 
 
-def _random(shape: Shape, draws: crop.CropDraws, interpolation: int) -> Transform:
+def _random(shape: Shape, draws: crop.CropDraws, interpolation: Interpolation) -> Transform:
     def decode_part(record: Record, row: int) -> np.ndarray:
         header = partial_jpeg.header(record.encoded)
         if header is not None and not (record.upright and header.is_turned):
