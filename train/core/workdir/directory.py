@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from train.core.config.fields import Config, marked
+from train.core.config.fields import FIELDS, Config, marked
 from train.core.config.parsing import flattened, from_fields
 from train.core.config.spec import Mark
 from train.core.data.sources.split import Split
