@@ -1,11 +1,12 @@
-"""Writes a dataset of synthetic JPEGs that are as hard to decode as photographs.
+"""Writes a dataset of JPEGs in every form that is compared: synthetic ones, or photographs.
 
-python -m benchmarks.jpegs --dir DIR [--count 2000]
+python -m benchmarks.jpegs --dir DIR [--count 2000] [--photographs FOLDER]
 
-The images have the size (500×375 or 375×500), the bytes (110 kB on average) and the spectrum
-(amplitude ~ 1 / frequency) of ImageNet's, and edges. The dataset is called imagenet2012, so that
-configs/imagenet_resnet50.py reads it; both of its splits hold the same images. If TensorFlow is
-installed, TFRecord files with the same records lie beside the ArrayRecord files.
+Synthetic images have the size (500×375 or 375×500), the bytes (110 kB on average) and the spectrum
+(amplitude ~ 1 / frequency) of ImageNet's, and edges; photographs are the files `*.jpg` below
+FOLDER, over and over. The dataset is called imagenet2012, so that configs/imagenet_resnet50.py
+reads it; both of its splits hold the same images. DIR/folder/train/<class> holds the same files.
+If TensorFlow is installed, TFRecord files with the same records lie beside the ArrayRecord files.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 SHARDS = 4
 QUALITY = 94
+CLASSES = 1000
 FEATURES = "tensorflow_datasets.core.features"
 
 
@@ -50,15 +52,27 @@ def picture(generator: np.random.Generator) -> np.ndarray:
     return image
 
 
-def example(image: np.ndarray, index: int) -> bytes:
-    """The serialised example of an image, as imagenet2012 has it."""
-    _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+def synthetic(index: int) -> bytes:
+    """The file of a synthetic image."""
+    image = picture(np.random.default_rng(index))
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
+
+
+def example(encoded: bytes, index: int) -> bytes:
+    """The serialised example of an image file, as imagenet2012 has it."""
     record = tf_example_pb2.Example()
     features = record.features.feature
-    features["image"].bytes_list.value.append(encoded.tobytes())
-    features["file_name"].bytes_list.value.append(f"synthetic_{index}.JPEG".encode())
-    features["label"].int64_list.value.append(index % 1000)
+    features["image"].bytes_list.value.append(encoded)
+    features["file_name"].bytes_list.value.append(f"{index}.jpg".encode())
+    features["label"].int64_list.value.append(index % CLASSES)
     return record.SerializeToString()
+
+
+def write_file(directory: Path, encoded: bytes, index: int) -> None:
+    """Writes an image file into the folder of its class."""
+    path = directory / f"folder/train/{index % CLASSES:04}/{index}.jpg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encoded)
 
 
 def write_metadata(directory: Path, lengths: Sequence[int]) -> None:
@@ -85,7 +99,7 @@ def write_metadata(directory: Path, lengths: Sequence[int]) -> None:
         "image": {"pythonClassName": f"{FEATURES}.image_feature.Image", "image": image},
         "label": {
             "pythonClassName": f"{FEATURES}.class_label_feature.ClassLabel",
-            "classLabel": {"numClasses": "1000"},
+            "classLabel": {"numClasses": str(CLASSES)},
         },
         "file_name": {"pythonClassName": f"{FEATURES}.text_feature.Text", "text": {}},
     }
@@ -116,14 +130,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--photographs", type=Path)
     options = parser.parse_args()
+    files = sorted(options.photographs.rglob("*.jpg")) if options.photographs else []
     directory = options.dir / "imagenet2012" / "1.0.0"
     directory.mkdir(parents=True, exist_ok=True)
     bounds = [options.count * i // SHARDS for i in range(SHARDS + 1)]
     for i in range(SHARDS):
         name = f"imagenet2012-train.array_record-{i:05}-of-{SHARDS:05}"
-        pictures = (picture(np.random.default_rng(n)) for n in range(bounds[i], bounds[i + 1]))
-        write_shard(directory / name, [example(p, n) for n, p in enumerate(pictures, bounds[i])])
+        numbers = range(bounds[i], bounds[i + 1])
+        images = [files[n % len(files)].read_bytes() if files else synthetic(n) for n in numbers]
+        write_shard(
+            directory / name, [example(*image) for image in zip(images, numbers, strict=True)]
+        )
+        for image, number in zip(images, numbers, strict=True):
+            write_file(options.dir, image, number)
         validation = directory / name.replace("train", "validation")
         validation.unlink(missing_ok=True)
         validation.symlink_to(name)

@@ -1,12 +1,12 @@
-"""Compares the streaming loader with tf.data on the same images, in turns.
+"""Compares the streaming loader, on ArrayRecord files and on a folder, with tf.data, in turns.
 
 python -m benchmarks.loader_vs_tfdata --dir DIR [--rounds 10] [--seconds 2]
 
 DIR is what `python -m benchmarks.jpegs --dir DIR` wrote, in an environment with
-pip install '.[train,benchmark]'. Two processes take turns; the one that rests is stopped, and
-makes nothing in advance. Both make batches of 256 random resized crops of 224 × 224 with bilinear
-resizing and put them on the device; tf.data decodes only the crop (`decode_and_crop_jpeg`) and
-chooses its number of threads, the loader has one for each core.
+pip install '.[train,benchmark]'. Three processes take turns; those that rest are stopped, and
+make nothing in advance. All make batches of 256 random resized crops of 224 × 224 with bilinear
+resizing and put them on the device; tf.data decodes only the crop (`decode_and_crop_jpeg` with
+INTEGER_FAST) and chooses its number of threads, the loader has one for each core.
 """
 
 import argparse
@@ -46,7 +46,9 @@ def tfdata_batches(directory: Path) -> Iterator[Any]:
             use_image_if_no_bounding_boxes=True,
         )
         window = tf.concat([begin[:2], size[:2]], 0)
-        image = tf.image.decode_and_crop_jpeg(parsed["image"], window, channels=3)
+        image = tf.image.decode_and_crop_jpeg(
+            parsed["image"], window, channels=3, dct_method="INTEGER_FAST"
+        )
         image = tf.image.resize(image, (SIZE, SIZE), "bilinear")
         return tf.cast(tf.round(image), tf.uint8), tf.cast(parsed["label"], tf.int32)
 
@@ -59,11 +61,21 @@ def tfdata_batches(directory: Path) -> Iterator[Any]:
     return (jax.device_put(batch) for batch in batches.as_numpy_iterator())
 
 
-def loader_batches(directory: Path) -> Iterator[Any]:
+def loader_batches(directory: Path, **data: str) -> Iterator[Any]:
     """Batches of the streaming loader, on the device."""
     config = imagenet_resnet50.get_config()
     config.batch_size, config.data.dir, config.steps = BATCH_SIZE, str(directory), 10**9
+    for name, value in data.items():
+        setattr(config.data, name, value)
     return train_feed(build_experiment(config)).batches(0)
+
+
+def folder_batches(directory: Path) -> Iterator[Any]:
+    """Batches of the streaming loader from a folder, on the device."""
+    return loader_batches(directory / "folder", name="folder", eval_split="train")
+
+
+BATCHES = {"array_record": loader_batches, "folder": folder_batches, "tf.data": tfdata_batches}
 
 
 def measure(batches: Iterator[Any], seconds: float) -> tuple[float, float]:
@@ -80,7 +92,7 @@ def measure(batches: Iterator[Any], seconds: float) -> tuple[float, float]:
 
 def serve(name: str, directory: Path, seconds: float) -> None:
     """Measures once for every line of the standard input."""
-    batches = {"loader": loader_batches, "tf.data": tfdata_batches}[name](directory)
+    batches = BATCHES[name](directory)
     for _ in sys.stdin:
         print(*measure(batches, seconds), flush=True)
 
@@ -91,16 +103,15 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--serve", choices=("loader", "tf.data"))
+    parser.add_argument("--serve", choices=BATCHES)
     options = parser.parse_args()
     if options.serve:
         serve(options.serve, options.dir, options.seconds)
         return
     command = [sys.executable, "-m", "benchmarks.loader_vs_tfdata", *sys.argv[1:], "--serve"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    names = ("loader", "tf.data")
-    servers = {name: subprocess.Popen([*command, name], **pipes) for name in names}
-    figures: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    servers = {name: subprocess.Popen([*command, name], **pipes) for name in BATCHES}
+    figures: dict[str, list[tuple[float, float]]] = {name: [] for name in BATCHES}
     print("images per second, and per second of CPU time")
     # The first round warms up.
     for number in range(options.rounds + 1):
@@ -112,14 +123,16 @@ def main() -> None:
             server.send_signal(signal.SIGSTOP)
             if number:
                 figures[name].append((wall, cpu))
-                print(f"{name} {wall:.0f} {cpu:.0f}", end="\n" if name == names[1] else "   ")
+                print(f"{name} {wall:.0f} {cpu:.0f}", end="   ")
+        print()
     for server in servers.values():
         server.kill()
-    for place, what in enumerate(("second", "CPU second")):
-        ours, theirs = ([turn[place] for turn in figures[name]] for name in names)
-        ratio = statistics.median(ours) / statistics.median(theirs)
-        best = max(ours) / max(theirs)
-        print(f"images per {what}, loader / tf.data: medians {ratio:.2f}, best {best:.2f}")
+    for ours, theirs in (("array_record", "tf.data"), ("folder", "array_record")):
+        for place, what in enumerate(("second", "CPU second")):
+            one, other = ([turn[place] for turn in figures[name]] for name in (ours, theirs))
+            ratio = statistics.median(one) / statistics.median(other)
+            best = max(one) / max(other)
+            print(f"images per {what}, {ours} / {theirs}: medians {ratio:.2f}, best {best:.2f}")
 
 
 if __name__ == "__main__":

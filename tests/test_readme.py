@@ -1,6 +1,7 @@
-"""The README's Python examples run, in the order in which they stand."""
+"""The README's Python examples run, in the order in which they stand; commands are understood."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from flax import traverse_util
 from nam_jax import models
 from nam_jax.torch_import import names
 from nam_jax.variables import abstract_variables
+from tests.helpers.commands import BEGINS, call, no_work
 
 README = Path(__file__).parents[1] / "README.md"
+PHOTOGRAPHS = README.parent / "docs/photographs.md"
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +72,16 @@ def test_weights_keep_the_attention_fresh(namespace: dict[str, Any]) -> None:
 def test_commands_name_files_that_exist() -> None:
     for path in re.findall(r"configs/\w+\.py", README.read_text()):
         assert (README.parent / path).exists()
+
+
+def test_commands_for_photographs_are_understood() -> None:
+    text = PHOTOGRAPHS.read_text().replace("\\\n", "")
+    lines = re.findall(r"^    python -m train\.(.*)$", text, re.MULTILINE)
+    assert [line.split()[0] for line in lines] == [
+        *("prepare", "main", "evaluate", "visualize", "visualize"),
+    ]
+    with no_work():
+        for line in lines:
+            result = call(*shlex.split(line))
+            assert (result.code, result.err) == (0, "")
+            assert result.out.startswith(BEGINS)

@@ -1,5 +1,6 @@
 """Networks by name."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,15 +10,21 @@ from flax.typing import Dtype
 
 from nam_jax.attention import attention as find_attention
 from nam_jax.models.mobilenet_v2 import MobileNetV2
-from nam_jax.models.resnet import STEMS, BasicBlock, Bottleneck, ResNet
+from nam_jax.models.resnet import SHORTCUTS, STEMS, BasicBlock, Bottleneck, ResNet
+
+# He et al. 2015, section 4.2: three stages from 16 features, shortcuts without parameters.
+_CIFAR_RESNET = partial(ResNet, BasicBlock, width=16, shortcut="pad_centre")
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
     "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
     "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
     "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3)),
-    # He et al. 2015, section 4.2: three stages from 16 features, shortcuts without parameters.
-    "resnet20": partial(ResNet, BasicBlock, (3, 3, 3), width=16, projection=False),
+    "resnet20": partial(_CIFAR_RESNET, (3, 3, 3)),
+    "resnet32": partial(_CIFAR_RESNET, (5, 5, 5)),
+    "resnet44": partial(_CIFAR_RESNET, (7, 7, 7)),
+    "resnet56": partial(_CIFAR_RESNET, (9, 9, 9)),
+    "resnet110": partial(_CIFAR_RESNET, (18, 18, 18)),
     "mobilenet_v2": MobileNetV2,
 }
 
@@ -30,6 +37,7 @@ def create(
     num_classes: int,
     attention: str = "none",
     stem: str = "imagenet",
+    shortcut: str = "",
     dtype: Dtype | None = None,
     **options: Any,
 ) -> nn.Module:
@@ -40,6 +48,10 @@ def create(
       num_classes: Number of logits.
       attention: Name of an attention, see `nam_jax.attention`.
       stem: First layers, `imagenet` or `cifar`.
+      shortcut: Shortcut of a ResNet where the number of features changes: `projection`,
+        `pad_end` or `pad_centre`, see `nam_jax.models.resnet.ResNet`. Empty: that of the
+        network, `pad_centre` for the small ones of CIFAR (`resnet20` to `resnet110`) and
+        `projection` for the others.
       dtype: Dtype of the computation (default: inferred from inputs and parameters).
       **options: Further fields of the network, such as `axis_name`, or `width_multiplier` of
         MobileNetV2.
@@ -48,7 +60,8 @@ def create(
       A linen module, called as `model.apply(variables, images, train=False)`.
 
     Raises:
-      ValueError: there is no such network, attention or stem.
+      ValueError: there is no such network, attention, stem or shortcut, or the network has no
+        such field.
 
     Example:
       >>> import nam_jax
@@ -59,6 +72,26 @@ def create(
     find_attention(attention)
     if stem not in STEMS:
         raise ValueError(f"There is no stem {stem!r}; choose one of {', '.join(STEMS)}.")
+    if shortcut not in ("", *SHORTCUTS):
+        raise ValueError(
+            f"There is no shortcut {shortcut!r}; choose one of {', '.join(SHORTCUTS)}, or an empty "
+            "text for the network's own."
+        )
+    if shortcut:
+        options["shortcut"] = shortcut
+    for field in options:
+        if not has_field(name, field):
+            raise ValueError(f"The network {name} has no {field}.")
     return _MODELS[name](
         num_classes=num_classes, attention=attention, stem=stem, dtype=dtype, **options
     )
+
+
+def has_field(name: str, field: str) -> bool:
+    """Whether a network can be built with a field, such as `shortcut` or `width_multiplier`.
+
+    Args:
+      name: Name of the network, one of `nam_jax.models.NAMES`.
+      field: Name of the field.
+    """
+    return field in inspect.signature(_MODELS[name]).parameters

@@ -12,6 +12,7 @@ from nam_jax.layers.batch_norm import AxisNames
 from nam_jax.models import blocks
 
 STEMS = ("imagenet", "cifar")
+SHORTCUTS = ("projection", "pad_end", "pad_centre")
 
 
 class _Block(nn.Module):
@@ -21,7 +22,7 @@ class _Block(nn.Module):
     strides: int
     attention: str
     options: dict[str, Any]
-    projection: bool
+    shortcut: str
     last_scale_init: Initializer
 
     def _conv(self, features: int, kernel_size: int, strides: int = 1, *, name: str) -> nn.Conv:
@@ -39,11 +40,13 @@ class _Block(nn.Module):
     def _shortcut(self, x: jax.Array, features: int) -> jax.Array:
         if self.strides == 1 and x.shape[-1] == features:
             return x
-        if self.projection:
+        if self.shortcut == "projection":
             x = self._conv(features, 1, self.strides, name="downsample_conv")(x)
             return blocks.batch_norm(self.options, name="downsample_bn")(x)
         x = x[:, :: self.strides, :: self.strides]
-        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
+        zeros = features - x.shape[-1]
+        before = {"pad_end": 0, "pad_centre": zeros // 2}[self.shortcut]
+        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, zeros - before)))
 
 
 class BasicBlock(_Block):
@@ -89,8 +92,10 @@ class ResNet(nn.Module):
       attention: Name of an attention, see `nam_jax.attention`.
       stem: `imagenet` (7×7 convolution and max-pool, each of stride 2) or `cifar` (3×3).
       width: Number of features of the first stage; every further stage doubles it.
-      projection: Whether shortcuts between stages are 1×1 convolutions; otherwise they
-        subsample and pad with zero channels, without parameters.
+      shortcut: Shortcut where the number of features changes: `projection`, a 1×1 convolution
+        and a BatchNorm; or subsampling without parameters, with zero channels at the end
+        (`pad_end`) or half of them on each side (`pad_centre`). The last two have the same
+        parameters, and only weights trained with the one can tell it from the other.
       zero_init_last_scale: Whether every residual branch starts at zero, through the scale of
         its last BatchNorm (P. Goyal et al. 2017, https://arxiv.org/abs/1706.02677).
       remat: Whether the inside of every block is computed anew in the backward pass, in place
@@ -117,7 +122,7 @@ class ResNet(nn.Module):
     attention: str = "none"
     stem: str = "imagenet"
     width: int = 64
-    projection: bool = True
+    shortcut: str = "projection"
     zero_init_last_scale: bool = False
     remat: bool = False
     dtype: Dtype | None = None
@@ -146,7 +151,7 @@ class ResNet(nn.Module):
                     strides=2 if stage > 0 and index == 0 else 1,
                     attention=self.attention,
                     options=options,
-                    projection=self.projection,
+                    shortcut=self.shortcut,
                     last_scale_init=zeros if self.zero_init_last_scale else ones,
                     name=f"layer{stage + 1}_{index}",
                 )(x)

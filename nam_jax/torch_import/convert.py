@@ -1,9 +1,10 @@
 """State dicts into variables: names, layouts, and what is fresh."""
 
+import dataclasses
 import logging
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from nam_jax.torch_import import names
+from nam_jax.torch_import.misfit import check, is_real
 from nam_jax.variables import abstract_variables, initial_variables, is_attention
 
 _log = logging.getLogger(__name__)
@@ -24,21 +26,28 @@ def variables(
     state_dict: Mapping[str, Any],
     input_shape: tuple[int, ...],
     *,
-    new_head: bool = False,
+    new_head: bool | None = False,
     key: jax.Array | None = None,
 ) -> dict[str, Any]:
     """Turns a PyTorch state dict into the variables of a Flax module.
 
     Convolutions (O, I, H, W) become (H, W, I, O), linear layers (O, I) become (I, O), and
-    the scales of pixels (H·W,) become (H, W). Entries `num_batches_tracked` and a prefix
-    `module.` of all names are ignored. Running variances are taken as they are: PyTorch's
+    the scales of pixels (H·W,) become (H, W). Running variances are taken as they are: PyTorch's
     are unbiased, Flax's are not.
 
     Names are those of torchvision's ResNet and MobileNetV2, and of the reference code of
-    each attention. If a state dict has no entry of the network's attention at all, the
-    attention keeps its fresh initialisation; `fresh` lists it, and so does a warning of the
-    logger `nam_jax.torch_import`. Such a network has to be trained before it is of use: its
-    fresh gates are near 0.5, where the weights were trained without any.
+    each attention. Besides, what code in circulation does otherwise is understood: prefixes that
+    all entries share (`module.`, `_orig_mod.`, `backbone.` and any others, in any combination); a
+    classifier called `linear`, `head`, `classifier` or `last_linear`, or that is one of their
+    parts; counters of averaging and of thop; linear layers as 1×1 convolutions and the
+    other way round; and triplet attention as released. A first convolution of several channels is
+    summed over them for grey images, and one of grey images is spread over the channels, so that
+    a grey image gives the same. `plan` says what of this was done.
+
+    If a state dict has no entry of the network's attention at all, the attention keeps its fresh
+    initialisation; `fresh` lists it, and so does a warning of the logger `nam_jax.torch_import`.
+    Such a network has to be trained before it is of use: its fresh gates are near 0.5, where the
+    weights were trained without any.
 
     Args:
       module: Network of `nam_jax.models`, or attention module with parameters.
@@ -46,7 +55,7 @@ def variables(
         array.
       input_shape: Shape (N, H, W, C) of the module's input, such as (1, 224, 224, 3).
       new_head: Whether the classifier is fresh too, whatever the state dict has: for another
-        number of classes.
+        number of classes. None: only where the state dict has none for this number.
       key: Random key of what is fresh (default: that of seed 0).
 
     Returns:
@@ -54,8 +63,8 @@ def variables(
       float32 arrays where it is fresh.
 
     Raises:
-      ValueError: Entries are missing, left over, of another shape, or no real numbers; all
-        are listed.
+      MisfitError: Entries are missing, left over, of another shape, or no real numbers; the
+        message says why that may be, and names the first of each kind.
       TypeError: there is no naming for this kind of module.
 
     Example:
@@ -68,14 +77,12 @@ def variables(
       >>> sorted(variables)
       ['batch_stats', 'params']
     """
-    plan = _plan(module, state_dict, input_shape, new_head)
-    leaves: dict[Path, Any] = {
-        path: _from_torch(path, *source) for path, source in plan.imported.items()
-    }
-    if plan.fresh:
-        _log.warning("fresh, not from the state dict: %s", ", ".join(_modules(plan.fresh)))
-        leaves |= _initial(module, input_shape, key, plan.fresh)
-    return traverse_util.unflatten_dict(leaves)
+    planned = plan(module, state_dict, input_shape, new_head=new_head)
+    if planned.fresh:
+        _log.warning("fresh, not from the state dict: %s", ", ".join(planned.fresh))
+    if planned.adaptations:
+        _log.info("adapted: %s", "; ".join(planned.adaptations))
+    return planned.variables(key)
 
 
 def fresh(
@@ -83,7 +90,7 @@ def fresh(
     state_dict: Mapping[str, Any],
     input_shape: tuple[int, ...],
     *,
-    new_head: bool = False,
+    new_head: bool | None = False,
 ) -> list[str]:
     """The modules that `variables` initialises afresh, such as `layer1_0/attention` and `fc`.
 
@@ -91,68 +98,140 @@ def fresh(
       module: Network or attention module, as for `variables`.
       state_dict: Arrays by PyTorch's names.
       input_shape: Shape (N, H, W, C) of the module's input.
-      new_head: Whether the classifier is fresh too.
+      new_head: Whether the classifier is fresh too, as for `variables`.
 
     Returns:
       Paths of modules, each once.
 
     Raises:
-      ValueError: the state dict does not fit, as for `variables`.
+      MisfitError: the state dict does not fit, as for `variables`.
       TypeError: there is no naming for this kind of module.
     """
-    return _modules(_plan(module, state_dict, input_shape, new_head).fresh)
+    return plan(module, state_dict, input_shape, new_head=new_head).fresh
 
 
-class _Plan(NamedTuple):
-    """Where the variables come from.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a state dict becomes the variables of a module.
 
     Attributes:
+      module: Module that the variables are for.
+      input_shape: Shape (N, H, W, C) of its input.
       imported: PyTorch's array and the shape here, by path.
-      fresh: Paths of all others.
+      fresh_paths: Paths of all other variables.
+      adaptations: What was taken otherwise than it stands in the state dict, a phrase each.
     """
 
+    module: nn.Module
+    input_shape: tuple[int, ...]
     imported: dict[Path, tuple[np.ndarray, tuple[int, ...]]]
-    fresh: list[Path]
+    fresh_paths: list[Path]
+    adaptations: list[str]
+
+    @property
+    def fresh(self) -> list[str]:
+        """Paths of the attention modules and classifiers that are initialised afresh."""
+
+        def module(path: Path) -> str:
+            last = next((i for i, name in enumerate(path) if is_attention(name)), 1)
+            return "/".join(path[1 : last + 1])
+
+        return list(dict.fromkeys(map(module, self.fresh_paths)))
+
+    def variables(self, key: jax.Array | None = None) -> dict[str, Any]:
+        """The variables.
+
+        Args:
+          key: Random key of what is fresh (default: that of seed 0).
+        """
+        leaves: dict[Path, Any] = {
+            path: _from_torch(path, *source) for path, source in self.imported.items()
+        }
+        if self.fresh_paths:
+            leaves |= _initial(self.module, self.input_shape, key, self.fresh_paths)
+        return traverse_util.unflatten_dict(leaves)
 
 
-def _plan(
-    module: nn.Module, state_dict: Mapping[str, Any], input_shape: tuple[int, ...], new_head: bool
-) -> _Plan:
+def plan(
+    module: nn.Module,
+    state_dict: Mapping[str, Any],
+    input_shape: tuple[int, ...],
+    *,
+    new_head: bool | None = False,
+) -> Plan:
+    """Finds out how a state dict becomes the variables of a module, as `variables` does.
+
+    Args:
+      module: Network or attention module, as for `variables`.
+      state_dict: Arrays by PyTorch's names.
+      input_shape: Shape (N, H, W, C) of the module's input.
+      new_head: Whether the classifier is fresh too, as for `variables`.
+
+    Returns:
+      What is taken, what is fresh and what was adapted; its `variables(key)` makes the variables.
+
+    Raises:
+      MisfitError: the state dict does not fit, as for `variables`.
+      TypeError: there is no naming for this kind of module.
+    """
     rules = names.rules_of(module)
     wanted = traverse_util.flatten_dict(abstract_variables(module, input_shape))
     torch_names = {path: names.torch_name(path, rules) for path in wanted}
-    state = _entries(state_dict)
-    head = [path for path in wanted if new_head and path[1] == "fc"]
-    for path in head:
-        state.pop(torch_names[path], None)
+    shapes = {torch_names[path]: _torch_shape(path, leaf) for path, leaf in wanted.items()}
+    head = {path: torch_names[path] for path in wanted if path[1] == "fc"}
+    classifier = next((name.rpartition(".")[0] for name in head.values()), None)
+    kept = [name for name in state_dict if not names.is_counter(name)]
+    matched = names.matched(kept, shapes, classifier)
+    state = {new: np.asarray(state_dict[old]) for old, new in matched.names.items()}
+    if new_head is None:
+        given = {name: state[name].shape for name in matched.head}
+        new_head = _classes(given) != _classes({name: shapes[name] for name in head.values()})
+    if new_head:
+        state = {name: value for name, value in state.items() if name not in matched.head}
+    adaptations = [*_renamings(matched, classifier, new_head), *_adapt(state, shapes)]
+    fresh_paths = list(head) if new_head else []
     attention = [path for path in wanted if any(map(is_attention, path))]
-    if any(torch_names[path] in state for path in attention):
-        attention = []
-    without_source = {*head, *attention}
-    imported = [path for path in wanted if path not in without_source]
-    _check(state, {torch_names[path]: _torch_shape(path, wanted[path]) for path in imported})
+    if not any(torch_names[path] in state for path in attention):
+        fresh_paths += attention
+    imported = [path for path in wanted if path not in set(fresh_paths)]
+    check(module, state, {torch_names[path]: shapes[torch_names[path]] for path in imported})
     sources = {path: (state[torch_names[path]], wanted[path].shape) for path in imported}
-    return _Plan(sources, head + attention)
+    return Plan(module, input_shape, sources, fresh_paths, adaptations)
 
 
-def _entries(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    prefix = "module."
-    is_parallel = bool(state_dict) and all(name.startswith(prefix) for name in state_dict)
-    return {
-        name.removeprefix(prefix) if is_parallel else name: np.asarray(value)
-        for name, value in state_dict.items()
-        if not name.endswith("num_batches_tracked")
-    }
+def _classes(head: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The number of classes that each entry of a classifier is for, from their shapes."""
+    return {name: shape[:1] for name, shape in head.items()}
 
 
-def _modules(paths: list[Path]) -> list[str]:
-    """The attention modules and classifiers that the variables belong to, each once."""
+def _renamings(matched: names.Matched, classifier: str | None, new_head: bool) -> Iterator[str]:
+    """Says which names of the state dict were taken for others."""
+    if matched.prefix:
+        yield f"prefix {matched.prefix!r} dropped"
+    if new_head and len(matched.head_layers) > 1:
+        yield f"classifier of several layers left out ({', '.join(matched.head_layers)})"
+    if not new_head and matched.head_layers not in ([], [classifier]):
+        yield f"{matched.head_layers[0]!r} taken for the classifier {classifier!r}"
 
-    def module(path: Path) -> str:
-        last = next((i for i, name in enumerate(path) if is_attention(name)), 1)
-        return "/".join(path[1 : last + 1])
 
-    return list(dict.fromkeys(map(module, paths)))
+def _adapt(state: dict[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """Gives arrays the shapes that are wanted, where they hold the same; says what it did."""
+    for name in state.keys() & wanted.keys():
+        if _without_ones(state[name].shape) == _without_ones(wanted[name]):
+            state[name] = state[name].reshape(wanted[name])
+        if name in names.STEMS and state[name].ndim == 4 and is_real(state[name].dtype):
+            given, channels = state[name].shape[1], wanted[name][1]
+            if channels == 1 < given:
+                state[name] = state[name].sum(1, keepdims=True, dtype=state[name].dtype)
+                yield f"{name} summed over its {given} channels"
+            if given == 1 < channels:
+                state[name] = np.repeat(state[name] / channels, channels, 1)
+                yield f"{name} spread over {channels} channels"
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a linear layer for that of a 1×1 convolution, (O, I, 1, 1)."""
+    return shape[:2] if set(shape[2:]) <= {1} else shape
 
 
 def _initial(
@@ -181,30 +260,3 @@ def _from_torch(path: Path, value: np.ndarray, shape: tuple[int, ...]) -> np.nda
         # The reference turns this plane: (C, W), where it is (W, C) here.
         value = value.swapaxes(0, 1)
     return np.array(value, order="C").reshape(shape)
-
-
-def _is_real(dtype: np.dtype) -> bool:
-    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
-
-
-def _check(state: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    actual = {name: value.shape for name, value in state.items()}
-    listed = {
-        "missing": [f"{name} {wanted[name]}" for name in wanted.keys() - actual.keys()],
-        "left over": [f"{name} {actual[name]}" for name in actual.keys() - wanted.keys()],
-        "misshapen": [
-            f"{name} {actual[name]} instead of {wanted[name]}"
-            for name in wanted.keys() & actual.keys()
-            if actual[name] != wanted[name]
-        ],
-        "not real numbers": [
-            f"{name} {value.dtype}" for name, value in state.items() if not _is_real(value.dtype)
-        ],
-    }
-    problems = [f"{kind}: {', '.join(sorted(them))}" for kind, them in listed.items() if them]
-    if problems:
-        raise ValueError(
-            f"The state dict does not fit the module. {'; '.join(problems)}. "
-            "Check the network's name, attention, stem and input size; new_head=True leaves a "
-            "classifier for another number of classes out."
-        )

@@ -1,15 +1,17 @@
 """State dicts from files. Nothing in a file is executed."""
 
+import contextlib
 import io
 import math
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from nam_jax.torch_import import torch_save
+from nam_jax.torch_import import checkpoint, kinds, torch_save
+from nam_jax.torch_import.checkpoint import StateDictKeyError
 
 StateDict = dict[str, np.ndarray]
 
@@ -19,25 +21,32 @@ LARGEST_UNFOLDED = 2**32
 LONGEST_HEADER = 2**14
 
 
-def read(path: str | os.PathLike[str]) -> StateDict:
-    """Reads a state dict from a file.
+def read(path: str | os.PathLike[str], key: str | None = None) -> StateDict:
+    """Reads a state dict from a file of PyTorch, safetensors or NumPy (.npz).
 
-    `.pth` and `.pt` files of torch.save are read without PyTorch and without running any
-    code of theirs: everything but tensors in dicts, lists and plain values is refused. Where
-    the state dict is an entry of a checkpoint (`state_dict`, `model_state_dict`, `model` or
-    `net`), it is taken from there.
+    What kind it is, the content tells; the suffix may be any. Files of torch.save are read
+    without PyTorch and without running any code of theirs: in the state dict, everything but
+    tensors is refused, and what else is in a checkpoint is passed over.
+
+    In a checkpoint the network's state dict is found under its usual names (`state_dict`,
+    `model`, `net` and the like, also one in another), or else the averaged one (such as
+    `model_ema`), or else the only one; a key takes any other that `list_state_dicts` gives.
 
     Args:
-      path: File whose name ends in `.npz`, `.safetensors`, `.pth`, `.pth.tar` or `.pt`.
+      path: File of weights.
+      key: Dotted key of the state dict in a checkpoint, such as `state_dict_ema` (default: it
+        is found).
 
     Returns:
       Arrays by name.
 
     Raises:
-      ValueError: the suffix is another, the path is that of a pipe or a device, or the file is
-        damaged or holds other things than arrays.
+      StateDictKeyError: there is no state dict of this key, or several may be meant; it is a
+        `ValueError`.
+      ValueError: it is a pipe or a device, no file of weights, damaged, or its state dict holds
+        other things than tensors.
       OSError: the file cannot be opened.
-      ImportError: For a `.safetensors` file, the package of that name is missing.
+      ImportError: For a file of safetensors, the package of that name is missing.
 
     Example:
       >>> import nam_jax, numpy as np, pathlib, tempfile
@@ -46,27 +55,64 @@ def read(path: str | os.PathLike[str]) -> StateDict:
       >>> nam_jax.torch_import.read(path)
       {'fc.bias': array([0., 0., 0.])}
     """
-    path = Path(path)
-    suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), None)
-    if suffix is None:
-        raise ValueError(f"{path}: the suffix has to be one of {', '.join(SUFFIXES)}.")
-    # Others may have no end, or never begin.
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise ValueError(f"{path} is a pipe or a device, not a file.")
-    with path.open("rb"):
-        pass  # A missing file is reported as such, whatever the reader makes of it.
-    try:
-        state_dict = _READERS[suffix](path)
+    path = _checked(path)
+    with _in_a_line(path):
+        state_dict = _read(path, key or None)
         if not all(name.isprintable() for name in state_dict):
             raise ValueError("a name of an array holds characters that cannot be printed")
         return state_dict
+
+
+def list_state_dicts(path: str | os.PathLike[str]) -> list[str]:
+    """Lists the state dicts of a file by the keys that `read` takes.
+
+    Args:
+      path: File of weights.
+
+    Returns:
+      Dotted keys, an empty one for the whole file: first the one that `read` takes by itself,
+      if there is such.
+
+    Raises:
+      ValueError, OSError: see `read`.
+    """
+    path = _checked(path)
+    with _in_a_line(path):
+        return torch_save.keys(path) if kinds.kind(path) == "torch" else [""]
+
+
+def _read(path: Path, key: str | None) -> StateDict:
+    kind = kinds.kind(path)
+    if kind == "torch":
+        return torch_save.read(path, key)
+    checkpoint.check_key(key, [""])
+    return _read_npz(path) if kind == "npz" else _read_safetensors(path)
+
+
+def _checked(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory: name the file of weights in it.")
+    # Others may have no end, or never begin.
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a pipe or a device, not a file.")
+    with path.open("rb"):
+        return path  # A missing file is reported as such, whatever a reader makes of it.
+
+
+@contextlib.contextmanager
+def _in_a_line(path: Path) -> Iterator[None]:
+    """Makes of any error a short line that names the file."""
+    try:
+        yield
     except ImportError as error:
         raise ImportError(
             f"{path}: reading it needs safetensors: pip install safetensors"
         ) from error
     # What a damaged file makes a reader raise is not limited to a few kinds.
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as weights: {_line(error)}") from error
+        kind = StateDictKeyError if isinstance(error, StateDictKeyError) else ValueError
+        raise kind(f"{path} cannot be read as weights: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:
@@ -112,15 +158,3 @@ def _read_safetensors(path: Path) -> StateDict:
     from safetensors.numpy import load_file
 
     return load_file(path)
-
-
-_READERS: dict[str, Callable[[Path], StateDict]] = {
-    ".npz": _read_npz,
-    ".safetensors": _read_safetensors,
-    ".pth": torch_save.read,
-    ".pth.tar": torch_save.read,
-    ".pt": torch_save.read,
-}
-
-# Of the files that are read.
-SUFFIXES = tuple(_READERS)

@@ -4,7 +4,8 @@ Backbones are named as in torchvision, attention modules as in the reference cod
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 from flax import linen as nn
 
@@ -79,6 +80,32 @@ _SLOTS = {
     "tam": "triplet_attention",
 }
 
+# Names that other code in circulation has for the same, and what they become.
+_ALIASES: Rules = (
+    (r"\bshortcut\.", "downsample."),
+    (r"\bse_module\.", "se."),
+    (r"\bse\.fc\.0\.", "se.fc1."),
+    (r"\bse\.fc\.2\.", "se.fc2."),
+    # Triplet attention as released: each gate is named for the plane that it gates.
+    (r"\bcw\.conv\.", "ChannelGateH.spatial."),
+    (r"\bhc\.conv\.", "ChannelGateW.spatial."),
+    (r"\bhw\.conv\.", "SpatialGate.spatial."),
+    (r"\btriplet\.", "triplet_attention."),
+    (r"\bconv\.[34]\.(?=ChannelGate[HW]\.|SpatialGate\.)", "triplet_attention."),
+)
+
+# What code calls the classifier of a network.
+_HEADS = frozenset({"fc", "linear", "head", "classifier", "last_linear"})
+
+# What entries are called that count or cost something, and are no weights.
+_COUNTERS = frozenset({"num_batches_tracked", "n_averaged", "total_ops", "total_params"})
+
+# The first convolution of a network, which sees the channels of the images.
+STEMS = ("conv1.weight", "features.0.0.weight")
+
+# Prefixes are looked for in so many parts of a name.
+MOST_PREFIXES = 10
+
 # PyTorch's name of every kind of leaf.
 _LEAVES = {
     "kernel": "weight",
@@ -127,7 +154,100 @@ def torch_name(path: tuple[str, ...], rules: Rules) -> str:
       rules: Rules of the module that has the variable, from `rules_of`.
     """
     _, *modules, leaf = path
-    name = "/".join(modules)
+    name = _replaced("/".join(modules), rules)
+    return f"{name.replace('/', '.')}.{_LEAVES[leaf]}"
+
+
+class Matched(NamedTuple):
+    """The entries of a state dict under the names that are looked for.
+
+    Attributes:
+      names: New name of every entry, by the name that it has.
+      prefix: Prefix that was dropped, such as `module.`, or an empty text.
+      head: New names of all entries of a classifier.
+      head_layers: Names of the classifier's layers, as the state dict has them after the prefix.
+    """
+
+    names: dict[str, str]
+    prefix: str
+    head: list[str]
+    head_layers: list[str]
+
+
+def is_counter(name: str) -> bool:
+    """Whether an entry counts something, and is no weight."""
+    return name.rpartition(".")[2] in _COUNTERS
+
+
+def is_head(name: str) -> bool:
+    """Whether an entry belongs to a classifier, by the first part of its name."""
+    return name.partition(".")[0] in _HEADS
+
+
+def matched(entries: Collection[str], wanted: Collection[str], classifier: str | None) -> Matched:
+    """Renames entries as the networks here have them, and drops the prefix that all share.
+
+    Args:
+      entries: Names of a state dict, without counters.
+      wanted: PyTorch's names of a module's variables.
+      classifier: Name of the module's classifier, such as `classifier.1`; None without one.
+    """
+    plain = {name: _replaced(name, _ALIASES) for name in entries}
+    if not _is_clear(plain):
+        plain = {name: name for name in entries}
+    prefix, plain = _without_prefix(plain, set(wanted))
+    if classifier is None:
+        return Matched(plain, prefix, [], [])
+    layers = sorted({name.rpartition(".")[0] for name in plain.values() if is_head(name)})
+    if len(layers) == 1:
+        old = f"{layers[0]}."
+        plain = {
+            entry: f"{classifier}.{name.removeprefix(old)}" if name.startswith(old) else name
+            for entry, name in plain.items()
+        }
+    return Matched(plain, prefix, list(filter(is_head, plain.values())), layers)
+
+
+def attention_of(entries: Collection[str]) -> str:
+    """The attention whose entries a state dict has, `none` without any."""
+    found = {
+        name for name, slot in _SLOTS.items() if any(f".{slot}." in entry for entry in entries)
+    }
+    if any(re.match(r"bam\d+\.", entry) for entry in entries):
+        found.add("bam")
+    if {"nam_channel", "nam_spatial"} <= found:
+        return "nam"
+    return min(found - {"nam"}, default="none")
+
+
+def _replaced(name: str, rules: Rules) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
-    return f"{name.replace('/', '.')}.{_LEAVES[leaf]}"
+    return name
+
+
+def _is_clear(renamed: dict[str, str]) -> bool:
+    """Whether no two names become one."""
+    return len(set(renamed.values())) == len(renamed)
+
+
+def _without_prefix(plain: dict[str, str], wanted: set[str]) -> tuple[str, dict[str, str]]:
+    """Drops as many first parts that all share as let the most wanted names be found."""
+    best, prefix = ("", plain), ""
+    for _ in range(MOST_PREFIXES):
+        part = _shared_part(plain.values())
+        prefix += part
+        plain = {entry: name.removeprefix(part) for entry, name in plain.items()}
+        found = wanted & set(plain.values())
+        if _is_clear(plain) and len(found) > len(wanted & set(best[1].values())):
+            best = prefix, plain
+    return best
+
+
+def _shared_part(names: Collection[str]) -> str:
+    """The part that all names begin with, but for those of a classifier beside them."""
+    firsts = {name.partition(".")[0] for name in names}
+    if len(firsts) > 1:
+        firsts -= _HEADS
+    part = f"{firsts.pop()}." if len(firsts) == 1 else ""
+    return part if any(name.startswith(part) for name in names) else ""

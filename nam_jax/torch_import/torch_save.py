@@ -1,67 +1,63 @@
 """Files of torch.save, without PyTorch.
 
 Both formats are read: the zip archives of PyTorch 1.6 and later, and the pickles with
-appended storages before.
+appended storages before. Of the storages, only those of the state dict that is taken.
 """
 
 import io
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from nam_jax.torch_import import restricted_pickle
-from nam_jax.torch_import.restricted_pickle import Items, Tensor
+from nam_jax.torch_import import checkpoint, restricted_pickle
+from nam_jax.torch_import.restricted_pickle import Tensor
 
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 
-# Where a training checkpoint keeps its state dict.
-_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "net")
+
+class _Saved(NamedTuple):
+    """What was saved, with `Tensor` for every tensor, and what reads storages by their keys."""
+
+    content: Any
+    storages: Callable[[set[str]], dict[str, bytes]]
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
-    """Reads the state dict of a file of torch.save.
+def read(path: Path, key: str | None) -> dict[str, np.ndarray]:
+    """Reads a state dict of a file of torch.save.
 
     Args:
       path: File of torch.save.
+      key: Dotted key of the state dict, see `checkpoint.take`.
 
     Returns:
       Arrays by name: views of what the file holds.
 
     Raises:
-      Exception: Of any kind, where the file is damaged or holds other things than tensors.
+      StateDictKeyError: see `checkpoint.take`.
+      Exception: Of any kind, where the file is damaged or the state dict holds other things
+        than tensors.
     """
-    file = io.BytesIO(path.read_bytes())
-    is_zip = zipfile.is_zipfile(file)
-    file.seek(0)
-    content, storages = _read_zip(file) if is_zip else _read_legacy(file)
-    return {name: _array(tensor, storages) for name, tensor in _state_dict(content).items()}
+    saved = _open(path)
+    tensors = checkpoint.take(saved.content, key)
+    storages = saved.storages({tensor.storage.key for tensor in tensors.values()})
+    return {name: _array(tensor, storages) for name, tensor in tensors.items()}
 
 
-def _state_dict(content: Any) -> Mapping[str, Tensor]:
-    whole = _entries(content)
-    parts = [_entries(whole[key]) for key in _STATE_DICT_KEYS if key in whole]
-    for entries in [whole, *parts]:
-        if entries and all(type(k) is str and type(v) is Tensor for k, v in entries.items()):
-            return entries
-    others = [
-        f"{str(key)[:80]} ({type(value).__name__})"
-        for key, value in (parts or [whole])[0].items()
-        if type(value) is not Tensor
-    ]
-    raise ValueError(
-        f"it holds no state dict of tensors alone, but {', '.join(others[:10]) or 'nothing'}"
-    )
+def keys(path: Path) -> list[str]:
+    """The dotted keys of the state dicts in a file of torch.save, as `checkpoint.find` has them.
 
+    Args:
+      path: File of torch.save.
 
-def _entries(content: Any) -> dict[Any, Any]:
-    if type(content) is Items:
-        return {key: value for key, value in content.pairs if type(key) is str}
-    return content if type(content) is dict else {}
+    Raises:
+      Exception: Of any kind, where the file is damaged.
+    """
+    return [found.key for found in checkpoint.find(_open(path).content)]
 
 
 def _array(tensor: Tensor, storages: Mapping[str, bytes]) -> np.ndarray:
@@ -78,13 +74,15 @@ def _array(tensor: Tensor, storages: Mapping[str, bytes]) -> np.ndarray:
     return np.lib.stride_tricks.as_strided(numbers[tensor.offset :], tensor.shape, strides)
 
 
-def _read_zip(file: io.BytesIO) -> tuple[Any, dict[str, bytes]]:
-    with zipfile.ZipFile(file) as archive:
-        # What is read so cannot be larger than the file: torch.save does not compress.
-        sizes = [member.file_size for member in archive.infolist()]
-        stored = all(m.compress_type == zipfile.ZIP_STORED for m in archive.infolist())
-        if not stored or sum(sizes) > file.getbuffer().nbytes:
-            raise ValueError("its archive is compressed, or its members overlap")
+def _open(path: Path) -> _Saved:
+    with path.open("rb") as file:
+        is_zip = file.read(2) == b"PK"
+    return _open_zip(path) if is_zip else _open_legacy(path)
+
+
+def _open_zip(path: Path) -> _Saved:
+    with zipfile.ZipFile(path) as archive:
+        _check_members(archive, path.stat().st_size)
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise ValueError("it is a zip archive, but not one of torch.save")
@@ -92,28 +90,52 @@ def _read_zip(file: io.BytesIO) -> tuple[Any, dict[str, bytes]]:
         byte_order = f"{folder}byteorder"
         if byte_order in archive.namelist() and archive.read(byte_order) != b"little":
             raise ValueError("it was written by a big-endian machine")
-        prefix = f"{folder}data/"
-        keys = [n.removeprefix(prefix) for n in archive.namelist() if n.startswith(prefix)]
-        storages = {key: archive.read(prefix + key) for key in keys}
-        return restricted_pickle.load(io.BytesIO(archive.read(pickles[0]))), storages
+        content = restricted_pickle.load(io.BytesIO(archive.read(pickles[0])))
+
+    def storages(keys: set[str]) -> dict[str, bytes]:
+        with zipfile.ZipFile(path) as archive:
+            members = {key: f"{folder}data/{key}" for key in keys}
+            present = set(archive.namelist())
+            return {k: archive.read(name) for k, name in members.items() if name in present}
+
+    return _Saved(content, storages)
 
 
-def _read_legacy(file: io.BytesIO) -> tuple[Any, dict[str, bytes]]:
-    if not file.getbuffer().nbytes:
-        raise ValueError("it is empty")
+def _check_members(archive: zipfile.ZipFile, size: int) -> None:
+    """Makes sure that no more is read than the file holds: torch.save does not compress."""
+    members = archive.infolist()
+    stored = all(
+        member.compress_type == zipfile.ZIP_STORED and member.compress_size == member.file_size
+        for member in members
+    )
+    if not stored or sum(member.file_size for member in members) > size:
+        raise ValueError("its archive is compressed, or its members overlap")
+
+
+def _open_legacy(path: Path) -> _Saved:
+    # A file on disk would allocate whatever a pickle asks it for.
+    file = io.BytesIO(path.read_bytes())
     if (restricted_pickle.load(file), restricted_pickle.load(file)) != (
-        _LEGACY_MAGIC,
+        LEGACY_MAGIC,
         _LEGACY_VERSION,
     ):
         raise ValueError("it is no file of torch.save")
     restricted_pickle.load(file)  # about the machine that wrote it
     dtypes: dict[str, np.dtype] = {}
     content = restricted_pickle.load(file, dtypes)
-    storages = {}
-    for key in restricted_pickle.load(file):
-        # Of others already the hash may take forever.
-        if type(key) is not str:
-            raise ValueError("it lists a storage that is none")
-        size = int.from_bytes(file.read(8), "little") * dtypes[key].itemsize
-        storages[key] = file.read(size)
-    return content, storages
+    listed = restricted_pickle.load(file)
+
+    def storages(keys: set[str]) -> dict[str, bytes]:
+        found = {}
+        for key in listed:
+            # Of others already the hash may take forever.
+            if type(key) is not str or key not in dtypes:
+                raise ValueError("it lists a storage that is none, or of an unknown kind")
+            size = int.from_bytes(file.read(8), "little") * dtypes[key].itemsize
+            if key in keys:
+                found[key] = file.read(size)
+            else:
+                file.seek(min(size, len(file.getbuffer())), io.SEEK_CUR)
+        return found
+
+    return _Saved(content, storages)

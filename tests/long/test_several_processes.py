@@ -19,7 +19,7 @@ from tests.helpers.commands import (
     summary,
     wait_for,
 )
-from tests.helpers.image_datasets import tfds_writer
+from tests.helpers.image_datasets import folders, tfds_writer
 from train.core.config.fields import default_config
 from train.core.data.sources import registry
 
@@ -88,6 +88,30 @@ def test_two_processes_have_the_losses_of_one(module: str, alone: Path, tmp_path
     printed = run(2, tmp_path, *SHORT, module=module, **X64)
     assert_same_rows(tmp_path, alone)
     assert_first_writes_logs_and_all_the_checkpoint(tmp_path, printed)
+
+
+@pytest.mark.slow
+def test_two_processes_on_a_folder_have_the_losses_of_one_and_need_the_same_files(
+    tmp_path: Path,
+) -> None:
+    data = {"name": "folder", "image_size": 8, "loader": "streaming", "eval_split": "val"}
+    options = (*SHORT, *(f"--config.data.{name}={value}" for name, value in data.items()))
+    # Without splits: every process divides the files by itself.
+    names = [f"{name}/{i}.png" for name in folders.CLASSES for i in range(20)]
+    copies = [folders.write(tmp_path / f"copy {i}", names) for i in range(2)]
+
+    def own(process: int) -> list[str]:
+        return [f"--config.data.dir={copies[process]}"]
+
+    run(1, tmp_path / "one", *options, *own(0), module=TINY, devices=1, **X64)
+    with started(2, tmp_path / "two", *options, module=TINY, own=own, **X64) as processes:
+        assert [code for code, _, _ in finish(processes)] == [0, 0]
+    assert_same_rows(tmp_path / "two", tmp_path / "one")
+    (copies[1] / names[0]).rename(copies[1] / "cat/other.png")
+    with started(2, tmp_path / "other", *options, module=TINY, own=own, **X64) as processes:
+        results = finish(processes)
+    assert [code for code, _, _ in results] == [2, 2], results
+    assert all("different values of the files of the split" in err for _, _, err in results)
 
 
 @pytest.mark.long

@@ -5,13 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from tests.helpers.image_datasets import imagenet, tfds_writer
+from tests.helpers.commands import call
+from tests.helpers.image_datasets import folders, imagenet, tfds_writer
+from train.core.data.sources.folder import Folder
 from train.core.data.sources.records import Record, decode
 from train.core.data.sources.registry import open_split
 from train.core.data.sources.tfds import Tfds
 from train.core.errors import ConfigError, RunError
 from train.prepare import shrink
 from train.prepare.check import check_dataset
+from train.prepare.shrink_folder import _shrunk, shrink_folder
 
 
 def run_check(directory, **changes):
@@ -40,7 +43,7 @@ def test_check_names_what_cannot_be_used(tmp_path, capsys):
     with pytest.raises(RunError, match="4 records of imagenet2012 cannot be used"):
         run_check(tmp_path)
     out = capsys.readouterr().out
-    assert "bad record: train record 3 (n00000003_3.JPEG): no whole JPEG" in out
+    assert "bad record: train record 3 (n00000003_3.JPEG): no whole image" in out
     assert "bad record: train record 66: no image or no label" in out
     assert "bad record: validation record 1: label 1000 of 1000 classes" in out
     assert "validation: 3 records, 2 bad; 1 labels from 0 to 0 of 1,000; height" in out
@@ -111,7 +114,8 @@ def test_copy_has_the_same_records_and_smaller_images(original, tmp_path):
 def test_images_hardly_change():
     encoded = imagenet.jpegs(1)[0]
     before, after = (
-        decode(Record(e, 0, ""), 3).astype(int) for e in (encoded, shrink.shrink_image(encoded))
+        decode(Record(e, 0, ""), 3).astype(int)
+        for e in (encoded, shrink.shrink_image(Record(encoded, 0, "")))
     )
     assert np.abs(before - after).mean() < 3
 
@@ -121,11 +125,11 @@ def test_interrupted_copy_is_no_dataset_and_goes_on(original, tmp_path, monkeypa
     shrink_image = shrink.shrink_image
     calls = []
 
-    def interrupted(encoded):
-        calls.append(encoded)
+    def interrupted(record):
+        calls.append(record)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return shrink_image(encoded)
+        return shrink_image(record)
 
     out = tmp_path / "parts"
     with monkeypatch.context() as patch:
@@ -156,3 +160,125 @@ def test_metadata_of_the_copy(original, tmp_path):
     info = json.loads((directory / "dataset_info.json").read_text())
     assert [int(split["numBytes"]) > 0 for split in info["splits"]] == [True, True]
     assert info["splits"][0]["shardLengths"] == ["3", "4", "4"]
+
+
+# As `prepare` takes it, without a directory.
+FOLDER = ("--config", "configs/folder_mobilenet_v2.py")
+
+
+def test_check_of_a_folder(tmp_path):
+    folders.write_splits(tmp_path)
+    arguments = ("check", *FOLDER, f"--config.data.dir={tmp_path}")
+    result = call("prepare", *arguments)
+    assert (result.code, result.out.splitlines()) == (
+        0,
+        [
+            f"train: 18 images of cat, dog, owl in {tmp_path}",
+            "train: 18 records, 0 bad; 3 labels from 0 to 2 of 3; height 12 to 12; width 16 to 16",
+            f"val: 9 images of cat, dog, owl in {tmp_path}",
+            "val: 9 records, 0 bad; 3 labels from 0 to 2 of 3; height 12 to 12; width 16 to 16",
+        ],
+    )
+    (tmp_path / "val/dog/1.png").write_bytes(b"")
+    result = call("prepare", *arguments)
+    assert result.code == 1
+    assert "bad record: val record 4 (val/dog/1.png): no whole image" in result.out
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder with large, small, turned, damaged and missing files, in letters of any script."""
+    directory = folders.write_splits(tmp_path / "photographs", (("train", 2), ("val", 1)))
+    large, turned = large_jpegs()
+    folders.write(directory, ["train/cat/größe.JPG"], large)
+    folders.write(
+        directory, ["train/dog/日本/turned.jpg"], folders.with_exif(turned, folders.exif(6))
+    )
+    folders.write(directory, ["train/dog/text.png", "val/owl/empty.png"], b"")
+    folders.write(directory, ["train/dog/text.png"], b"text")
+    folders.write(directory, ["val/owl/notes.txt", "test/cat/1.png"])
+    (directory / "val/owl/gone.jpg").symlink_to("nowhere")
+    return directory
+
+
+def run_shrink_folder(directory, out, **changes):
+    data = folders.config(directory, **changes).data
+    shrink_folder(data, Folder(data), out, workers=2)
+
+
+def test_copy_of_a_folder_has_the_same_paths_and_smaller_images(photographs, tmp_path):
+    run_shrink_folder(photographs, tmp_path / "small")
+    for split, count in (("train", 9), ("val", 5)):
+        old, new = (
+            open_split(folders.config(directory).data, split).files
+            for directory in (photographs, tmp_path / "small")
+        )
+        assert list(old.paths()) == list(new.paths())
+        assert len(new) == count
+        for index, path in enumerate(old.paths()):
+            if path == "val/owl/gone.jpg":
+                assert new[index].encoded == b""
+            elif path.endswith(("text.png", "empty.png")):
+                assert new[index].encoded == old[index].encoded
+            else:
+                before, after = (decode(records[index], 3) for records in (old, new))
+                scale = min(1, 400 / min(before.shape[:2]))
+                assert after.shape[:2] == tuple(round(side * scale) for side in before.shape[:2])
+                assert len(new[index].encoded) <= len(old[index].encoded)
+    assert not (tmp_path / "small/test").exists()
+
+
+def test_classes_without_splits_are_divided_alike_in_the_copy(tmp_path):
+    folders.write(tmp_path / "whole", [f"{name}/{i}.png" for name in "ab" for i in range(20)])
+    run_shrink_folder(tmp_path / "whole", tmp_path / "small")
+    for split in ("train", "val"):
+        old, new = (
+            open_split(folders.config(tmp_path / directory).data, split).description
+            for directory in ("whole", "small")
+        )
+        assert old == new
+
+
+def test_interrupted_copy_of_a_folder_is_not_there_and_goes_on(
+    photographs, tmp_path, monkeypatch, capsys
+):
+    out, partial = tmp_path / "small", tmp_path / "small.tmp"
+
+    def interrupted(files, index):
+        if index == 4:
+            raise KeyboardInterrupt
+        return _shrunk(files, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("train.prepare.shrink_folder._shrunk", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_shrink_folder(photographs, out)
+    assert not out.exists()
+    finished = {path: path.stat().st_mtime_ns for path in partial.rglob("*") if path.is_file()}
+    assert len(finished) == 4
+    # What a kill leaves, and what is no longer in the folder.
+    for name in ("2.png.0123abcd.tmp", "3.png"):
+        (partial / "train/cat" / name).touch()
+    run_shrink_folder(photographs, out)
+    now = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    for path, time in finished.items():
+        assert now.pop(out / path.relative_to(partial)) == time
+    assert len(now) == 14 - 4
+    assert not partial.exists()
+    run_shrink_folder(photographs, out)
+    assert "is there already" in capsys.readouterr().out
+
+
+def test_places_that_are_refused_for_a_copy_of_a_folder(photographs, tmp_path):
+    for place in (photographs, photographs / "train/small"):
+        with pytest.raises(ConfigError, match=r"^--out .* lies in the folder itself"):
+            run_shrink_folder(photographs, place)
+    folders.write(tmp_path / "other", ["train/a/1.png", "train/b/1.png"])
+    (tmp_path / "file").touch()
+    for place in ("other", "file"):
+        with pytest.raises(ConfigError, match=r"^--out .* holds something else"):
+            run_shrink_folder(photographs, tmp_path / place)
+    arguments = ("shrink", *FOLDER, f"--config.data.dir={photographs}", "--out=gs://bucket/small")
+    result = call("prepare", *arguments)
+    assert (result.code, result.out) == (2, "")
+    assert "--out: got 'gs://bucket/small'" in result.err

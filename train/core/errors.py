@@ -1,4 +1,4 @@
-"""Errors that a user can mend: printed in one line, without a traceback."""
+"""Errors that a user can mend: printed without a traceback, all but one in one line."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,6 +8,10 @@ import jax
 
 class ConfigError(ValueError):
     """The command line or the config is wrong (exit code 2)."""
+
+
+class WeightsError(ConfigError):
+    """Weights do not fit the network: the one error of several lines, at most ten."""
 
 
 class UnknownSplitError(ConfigError):

@@ -2,9 +2,10 @@
 
   check                  opens every record of the configured splits and lists
                          those that cannot be used
-  shrink                 copies all splits as JPEG images of quality 90 with
-                         short sides of at most 400 pixels; after an
-                         interruption the same command goes on
+  shrink                 copies all splits (of a folder the configured ones) as
+                         JPEG images of quality 90 with short sides of at most
+                         400 pixels; after an interruption the same command
+                         goes on
 
 Example:
   python -m train.prepare check --config configs/imagenet_resnet50.py
@@ -22,11 +23,13 @@ import cv2
 from train.core import command_line
 from train.core.command_line.values import text
 from train.core.data.feed import cpu_cores
+from train.core.data.sources.folder import Folder
 from train.core.data.sources.registry import source_of
 from train.core.data.sources.tfds import Tfds
 from train.core.errors import ConfigError
 from train.prepare.check import check_dataset
 from train.prepare.shrink import shrink
+from train.prepare.shrink_folder import shrink_folder
 
 ACTIONS = ("check", "shrink")
 
@@ -54,14 +57,20 @@ def main(options: Namespace) -> None:
     if options.action == "shrink" and options.out is None:
         raise ConfigError("--out is missing; name a directory for the copy.")
     dataset = source_of(data)
-    if not isinstance(dataset, Tfds):
+    if not isinstance(dataset, Tfds | Folder):
         raise ConfigError(
             f"config.data.name: {data.name} is not on disk; there is nothing to prepare."
         )
     if options.action == "check":
         check_dataset(data, dataset)
+        return
+    if "://" in options.out:
+        raise ConfigError(f"--out: got {options.out!r}; the copy goes into a local directory.")
+    out, workers = Path(os.path.expanduser(options.out)), data.workers or cpu_cores()
+    if isinstance(dataset, Folder):
+        shrink_folder(data, dataset, out, workers)
     else:
-        shrink(dataset, Path(os.path.expanduser(options.out)), data.workers or cpu_cores())
+        shrink(dataset, out, workers)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ def check_dataset(config: DataConfig, source: Source) -> None:
     for name, field in fields.items():
         with named_by(f"config.data.{field}"):
             split = source.open_split(name)
+        if split.note:
+            print(split.note, flush=True)
         num_bad += _check_split(split, config.workers or cpu_cores())
     if num_bad:
         raise RunError(f"{num_bad} records of {config.name} cannot be used.")

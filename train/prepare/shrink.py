@@ -93,17 +93,17 @@ def _record(records: Any, image_key: str, index: int) -> bytes:
     try:
         example = tf_example_pb2.Example.FromString(serialized)
         images = example.features.feature[image_key].bytes_list.value
-        images[0] = shrink_image(images[0])
+        images[0] = shrink_image(Record(images[0], 0, ""))
     except (BadRecordError, DecodeError, IndexError):
         return serialized
     return example.SerializeToString()
 
 
-def shrink_image(encoded: bytes) -> bytes:
-    """Scales a JPEG or PNG image down to SHORT_SIDE, and encodes it with QUALITY.
+def shrink_image(record: Record) -> bytes:
+    """Scales an image down to SHORT_SIDE, and encodes it as JPEG with QUALITY.
 
     Args:
-      encoded: Bytes of the file.
+      record: Record with the image.
 
     Returns:
       The bytes of a JPEG file; the old ones where they are fewer and the image small enough.
@@ -111,14 +111,15 @@ def shrink_image(encoded: bytes) -> bytes:
     Raises:
       BadRecordError: it is no image.
     """
-    image = decode(Record(encoded, 0, ""), channels=3)
+    image = decode(record, channels=3)
     scale = SHORT_SIDE / min(image.shape[:2])
     if scale < 1:
         size = (round(image.shape[0] * scale), round(image.shape[1] * scale))
         image = resize(image, size, "area")
     bgr = np.ascontiguousarray(image[..., ::-1])
     _, shrunk = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    return shrunk.tobytes() if scale < 1 or len(shrunk) < len(encoded) else encoded
+    is_smaller = scale < 1 or len(shrunk) < len(record.encoded)
+    return shrunk.tobytes() if is_smaller else record.encoded
 
 
 def _write_metadata(source: Path, target: Path, image_key: str) -> None:

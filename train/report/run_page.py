@@ -40,7 +40,7 @@ def render(workdir: epath.Path, folder: epath.Path) -> str:
       HTML.
 
     Raises:
-      ConfigError: the config of the run cannot be read.
+      ConfigError: the config of the run, or what it keeps of its dataset, cannot be read.
     """
     # Not a config: that of another version may have other fields.
     fields, summary = directory.saved_fields(workdir), directory.summary(workdir)
@@ -57,6 +57,7 @@ def render(workdir: epath.Path, folder: epath.Path) -> str:
         _result(summary),
         _training(rows, folder),
         _nam(workdir, rows, folder),
+        _classes(workdir),
         _config(fields),
         _environment(workdir),
     )
@@ -192,6 +193,16 @@ def _counts(layers: Sequence[np.ndarray]) -> tuple[str, ...]:
     total, small = sum(w.size for w in layers), sum(map(count_small_weights, layers))
     largest = max(float(w.max()) * w.size for w in layers)
     return f"{total:,}", f"{small:,}", f"{100 * small / total:.2f}", f"{largest:.3g}"
+
+
+def _classes(workdir: epath.Path) -> str:
+    names = (directory.dataset(workdir) or {}).get("class_names")
+    if not names:
+        return ""
+    table = Table(
+        ("number", "class"), [(str(n), name) for n, name in enumerate(names)], numbers=False
+    )
+    return page.section("Classes", page.folded(f"Names ({len(names):,})", table.html("Classes")))
 
 
 def _config(fields: Fields) -> str:

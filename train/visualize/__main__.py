@@ -28,8 +28,8 @@ def parser() -> command_line.Parser:
     parser.add_config("in place of --workdir, for config.model.pretrained", is_needed=False)
     add = parser.add_argument
     parser.add_workdir("the directory of the run; its config is used")
-    add("--images", metavar="FILE,...", type=listed, default=[], help="JPEG or PNG images")
-    add("--split", metavar="NAME", type=text, help="or the first images of a split, such as test")
+    add("--images", metavar="FILE,...", type=listed, default=[], help="image files, such as JPEG")
+    add("--split", metavar="NAME", type=text, help="or images of a split, such as test")
     add(
         "--count",
         metavar="N",

@@ -1,8 +1,9 @@
 """A few images to look at, as an evaluation has them."""
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ def check_asked(files: Sequence[str], split: str | None) -> None:
 
 
 def of_files(files: Sequence[str], data: DataConfig, shape: tuple[int, int, int]) -> list[Image]:
-    """Reads image files, JPEG or PNG.
+    """Reads image files, upright as their metadata say.
 
     Args:
       files: Names of the files.
@@ -68,7 +69,8 @@ def of_files(files: Sequence[str], data: DataConfig, shape: tuple[int, int, int]
     images = []
     for file in files:
         try:
-            record = Record(Path(file).expanduser().read_bytes(), label=0, file_name=file)
+            encoded = Path(os.path.expanduser(file)).read_bytes()
+            record = Record(encoded, label=0, file_name=file, upright=True)
             images.append(Image(Path(file).name, transform.apply(record, row=0)))
         except (OSError, BadRecordError) as error:
             raise ConfigError(f"--images: {file}: {reason(error)}") from error
@@ -76,7 +78,9 @@ def of_files(files: Sequence[str], data: DataConfig, shape: tuple[int, int, int]
 
 
 def of_split(name: str, count: int, data: DataConfig, shape: tuple[int, int, int]) -> list[Image]:
-    """Reads the first images of a split, passing over bad records.
+    """Reads some images of a split, passing over bad records.
+
+    The first ones; of files, which come class by class, some at equal distances.
 
     Args:
       name: Name of the split.
@@ -89,19 +93,23 @@ def of_split(name: str, count: int, data: DataConfig, shape: tuple[int, int, int
     """
     with named_by("--split"):
         split = registry.open_split(data, name)
-    images = list(islice(_all_of(split, data, shape), count))
+    stride = max(1, split.num_examples // count) if split.files else 1
+    images = list(islice(_all_of(split, data, shape, stride), count))
     if not images:
         raise ConfigError(f"--split: {name!r} of {data.name} has no image that can be read.")
     return images
 
 
-def _all_of(split: Split, data: DataConfig, shape: tuple[int, int, int]) -> Iterator[Image]:
+def _all_of(
+    split: Split, data: DataConfig, shape: tuple[int, int, int], stride: int
+) -> Iterator[Image]:
     if not split.has_records:
         for index, (pixels, label) in enumerate(zip(*split.load(), strict=True)):
             yield Image(f"{split.name} {index}", pixels, int(label))
         return
     records, transform = split.open_records(), eval_transform(data, shape)
-    for index in range(len(records)):
+    starts = range(stride)
+    for index in chain.from_iterable(range(start, len(records), stride) for start in starts):
         try:
             record = records[index]
             name = record.file_name or f"{split.name} {index}"

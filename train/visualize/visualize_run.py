@@ -6,7 +6,8 @@ from etils import epath
 
 from train.core import plotting
 from train.core.config.fields import Config
-from train.core.workdir import storage
+from train.core.data.sources.registry import source_of
+from train.core.workdir import directory, storage
 from train.visualize import gallery, images, predictions, trained_network
 from train.visualize.images import Image
 from train.visualize.trained_network import Trained
@@ -28,7 +29,7 @@ def visualize_run(
     Args:
       workdir: Directory of the run.
       files: Names of image files.
-      split: Name of the split whose first images are drawn where there are no files.
+      split: Name of the split of which images are drawn where there are no files.
       count: Number of its images.
       layer: Path of the layer whose gates are drawn; default: the last one with NAM.
       which: Which checkpoint, `last` or `best`.
@@ -40,6 +41,8 @@ def visualize_run(
       RunError: there is no such checkpoint, or it cannot be read.
     """
     network = trained_network.load(workdir, which, data_dir)
+    if split is not None:
+        directory.check_classes(workdir, source_of(network.config.data).class_names)
     _draw_asked(network, out or workdir / "visualize.png", files, split, count, layer)
 
 

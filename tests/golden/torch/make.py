@@ -4,6 +4,10 @@ It needs PyTorch (2.13 made the files) and safetensors; the tests that read them
 PyTorch. `expected.npz` has what each file holds, as `<file>:<name>`, bfloat16 widened to float32.
 """
 
+import argparse
+import collections
+import datetime
+import pathlib
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
@@ -61,6 +65,41 @@ def main() -> None:
     torch.save(checkpoint, FOLDER / "checkpoint.pth")
     files["checkpoint.pth"] = state_dict
     torch.save(attention, FOLDER / "module.pth")
+    torch.jit.script(attention["bn2"]).save(FOLDER / "script.pth")
+
+    # The weights of zip.pth once more, and beside them what is neither a tensor nor plain.
+    average = torch.optim.swa_utils.AveragedModel(model)
+    average.update_parameters(model)
+    training = {
+        "model_ema": average.state_dict(),
+        "model": weights,
+        "optimizer": optimizer,
+        "args": argparse.Namespace(output=pathlib.PosixPath("runs"), device=torch.device("cpu")),
+        "best_prec1": np.float64(76.5),
+        "classes": {"cat", "dog"},
+        "frozen": frozenset([1, 2]),
+        "date": datetime.datetime(2020, 1, 2, tzinfo=datetime.UTC),
+        "took": datetime.timedelta(seconds=3),
+        "errors": np.arange(3.0),
+        "phase": 1j,
+        "counts": collections.Counter("abca"),
+        "history": collections.defaultdict(list, loss=[1.0]),
+        "recent": collections.deque([1.0], maxlen=5),
+        "float8": torch.ones(2).to(torch.float8_e4m3fn),
+        "complex": torch.ones(2, dtype=torch.complex64),
+        "storage": torch.ones(2).untyped_storage(),
+        "activation": torch.nn.functional.relu,
+        "buffer": bytearray(b"spam"),
+        "large": 2**70,
+        3: "three",
+        (1, 2): "pair",
+        None: 1.5,
+    }
+    for protocol in (2, 5):
+        for is_zip in (True, False):
+            path = FOLDER / "training" / f"{'zip' if is_zip else 'legacy'}{protocol}.tar"
+            options = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": is_zip}
+            torch.save(training, path, **options)
 
     expected = {
         f"{file}:{name}": (tensor.float() if tensor.dtype == torch.bfloat16 else tensor)

@@ -111,6 +111,7 @@ def test_derivatives_of_every_kind(name, x64):
     assert_close(*(jax.jit(derivatives, static_argnums=0)(*c) for c in (own, xla)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("channels", "window", "groups"), [(256, (1, 1), 1), (16, (3, 3), 1), (16, (3, 3), 16)]
 )

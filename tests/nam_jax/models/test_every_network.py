@@ -15,7 +15,7 @@ from nam_jax.attention import NAMES as ATTENTIONS
 from nam_jax.attention import has_nam_scales
 from nam_jax.models import mobilenet_v2
 from nam_jax.models.mobilenet_v2 import MobileNetV2, Stage
-from nam_jax.models.resnet import STEMS, ResNet
+from nam_jax.models.resnet import SHORTCUTS, STEMS, ResNet
 from nam_jax.sparsity import nam_scales
 from tests.helpers.arrays import assert_close
 from tests.helpers.networks import GOLDEN, network, owns_parameters, random_variables
@@ -235,6 +235,7 @@ def test_remat_changes_neither_variables_nor_gradients_nor_statistics(x64, name,
     assert_close(anew, jax.tree.map(np.asarray, kept))
 
 
+@pytest.mark.slow
 @pairs(lambda name, attention: name in FAMILIES, [(name, "nam") for name in KINDS])
 def test_remat_keeps_less_for_the_backward_pass(name, attention):
     def residual_bytes(remat):
@@ -266,10 +267,22 @@ def test_unknown_model_is_refused():
         models.create("resnet9", num_classes=10)
 
 
-@pytest.mark.parametrize(("field", "choices"), [("attention", ATTENTIONS), ("stem", STEMS)])
+@pytest.mark.parametrize(
+    ("field", "choices"),
+    [("attention", ATTENTIONS), ("stem", STEMS), ("shortcut", SHORTCUTS)],
+)
 def test_unknown_option_is_refused(field, choices):
     with pytest.raises(ValueError, match=f"{field} 'spam'; choose one of {', '.join(choices)}"):
         models.create("resnet20", num_classes=10, **{field: "spam"})
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [("mobilenet_v2", "shortcut", "pad_end"), ("resnet18", "width_multiplier", 0.5)],
+)
+def test_field_that_a_network_does_not_have_is_refused(name, field, value):
+    with pytest.raises(ValueError, match=f"^The network {name} has no {field}"):
+        models.create(name, num_classes=10, **{field: value})
 
 
 TAGS = [

@@ -14,7 +14,7 @@ from flax import traverse_util
 from nam_jax import models
 from nam_jax.attention import NAMES
 from nam_jax.models import blocks
-from nam_jax.models.resnet import BasicBlock, Bottleneck, ResNet
+from nam_jax.models.resnet import SHORTCUTS, BasicBlock, Bottleneck, ResNet
 from nam_jax.sparsity import nam_scales
 from nam_jax.variables import abstract_variables
 from tests.helpers.arrays import assert_close
@@ -30,6 +30,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 # Of JAX's generators the one whose compilation takes the least time.
 KEY = jax.random.key(0, impl="rbg")
+RESNETS = [name for name in models.NAMES if name.startswith("resnet")]
 
 
 def images(*shape, seed=0):
@@ -60,20 +61,47 @@ def test_head_is_mean_and_linear_layer():
 
 
 @pytest.mark.parametrize("strides", [1, 2])
-@pytest.mark.parametrize("attention", ["none", "nam", "nam_tied"])
-def test_shortcut_without_parameters_subsamples_and_pads(attention, strides):
+@pytest.mark.parametrize(
+    ("attention", "shortcut", "first"),
+    [
+        ("none", "pad_end", 0),
+        ("nam", "pad_end", 0),
+        ("none", "pad_centre", 2),
+        ("nam_tied", "pad_centre", 2),
+    ],
+)
+def test_shortcut_without_parameters_subsamples_and_pads(attention, shortcut, first, strides):
     x = images(2, 6, 4, 3)
     block = BasicBlock(
         features=8,
         strides=strides,
         attention=attention,
         options=blocks.shared_options(train=False, dtype=None, axis_name=None),
-        projection=False,
+        shortcut=shortcut,
         last_scale_init=nn.initializers.zeros,  # nothing but the shortcut is left
     )
     y, _ = jax.jit(block.init_with_output)(KEY, x)
-    np.testing.assert_array_equal(y[..., :3], np.maximum(x[:, ::strides, ::strides], 0))
-    np.testing.assert_array_equal(y[..., 3:], np.zeros_like(y[..., 3:]))
+    # Of 8 features 5 are zero: 2 before and 3 after, or all of them after.
+    expected = np.zeros_like(y)
+    expected[..., first : first + 3] = np.maximum(x[:, ::strides, ::strides], 0)
+    np.testing.assert_array_equal(y, expected)
+
+
+def test_shortcut_is_that_of_the_network_or_the_one_asked_for():
+    defaults = {name: models.create(name, num_classes=2).shortcut for name in RESNETS}
+    small = {f"resnet{depth}" for depth in (20, 32, 44, 56, 110)}
+    assert {name for name, shortcut in defaults.items() if shortcut == "pad_centre"} == small
+    assert {defaults[name] for name in defaults.keys() - small} == {"projection"}
+    for name in ("resnet18", "resnet20"):
+        for shortcut in SHORTCUTS:
+            asked = models.create(name, num_classes=2, shortcut=shortcut)
+            assert asked.shortcut == shortcut
+
+
+def test_projection_of_a_small_network_has_parameters():
+    block = shapes("resnet20", "none", "projection")["params"]["layer2_0"]
+    assert block["downsample_conv"]["kernel"].shape == (1, 1, 16, 32)
+    assert "downsample_conv" not in shapes("resnet20", "none")["params"]["layer2_0"]
 
 
 class Branch(nn.Module):
@@ -181,9 +209,10 @@ def test_evaluation_leaves_the_statistics_alone(block, attention):
 
 
 @functools.cache
-def shapes(name, attention):
+def shapes(name, attention, shortcut=""):
     """Shapes of a network's variables; the weights themselves are never drawn."""
-    model = models.create(name, num_classes=10, attention=attention, stem="cifar")
+    options = {"attention": attention, "stem": "cifar", "shortcut": shortcut}
+    model = models.create(name, num_classes=10, **options)
     return abstract_variables(model, (1, 32, 32, 3))
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from nam_jax import SqueezeExcite, models
 from nam_jax.models import size
@@ -39,6 +40,31 @@ def test_sizes_of_resnet50_are_those_of_the_reference(attention, parameters, mul
     total = size.total(layers("resnet50", "imagenet", attention))
     assert total.parameters == parameters
     assert f"{total.multiply_adds / 1e9:.3f}" == multiply_adds
+
+
+@pytest.mark.parametrize(
+    ("depth", "millions"),
+    [
+        (20, "0.27"),
+        pytest.param(32, "0.46", marks=pytest.mark.slow),
+        pytest.param(44, "0.66", marks=pytest.mark.slow),
+        (56, "0.85"),
+        pytest.param(110, "1.73", marks=pytest.mark.slow),
+    ],
+)
+def test_sizes_of_small_resnets(depth, millions):
+    """Table 6 of He et al. 2015 (1.7 for ResNet-110), and 6n + 2 layers by hand."""
+    module = models.create(f"resnet{depth}", num_classes=10, stem="cifar")
+    variables = abstract_variables(module, (1, 32, 32, 3))["params"]
+    kernels = [path for path in flatten_dict(variables) if path[-1] == "kernel"]
+    assert len(kernels) == depth
+    blocks = (depth - 2) // 6
+    # Two convolutions of 9 weights a pair of features, and four numbers for their BatchNorms.
+    within = sum(2 * 9 * width**2 + 4 * width for width in (16, 32, 64)) * blocks
+    narrower = sum(9 * (width * width // 2) for width in (32, 64))
+    total = 3 * 9 * 16 + 2 * 16 + within - narrower + 64 * 10 + 10
+    assert size.parameters(variables) == total
+    assert f"{total / 1e6:.2f}" == millions
 
 
 @pytest.mark.slow

@@ -152,7 +152,7 @@ def test_prefix_of_data_parallel_is_ignored():
 def test_prefix_of_some_names_is_no_prefix():
     mixed = dict(norm())
     mixed["module.bn2.weight"] = mixed.pop("bn2.weight")
-    listed = re.escape("missing: bn2.weight (4,); left over: module.bn2.weight (4,).")
+    listed = re.escape("\nmissing: bn2.weight (4,)\nleft over: module.bn2.weight (4,)")
     with pytest.raises(ValueError, match=listed):
         imported(mixed)
 
@@ -166,10 +166,10 @@ def test_all_that_does_not_fit_is_listed():
     state_dict["fc.weight"] = np.ones((10, 32))
     state_dict["layer1.0.conv1.weight"] = np.ones((3, 3, 4, 4))
     problems = (
-        "missing: fc.bias (7,), layer2.0.nam.Spatial_Att.bn.weight (32,); "
-        "left over: layer1.0.se.weight (2, 5); "
-        "misshapen: fc.weight (10, 32) instead of (7, 32), "
-        "layer1.0.conv1.weight (3, 3, 4, 4) instead of (4, 4, 3, 3)."
+        "\nmissing: fc.bias (7,), layer2.0.nam.Spatial_Att.bn.weight (32,)"
+        "\nleft over: layer1.0.se.weight (2, 5)"
+        "\nmisshapen: fc.weight (10, 32) instead of (7, 32), "
+        "layer1.0.conv1.weight (3, 3, 4, 4) instead of (4, 4, 3, 3)"
     )
     for function in (torch_import.variables, torch_import.fresh):
         with pytest.raises(ValueError, match=re.escape(problems)):
@@ -276,7 +276,7 @@ def test_new_head(family, stored, caplog):
     assert 0.5 * features**-0.5 < np.abs(fc["kernel"]).max() <= features**-0.5
     rest = {name: entry for name, entry in listed.items() if not name.startswith(head)}
     assert_imported(variables, state_dict, rest)
-    with pytest.raises(ValueError, match="new_head=True leaves a classifier"):
+    with pytest.raises(torch_import.MisfitError, match=r"classifier.* Try new_head=True\.\n"):
         torch_import.variables(module, state_dict, INPUT)
 
 

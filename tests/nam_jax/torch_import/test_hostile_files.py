@@ -257,6 +257,28 @@ FATAL = {
     "shared.pth": HEAD + b"})" + b"q\x00h\x00\x86" * 100 + b"K\x01s.",
     # A functools.partial that was told to call itself.
     "partial.pth": HEAD + name("collections", "Counter") + b"q\x00(h\x00)}Ntb" + b")R.",
+    # As above, in sets.
+    "set.pth": HEAD + b"\x8f()" + b"\x85" * 500_000 + b"\x90.",
+    "frozen.pth": HEAD + b"()" + b"q\x00h\x00\x86" * 100 + b"\x91.",
+    # 2¹⁰⁰ ways through dicts.
+    "ways.pth": HEAD
+    + b"}"
+    + (b"q\x00}(X\x01\x00\x00\x00ah\x00X\x01\x00\x00\x00bh\x00u" * 100)
+    + b".",
+    # Names of a megabyte, two thousand times.
+    "names.pth": HEAD + text("a" * 2**20) + b"q\x00(" + b"h\x00h\x00\x93" * 2000 + b"t.",
+    # Keys of a megabyte above ten thousand dicts.
+    "long_keys.pth": HEAD
+    + (b"}" + text("a" * 2**20) + b"}(")
+    + b"".join(text(str(i)) + b"}" + text("b") + TENSOR + b"s" for i in range(10_000))
+    + b"us.",
+    # A hundred thousand arguments, ten thousand times.
+    "arguments.pth": HEAD
+    + (b"(" + b"N" * 100_000 + b"tq\x00(")
+    + (name("collections", "defaultdict") + b"h\x00R") * 10_000
+    + b"t.",
+    "array.pth": HEAD + b"\x96" + (2**40).to_bytes(8, "little") + b".",
+    "digits.pth": HEAD + b"I" + b"9" * 1_000_000 + b"\n.",
 }
 HUGE_TENSOR = state_dict(a=tensor((2**20, 2**20), (0, 0), of=storage(size=2**60)))
 HUGE: dict[str, Callable[[Path], None]] = {

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from tests.helpers.torch_weights.files import (
     literal,
     name,
     read,
+    refusal,
     refuse,
     state_dict,
     storage,
@@ -86,12 +88,34 @@ def test_calls_do_what_they_say(tmp_path, call):
     assert mark.exists() == (call not in NO_CALL)
 
 
+# What each of them calls last, as the file has it.
+NAMED = {
+    **dict.fromkeys(("reduce", "stack_global", "obj"), "os.system"),
+    "reduce of another module": "posix.system",
+    "eval": "builtins.eval",
+    "python 2": "__builtin__.eval",
+    "getattr": "builtins.getattr",
+    "newobj": "logging.FileHandler",
+    "newobj_ex": "subprocess.Popen",
+    "nested name": "os.path.os.system",
+}
+
+
 @each_format
-@each_call
-def test_calls_are_refused(tmp_path, format, call):
+@pytest.mark.parametrize("call", NAMED)
+def test_calls_in_a_state_dict_are_refused_by_name(tmp_path, format, call):
     mark = tmp_path / "mark"
-    pickled = state_dict(a=calls(mark)[call])
-    refuse(tmp_path, format, pickled, match="it holds .* and only tensors are read")
+    pickled = state_dict(a=TENSOR, b=calls(mark)[call])
+    refuse(tmp_path, format, pickled, match=rf"b \({re.escape(NAMED[call])}\)")
+    assert not mark.exists()
+
+
+@each_format
+@pytest.mark.parametrize("call", NAMED)
+def test_calls_beside_a_state_dict_do_nothing(tmp_path, format, call):
+    mark = tmp_path / "mark"
+    pickled = state_dict(before=calls(mark)[call], model=SOUND[2:-1], b=calls(mark)[call])
+    np.testing.assert_array_equal(read(tmp_path, format, pickled)["a"], [0, 1])
     assert not mark.exists()
 
 
@@ -155,8 +179,11 @@ def test_calls_are_refused_wherever_they_stand(tmp_path_factory, call, around, f
     part = calls(mark)[call]
     for place in around:
         part = PLACES[place](part)
+    WRITERS[format](folder / "weights.pth", state_dict(model=SOUND[2:-1], hostile=part), EIGHT)
+    refusal(folder / "weights.pth")
+    assert not mark.exists()
     pickled = state_dict(sound=TENSOR, hostile=part)
-    refuse(folder, format, pickled, match="only tensors are read")
+    refuse(folder, format, pickled)
     assert not mark.exists()
     # The control: Python's own unpickler runs it.
     run_all(pickled)
@@ -214,21 +241,25 @@ def test_run_with_a_hostile_file_ends_in_one_line(tmp_path):
 )
 def test_names_beside_the_known_ones_are_refused(tmp_path, format, module, attribute):
     opcodes = text(module) + text(attribute) + b"\x93"
-    refuse(tmp_path, format, state_dict(a=opcodes), match="only tensors are read")
+    refuse(tmp_path, format, state_dict(a=opcodes), match=re.escape(f"{module}.{attribute}"))
 
 
 @pytest.mark.parametrize(
     "operation",
     [
-        *("INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID"),
-        *("BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER"),
-        *("DICT", "EMPTY_SET", "ADDITEMS", "FROZENSET", "LIST", "POP", "POP_MARK", "DUP"),
+        *("INST", "EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER"),
+        *("DICT", "LIST", "DUP", "UNICODE", "STRING", "FLOAT", "LONG"),
     ],
 )
 def test_operations_beside_the_known_ones_are_refused(tmp_path, operation):
-    known = name("collections", "OrderedDict") + b")"
-    pickled = HEAD + known + getattr(pickle, operation) + SOUND
-    refuse(tmp_path, "zip", pickled, match=f"it holds the operation {operation}, and only tensors")
+    pickled = HEAD + b")" + getattr(pickle, operation) + SOUND
+    refuse(tmp_path, "zip", pickled, match=f"it holds the operation {operation}, which torch.save")
+
+
+@pytest.mark.parametrize("known", [("collections", "OrderedDict"), ("torch", "FloatStorage")])
+@pytest.mark.parametrize("operations", [b")\x81", b")}\x92", b"K\x01a", b"K\x01K\x01s", b"(\x90"])
+def test_only_placeholders_are_made_and_filled(tmp_path, known, operations):
+    refuse(tmp_path, "zip", state_dict(a=name(*known) + operations), match="pickle is damaged")
 
 
 KNOWN = [

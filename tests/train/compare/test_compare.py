@@ -77,6 +77,7 @@ def test_trains_every_run_with_the_same_data_and_writes_the_tables(trained):
     assert "runs: 2 finished." in (trained / "results.md").read_text()
 
 
+@pytest.mark.slow
 def test_goes_on_with_what_is_missing(trained, capsys):
     before = (trained / "none-seed0" / "summary.json").read_bytes()
     train_all(plan(base_config(), ["none", "nam"], [0, 1]), trained)

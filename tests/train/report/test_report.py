@@ -19,6 +19,7 @@ from train.core import plotting
 from train.core.engine import loop
 from train.core.engine.experiment import build_experiment
 from train.core.errors import ConfigError, RunError
+from train.core.workdir.storage import write_json
 from train.report import comparison_page, curves, weight_plots
 from train.report.write_report import write_report
 
@@ -84,6 +85,18 @@ def test_result_config_and_environment_of_a_run(whole):
     assert '<tr class="marked"><th scope="row">epochs<' in text
     assert cells_of(text, "device_kind") == ["device_kind", "cpu"]
     assert len(cells_of(text, "versions.nam_jax")[1]) > 2
+
+
+def test_names_of_the_classes(tmp_path, whole):
+    assert "Classes" not in text_of(whole)
+    workdir = fake_run.write(tmp_path / "run", epochs=0, finished=False)
+    dataset = {"num_classes": 2, "class_names": ["<cat>", "猫"], "image_shape": [8, 8, 3]}
+    write_json(workdir / "dataset.json", dataset)
+    write_report(workdir)
+    text = text_of(workdir)
+    assert "Names (2)" in text
+    assert cells_of(text, "0") == ["0", "&lt;cat&gt;"]
+    assert cells_of(text, "1") == ["1", "猫"]
 
 
 def test_small_weights_by_layer(whole):

@@ -19,7 +19,7 @@ from nam_jax.models.mobilenet_v2 import MobileNetV2, Stage
 from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.helpers import commands
 from tests.helpers.commands import REPOSITORY
-from tests.helpers.image_datasets import imagenet, tfds_writer
+from tests.helpers.image_datasets import folders, imagenet, tfds_writer
 from tests.helpers.networks import random_variables
 from tests.helpers.torch_weights import networks
 from train.core.config.fields import replaced
@@ -118,6 +118,20 @@ def test_images_of_a_dataset_its_names_and_bad_records(tmp_path, capsys):
     assert "bad record: validation record 1 (n00000001_1.JPEG): no whole" in capsys.readouterr().err
     assert len(of_split("validation", 9, data, (16, 16, 3))) == 3
     assert trained_network.described_dataset(data)["class_names"] == names
+
+
+def test_images_of_a_folder_are_of_all_its_classes(tmp_path):
+    folders.write_splits(tmp_path, (("train", 1), ("val", 5)))
+    (tmp_path / "val/dog/0.png").write_bytes(b"no image")
+    data = folders.config(tmp_path).data
+    images = of_split("val", 3, data, (8, 8, 3))
+    assert [(image.name, image.label) for image in images] == [
+        *(("val/cat/0.png", 0), ("val/owl/0.png", 2), ("val/cat/1.png", 0)),
+    ]
+    names = [image.name for image in of_split("val", 99, data, (8, 8, 3))]
+    assert sorted(names) == [
+        *(f"val/{c}/{i}.png" for c in folders.CLASSES for i in range(5) if (c, i) != ("dog", 0)),
+    ]
 
 
 def test_dataset_of_a_run_that_kept_no_description(tmp_path):
@@ -343,7 +357,10 @@ def test_wrong_images_are_refused(files, split, expected):
     ("options", "expected"),
     [
         ({"files": ["nowhere.png"]}, "--images: nowhere.png: No such file or directory."),
-        ({"files": [__file__]}, r"--images: .*py: no whole JPEG or PNG image in its \d+ bytes"),
+        (
+            {"files": [__file__]},
+            r"--images: .*py: no whole image of a known format in its \d+ bytes",
+        ),
         ({"split": "tset"}, "^--split: digits has the splits train and test; got 'tset'"),
         (
             {"split": "test", "layer": "layer3_0"},

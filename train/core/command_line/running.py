@@ -15,7 +15,7 @@ from absl import logging
 
 from train.core.command_line.parser import Parser
 from train.core.devices import processes
-from train.core.errors import ConfigError, PreemptedError, RunError
+from train.core.errors import ConfigError, PreemptedError, RunError, WeightsError
 
 DONE, FAILED, WRONG_USAGE, PREEMPTED = 0, 1, 2, 75
 
@@ -90,9 +90,10 @@ def call(
 
 
 def _failed(code: int, error: object) -> int:
+    lines = str(error).split("\n") if isinstance(error, WeightsError) else [str(error)]
     # It may go to a file on a full disk.
     with contextlib.suppress(OSError):
-        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        print("error:", "\n".join(map(_one_line, lines)), file=sys.stderr)
     return code
 
 

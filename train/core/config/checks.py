@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from nam_jax import models
 from nam_jax.attention import has_nam_scales
-from train.core.config.fields import FIELDS, Config, flatten
+from train.core.config.fields import FIELDS, Config, ModelConfig, flatten
 from train.core.errors import ConfigError
 
 
@@ -22,6 +23,7 @@ def validate(config: Config) -> None:
     check_names(values)
     for name, value in values.items():
         check_field(name, value)
+    _check_model(config.model)
     _check_optimizer(config)
     _check_loader(config)
 
@@ -90,6 +92,24 @@ def _shown(value: Any) -> str:
     # Python does not write a whole number of thousands of digits.
     except ValueError:
         return "a number of thousands of digits"
+
+
+def _check_model(model: ModelConfig) -> None:
+    if model.pretrained_key and not model.pretrained:
+        raise ConfigError(
+            f"config.model.pretrained_key: {model.pretrained_key!r} without a file; set "
+            "config.model.pretrained too."
+        )
+    for name, value, field in (
+        ("shortcut", model.shortcut, "shortcut"),
+        ("width", model.width, "width_multiplier"),
+    ):
+        default = FIELDS[f"model.{name}"].default
+        if value != default and not models.has_field(model.name, field):
+            raise ConfigError(
+                f"config.model.{name}: {value!r} with config.model.name={model.name!r}, which has "
+                f"no choice of it; set it to {default!r}."
+            )
 
 
 def _check_optimizer(config: Config) -> None:

@@ -9,8 +9,7 @@ from typing import Any, Literal, get_args
 from nam_jax import models
 from nam_jax.attention import NAMES as ATTENTIONS
 from nam_jax.attention import has_nam_scales
-from nam_jax.models.resnet import STEMS
-from nam_jax.torch_import import SUFFIXES
+from nam_jax.models.resnet import SHORTCUTS, STEMS
 from train.core.config.spec import (
     Mark,
     Spec,
@@ -51,6 +50,14 @@ class ModelConfig:
     name: str = choice("resnet50", models.NAMES, "the network")
     attention: str = choice("nam_channel", ATTENTIONS, "the attention of every block")
     stem: str = choice("imagenet", STEMS, "the first layers: 7×7 and max-pool, or 3×3")
+    shortcut: str = declared(
+        "",
+        "shortcuts between a ResNet's stages: 1×1 convolutions, or zero channels at the end or on "
+        "both sides; empty: pad_centre for resnet20 to resnet110, projection for the others",
+        f"one of {', '.join(SHORTCUTS)}, or an empty text",
+        lambda v: v in ("", *SHORTCUTS),
+    )
+    width: float = above_zero(1.0, "factor of the number of features, of mobilenet_v2 alone", 10)
     dtype: Dtype = choice(
         "float32",
         get_args(Dtype),
@@ -66,8 +73,15 @@ class ModelConfig:
     pretrained: str = declared(
         "",
         "PyTorch weights to start from; empty: none",
-        f"a printable file's name that ends in {', '.join(SUFFIXES)}, or an empty text",
-        lambda v: v == "" or (v.lower().endswith(SUFFIXES) and v.isprintable()),
+        "a printable file's name, or an empty text",
+        str.isprintable,
+        marks=Mark.EVALUATION,
+    )
+    pretrained_key: str = declared(
+        "",
+        "which state dict of that file, such as model_ema or state.model; empty: it is found",
+        "a printable text, or an empty one",
+        str.isprintable,
         marks=Mark.EVALUATION,
     )
     remat: bool = switch(
@@ -82,12 +96,29 @@ class DataConfig:
 
     name: str = declared(
         "cifar100",
-        "`digits`, or a TFDS image classification dataset",
+        "`digits`, `folder` (of image files), or a TFDS image classification dataset",
         "a name such as cifar100, name/config or name:1.0.0",
         lambda v: DATASET_NAME.fullmatch(v) is not None,
     )
     dir: str = text(
-        "~/tensorflow_datasets", "where TFDS datasets lie", marks=Mark.FREE | Mark.LOCAL
+        "~/tensorflow_datasets",
+        "where TFDS datasets lie; of `folder` the one with DIR/<split>/<class>/<image>, or "
+        "DIR/<class>/<image>",
+        marks=Mark.FREE | Mark.LOCAL,
+    )
+    classes: str = declared(
+        "",
+        "file with a class a line, in the order of their numbers; empty: the folders' names, "
+        "sorted; with `folder`",
+        "a printable file's name, or an empty text",
+        str.isprintable,
+        marks=Mark.FREE | Mark.LOCAL,
+    )
+    eval_fraction: float = between(
+        0.2,
+        0.001,
+        0.999,
+        "share of the images that is held out as eval_split; with a `folder` without splits",
     )
     train_split: str = text("train", "split to train on")
     eval_split: str = text("test", "split to evaluate on", marks=Mark.EVALUATION)

@@ -46,7 +46,7 @@ class Streaming:
         """
         if not split.has_records:
             raise ConfigError(
-                "config.data.loader: only TFDS datasets can be streamed; set "
+                "config.data.loader: only datasets on disk can be streamed; set "
                 "config.data.loader=resident."
             )
 

@@ -14,6 +14,7 @@ from train.core.config.fields import marked
 from train.core.config.spec import Mark
 from train.core.data.feed import Feed
 from train.core.devices.mesh import describe, replicated
+from train.core.devices.processes import say
 from train.core.engine.compiled_steps import build_eval_step
 from train.core.engine.experiment import Evaluation, Experiment
 from train.core.engine.feeds import eval_feed
@@ -81,10 +82,11 @@ def evaluate_checkpoint(
       The step of the checkpoint, and the result as of `evaluate`.
 
     Raises:
-      ConfigError: there is no such run.
+      ConfigError: there is no such run, or it was trained on other classes.
       RunError: there is no such checkpoint.
     """
     directory.check_config(workdir, experiment.config, marked(Mark.FREE | Mark.EVALUATION))
+    directory.check_classes(workdir, experiment.source.class_names)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = checkpoints.step_of(which)
         state, _ = checkpoints.restore(step, initial_state(experiment))
@@ -104,6 +106,8 @@ def evaluate_pretrained(evaluation: Evaluation) -> dict[str, float]:
     Raises:
       ConfigError: the file cannot be read, or is not of all of the network.
     """
+    if evaluation.eval_split.note:
+        say(evaluation.eval_split.note)
     variables = load_pretrained(evaluation, may_be_fresh=False)
     variables = widened(variables, evaluation.config.model.dtype)
     weights = {"": jax.device_put(variables, replicated(evaluation.mesh))}

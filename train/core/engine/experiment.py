@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from nam_jax import models
 from train.core.config.checks import validate
-from train.core.config.fields import Config, DataConfig
+from train.core.config.fields import Config, DataConfig, ModelConfig
 from train.core.config.spec import MOST_STEPS
 from train.core.data.loaders import LOADERS, Loader
 from train.core.data.sources.registry import source_of
@@ -167,11 +167,18 @@ def create_model(config: Config, num_classes: int, axis_name: str | None = None)
         num_classes=num_classes,
         attention=config.model.attention,
         stem=config.model.stem,
+        shortcut=config.model.shortcut,
         dtype=config.model.dtype,
         zero_init_last_scale=config.model.zero_init_last_scale,
         remat=config.model.remat,
         axis_name=axis_name,
+        **_width(config.model),
     )
+
+
+def _width(config: ModelConfig) -> dict[str, float]:
+    """The width of a network that has one."""
+    return {} if config.width == 1 else {"width_multiplier": config.width}
 
 
 def _open(

@@ -54,8 +54,11 @@ def train(
     """
     startup = startup or Laps()
     # First: the weights of a file may fit the images of one process alone.
-    for split in (experiment.train_split, experiment.eval_split):
+    splits = experiment.train_split, experiment.eval_split
+    for split in splits:
         check_agreement(split.description)
+        if split.note:
+            say(split.note)
     variables = None if saved_steps(workdir / "checkpoints") else load_pretrained(experiment)
     finished = directory.summary(workdir)
     _agree(experiment, variables, finished)
@@ -63,7 +66,10 @@ def train(
         directory.check_config(workdir, experiment.config)
         say(f"the run in {workdir} is finished")
         return finished if is_main() else None
-    with directory.claimed(workdir, experiment.config, experiment.dataset) as claim, _explained():
+    with (
+        directory.claimed(workdir, experiment.config, experiment.dataset, splits) as claim,
+        _explained(),
+    ):
         return _train(experiment, claim, variables, profile, startup)
 
 

@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from etils import epath
@@ -11,9 +12,12 @@ from etils import epath
 from train.core.config.fields import Config, marked
 from train.core.config.parsing import flattened, from_fields
 from train.core.config.spec import Mark
+from train.core.data.sources.split import Split
 from train.core.devices import environment
 from train.core.devices.processes import barrier, is_main
 from train.core.errors import ConfigError, reason
+from train.core.workdir import image_list
+from train.core.workdir.checkpoint_files import saved_steps
 from train.core.workdir.lock import Lock, locked
 from train.core.workdir.quarantine import set_damaged_aside
 from train.core.workdir.storage import read_text, remove_temporary, write_json
@@ -24,6 +28,12 @@ FIGURES = (
     *("top1_error", "top5_error", "best_top1_error", "num_eval_images", "steps"),
     *("params", "macs", "wall_seconds", "images_per_second"),
 )
+
+
+def _before(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run did in place of fields that did not exist when it was begun."""
+    is_padded = fields.get("model.name") == "resnet20"
+    return {"model.shortcut": "pad_end" if is_padded else "", "model.width": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,23 +59,29 @@ class Claim:
 
 
 @contextlib.contextmanager
-def claimed(workdir: epath.Path, config: Config, dataset: Mapping[str, Any]) -> Iterator[Claim]:
+def claimed(
+    workdir: epath.Path, config: Config, dataset: Mapping[str, Any], splits: Iterable[Split] = ()
+) -> Iterator[Claim]:
     """Keeps a directory for a run, and makes it ready to go on in. Called by all processes.
 
     Args:
       workdir: Directory of the run; it is made where it is missing.
       config: Config of the run.
       dataset: What dataset.json says of the images.
+      splits: Splits that the images are of.
 
     Raises:
-      ConfigError: it holds a run of another config, another run is going on in it, or it cannot
-        be written.
+      ConfigError: it holds a run of another config or of other images, another run is going on in
+        it, or it cannot be written.
       RunError: no checkpoint in it is whole.
     """
     with locked(workdir) if is_main() else contextlib.nullcontext() as lock:
         if is_main():
             claim(workdir, config)
             remove_temporary(workdir)
+            if saved_steps(workdir / "checkpoints"):
+                check_classes(workdir, dataset["class_names"])
+            image_list.keep(workdir, splits)
         barrier("the directory is claimed")
         if not is_main():
             # A directory that is not the same would make for a mixed run.
@@ -109,14 +125,21 @@ def check_config(workdir: epath.Path, config: Config, free: Collection[str] = FR
     """
     saved, wanted = saved_fields(workdir), as_saved(config)
     differing = [
-        f"{name} is {saved.get(name)!r} there and {wanted.get(name)!r} here"
+        name
         for name in sorted(saved.keys() | wanted.keys())
         if saved.get(name) != wanted.get(name) and name not in free
     ]
     if differing:
+        both = "; ".join(
+            f"{name} is {saved.get(name)!r} there and {wanted.get(name)!r} here"
+            for name in differing
+        )
+        advice = "Give this run a directory of its own"
+        # Its default has changed.
+        if differing == ["model.shortcut"]:
+            advice += f", or go on with that one by --config.{differing[0]}={saved[differing[0]]}"
         raise ConfigError(
-            f"--workdir {workdir} belongs to a run of another config: {'; '.join(differing)}. "
-            "Give this run a directory of its own."
+            f"--workdir {workdir} belongs to a run of another config: {both}. {advice}."
         )
 
 
@@ -140,6 +163,8 @@ def saved_config(workdir: epath.Path) -> Config:
 def saved_fields(workdir: epath.Path) -> dict[str, Any]:
     """What config.json of the run in a directory holds, by dotted names; another version's too.
 
+    What was begun before a field existed has the value that means the same.
+
     Args:
       workdir: Directory of the run.
 
@@ -150,7 +175,8 @@ def saved_fields(workdir: epath.Path) -> dict[str, Any]:
     try:
         text = read_text(path)
         if text is not None:
-            return dict(flattened(json.loads(text)))
+            fields = dict(flattened(json.loads(text)))
+            return _before(fields) | fields
     except (AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"--workdir {workdir}: {path.name} is not the config of a run ({error})."
@@ -190,6 +216,27 @@ def _checked_dataset(kept: Any) -> dict[str, Any]:
     if names is not None and len(names) != count:
         raise ValueError(f"class_names names {len(names)} of {count} classes")
     return {"num_classes": count, "class_names": names, "image_shape": shape}
+
+
+def check_classes(workdir: epath.Path, names: Sequence[str] | None) -> None:
+    """Checks that the labels of a dataset mean what they meant to the run in a directory.
+
+    Args:
+      workdir: Directory of the run.
+      names: Names of the classes, by label; None where they have none.
+
+    Raises:
+      ConfigError: the run was begun with other names.
+    """
+    kept = (dataset(workdir) or {}).get("class_names")
+    pairs = enumerate(zip_longest(kept or (), names or (), fillvalue="none"))
+    differing = [(label, *pair) for label, pair in pairs if pair[0] != pair[1]]
+    if kept and names and differing:
+        label, there, here = differing[0]
+        raise ConfigError(
+            f"--workdir {workdir} belongs to a run of other classes: class {label} is {there!r} "
+            f"there and {here!r} here, and {len(differing)} differ in all."
+        )
 
 
 def summary(workdir: epath.Path) -> dict[str, Any] | None:

@@ -31,7 +31,8 @@ OUT_OF_RANGE = {
     "accumulate_steps": [0, 257],
     "optimizer.name": ["adam"],
     "optimizer.reference_batch_size": [-1, 2**31],
-    "model.pretrained": ["weights", "weights.bin", "a\nb.pth"],
+    "model.pretrained": ["a\nb.pth"],
+    "model.pretrained_key": ["a\nb"],
     "seed": [-1, 2**32],
     "batch_size": [0, 2**20 + 1],
     "epochs": [0, 2**31],
@@ -43,10 +44,14 @@ OUT_OF_RANGE = {
     "model.name": ["resnet51", ""],
     "model.attention": ["nam_", "NAM"],
     "model.stem": ["mnist"],
+    "model.shortcut": ["identity", "pad_center"],
+    "model.width": [0.0, 10.1],
     "model.dtype": ["float16", "float128"],
     "model.sync_bn_devices": [0, -2, 1_000_001],
     "data.name": ["", "cifar-100", "a/..", "a:..", "a:1", "données"],
     "data.dir": ["", "a\0b", "\udc80"],
+    "data.classes": ["a\nb"],
+    "data.eval_fraction": [0.0, 0.0009, 1.0],
     "data.train_split": ["", "a\nb"],
     "data.eval_split": ["", "a\nb"],
     "data.loader": ["on_disk"],
@@ -219,6 +224,20 @@ def test_sparsity_with_nam_scales_is_accepted(attention):
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "without", "within"),
+    [
+        ("model.shortcut", "pad_end", "mobilenet_v2", "resnet18"),
+        ("model.width", 0.5, "resnet18", "mobilenet_v2"),
+    ],
+)
+def test_field_that_the_network_does_not_have_is_refused(field, value, without, within):
+    config = replaced(default_config(), {"model.name": without, field: value})
+    with pytest.raises(ConfigError, match=rf"config\.{field}: {value!r} .*'{without}'.* set it to"):
+        validate(config)
+    validate(replaced(config, {"model.name": within}))
+
+
+@pytest.mark.parametrize(
     ("name", "value"), [("data.crop", "resized"), ("data.augmentation", "randaugment")]
 )
 def test_work_for_the_host_needs_the_streaming_loader(name, value):
@@ -230,12 +249,13 @@ def test_work_for_the_host_needs_the_streaming_loader(name, value):
 
 
 def test_what_may_differ_is_marked():
-    assert marked(Mark.LOCAL) == {"data.dir", "data.workers"}
+    assert marked(Mark.LOCAL) == {"data.classes", "data.dir", "data.workers"}
     free = {"log_every_steps", "data.loader", "data.resident_limit_gb", "data.max_bad_fraction"}
     free |= {"checkpoint.every_steps", "checkpoint.keep", *marked(Mark.LOCAL)}
     assert marked(Mark.FREE) == free
     evaluation = {"accumulate_steps", "batch_size", "data.eval_split", "data.eval_crop_ratio"}
-    evaluation |= {"data.interpolation", "model.pretrained", "model.remat", "model.sync_bn_devices"}
+    evaluation |= {"data.interpolation", "model.pretrained", "model.pretrained_key"}
+    evaluation |= {"model.remat", "model.sync_bn_devices"}
     assert marked(Mark.EVALUATION) == evaluation
 
 

@@ -47,7 +47,7 @@ def directory(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def small_networks():
     """Networks of two blocks: tracing the real ones takes seconds."""
-    basic = partial(ResNet, BasicBlock, (1, 1), width=8, projection=False)
+    basic = partial(ResNet, BasicBlock, (1, 1), width=8, shortcut="pad_centre")
     bottleneck = partial(ResNet, Bottleneck, (1, 1), width=8)
     small = dict.fromkeys(models.NAMES, bottleneck) | {"resnet20": basic}
     with pytest.MonkeyPatch.context() as patch:

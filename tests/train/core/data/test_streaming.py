@@ -305,7 +305,7 @@ def test_bad_records_are_masked_out_of_an_evaluation(tmp_path, monkeypatch, caps
     assert summary["num_eval_images"] == 19
     assert rows[-1]["bad_records"] == 2
     printed = capsys.readouterr().err
-    assert "validation record 2 (n00000002_2.JPEG): no whole JPEG or PNG" in printed
+    assert "validation record 2 (n00000002_2.JPEG): no whole image" in printed
     assert "validation record 20 (n00000020_20.JPEG)" in printed
 
 

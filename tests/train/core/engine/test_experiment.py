@@ -31,6 +31,21 @@ def test_on_a_cpu_every_update_is_a_dispatch() -> None:
     assert list(build(steps=3).dispatches(1)) == [range(2, 3), range(3, 4)]
 
 
+@pytest.mark.parametrize(
+    ("changes", "field", "expected"),
+    [
+        ({}, "shortcut", "pad_centre"),
+        ({"model.shortcut": "pad_end"}, "shortcut", "pad_end"),
+        ({"model.name": "mobilenet_v2"}, "width_multiplier", 1),
+        ({"model.name": "mobilenet_v2", "model.width": 0.5}, "width_multiplier", 0.5),
+    ],
+)
+def test_network_has_the_fields_of_the_config(
+    changes: dict[str, Any], field: str, expected: Any
+) -> None:
+    assert getattr(build(**changes).model, field) == expected
+
+
 @pytest.mark.usefixtures("grouped")
 def test_streamed_batches_are_dispatched_one_by_one() -> None:
     experiment = build()

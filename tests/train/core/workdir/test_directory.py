@@ -8,11 +8,20 @@ import pytest
 
 from train.core.config.fields import Config, flatten, replaced
 from train.core.errors import ConfigError
-from train.core.workdir.directory import FIGURES, FREE, check_config, claim, dataset, summary
+from train.core.workdir.directory import (
+    FIGURES,
+    FREE,
+    check_config,
+    claim,
+    dataset,
+    saved_config,
+    summary,
+)
 from train.core.workdir.storage import write_json
 
 OTHER_VALUES = {
     "log_every_steps": 7,
+    "data.classes": "classes.txt",
     "data.dir": "/elsewhere",
     "data.loader": "streaming",
     "data.resident_limit_gb": 1.5,
@@ -91,6 +100,32 @@ def test_run_of_a_version_with_other_fields_is_refused(tmp_path):
     write_json(tmp_path / "config.json", config | {"depth": 50})
     with pytest.raises(ConfigError, match=r"depth is 50 there .* seed is None there"):
         claim(tmp_path, Config())
+
+
+def without(config, *names):
+    """What a version that did not have these fields of the model wrote."""
+    fields = dataclasses.asdict(config)
+    for name in names:
+        del fields["model"][name]
+    return fields
+
+
+def test_run_begun_before_shortcuts_were_a_choice_goes_on_as_it_was_begun(tmp_path):
+    config = replaced(Config(), {"model.name": "resnet20"})
+    write_json(tmp_path / "config.json", without(config, "shortcut", "width"))
+    with pytest.raises(ConfigError, match=r" or go on with .*--config\.model\.shortcut=pad_end\.$"):
+        claim(tmp_path, config)
+    as_begun = replaced(config, {"model.shortcut": "pad_end"})
+    claim(tmp_path, as_begun)
+    assert saved_config(tmp_path) == as_begun
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2"])
+def test_run_begun_before_that_means_the_same_goes_on(tmp_path, name):
+    config = replaced(Config(), {"model.name": name})
+    write_json(tmp_path / "config.json", without(config, "shortcut", "width"))
+    claim(tmp_path, config)
+    assert saved_config(tmp_path) == config
 
 
 @pytest.mark.parametrize("parts", [("file",), ("file", "run")], ids=["file", "below a file"])

@@ -5,7 +5,7 @@ top. OpenCV has no option to stop early, but a file whose header has a smaller h
 so; the rows above keep their values to the bit. benchmarks/README.md says what it gains.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 START, END = b"\xff\xd8\xff", b"\xff\xd9"
 BASELINE = (0xC0, 0xC1)
@@ -13,6 +13,10 @@ BASELINE = (0xC0, 0xC1)
 NO_FRAME = (0xC4, 0xC8, 0xCC)
 SCAN = 0xDA
 RESTARTS = 0xDD
+# Segments of an application, with metadata.
+APPLICATION = 0xE1
+EXIF = b"Exif\0\0"
+ORIENTATION = 0x0112
 
 
 class Header(NamedTuple):
@@ -23,12 +27,14 @@ class Header(NamedTuple):
       width: Width of the image, in pixels.
       place: Place of the two bytes with the height.
       block_rows: Height of a row of blocks, in pixels.
+      is_turned: Whether the metadata say that the image is to be turned or mirrored.
     """
 
     height: int
     width: int
     place: int
     block_rows: int
+    is_turned: bool = False
 
 
 def header(encoded: bytes) -> Header | None:
@@ -42,14 +48,18 @@ def header(encoded: bytes) -> Header | None:
     """
     if not (encoded.startswith(START) and encoded.endswith(END)):
         return None
-    place, channels, frame = 2, 0, None
+    place, channels, frame, is_turned = 2, 0, None, False
     while place + 10 < len(encoded) and encoded[place] == 0xFF:
         kind, length = encoded[place + 1], _number(encoded, place + 2)
         if kind in BASELINE:
             channels = encoded[place + 9]
             frame = _header(encoded, place, channels)
         elif kind == SCAN:
-            return frame if encoded[place + 4] == channels else None
+            if frame is None or encoded[place + 4] != channels:
+                return None
+            return frame._replace(is_turned=is_turned)
+        elif kind == APPLICATION:
+            is_turned = is_turned or _is_turned(encoded[place + 4 : place + 2 + length])
         elif kind == RESTARTS or (0xC2 <= kind <= 0xCF and kind not in NO_FRAME):
             return None
         place += 2 + length
@@ -64,6 +74,22 @@ def _header(encoded: bytes, place: int, channels: int) -> Header | None:
     if not height or not width or not downs or not 1 <= min(downs) <= max(downs) <= 4:
         return None
     return Header(height, width, place + 5, 8 * max(downs))
+
+
+def _is_turned(metadata: bytes) -> bool:
+    """Whether the first directory of Exif has an orientation other than 1."""
+    if not metadata.startswith(EXIF):
+        return False
+    tiff = metadata[len(EXIF) :]
+    order: Literal["little", "big"] = "little" if tiff.startswith(b"II") else "big"
+
+    def number(place: int, size: int = 2) -> int:
+        return int.from_bytes(tiff[place : place + size], order)
+
+    first = number(4, 4)
+    # An entry: its tag, its type, how many values, the value itself.
+    entries = range(first + 2, min(first + 2 + 12 * number(first), len(tiff)), 12)
+    return any(number(e) == ORIENTATION and number(e + 8) != 1 for e in entries)
 
 
 def _number(encoded: bytes, place: int) -> int:

@@ -77,11 +77,12 @@ def _center(
 def _random(shape: Shape, draws: crop.CropDraws, interpolation: Interpolation) -> Transform:
     def decode_part(record: Record, row: int) -> np.ndarray:
         header = partial_jpeg.header(record.encoded)
-        if header is not None:
+        if header is not None and not (record.upright and header.is_turned):
             box = crop.random_box(header.height, header.width, draws, row)
             ended = partial_jpeg.end_below(record.encoded, header, box.top + box.height)
+            part = record._replace(encoded=ended, upright=False)
             try:
-                return crop.take(decode(record._replace(encoded=ended), shape[-1]), box)
+                return crop.take(decode(part, shape[-1]), box)
             # What is odd about the file may be in the way of ending it.
             except BadRecordError:
                 pass

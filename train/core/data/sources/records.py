@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from train.core.data.crop import center
+from train.core.data.sources.animated_png import default_image
 from train.core.errors import RunError
 
 FEWEST_BAD = 10
@@ -22,14 +23,16 @@ class Record(NamedTuple):
     """One example.
 
     Attributes:
-      encoded: Bytes of a JPEG or PNG file.
+      encoded: Bytes of an image file.
       label: Number of its class.
       file_name: Name of the file that the image came from; empty in datasets that do not tell.
+      upright: Whether the image is turned as its metadata say.
     """
 
     encoded: bytes
     label: int
     file_name: str
+    upright: bool = False
 
 
 class BadRecordError(ValueError):
@@ -69,9 +72,10 @@ class Records(Protocol):
 
 
 def decode(record: Record, channels: int) -> np.ndarray:
-    """Decodes a JPEG or PNG image; grey and CMYK ones become RGB.
+    """Decodes an image of JPEG, PNG, WebP, BMP or TIFF; grey and CMYK ones become RGB.
 
-    The orientation in its metadata is ignored, as in other ImageNet pipelines.
+    The orientation in its metadata is ignored, as in other ImageNet pipelines, unless the record is
+    to be upright (a TIFF file's is not). Of an animated PNG it is the default image.
 
     Args:
       record: Record with the encoded image.
@@ -83,14 +87,15 @@ def decode(record: Record, channels: int) -> np.ndarray:
     Raises:
       BadRecordError: it is no image, or the end of it is missing.
     """
-    color = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
+    flags = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
+    if not record.upright:
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION
     image = None
     # OpenCV refuses an empty buffer, and sizes that it thinks too large, with an error.
     with contextlib.suppress(cv2.error):
-        buffer = np.frombuffer(record.encoded, np.uint8)
-        image = cv2.imdecode(buffer, color | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(np.frombuffer(default_image(record.encoded), np.uint8), flags)
     if image is None:
-        reason = f"no whole JPEG or PNG image in its {len(record.encoded)} bytes"
+        reason = f"no whole image of a known format in its {len(record.encoded)} bytes"
         raise BadRecordError(reason, record.file_name)
     return image.reshape(*image.shape[:2], channels)
 

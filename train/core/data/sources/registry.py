@@ -2,11 +2,12 @@
 
 from train.core.config.fields import DataConfig
 from train.core.data.sources.digits import Digits
+from train.core.data.sources.folder import Folder
 from train.core.data.sources.split import Source, Split
 from train.core.data.sources.tfds import Tfds
 
 # Every other name is that of a TFDS dataset.
-SOURCES: dict[str, type[Source]] = {"digits": Digits}
+SOURCES: dict[str, type[Source]] = {"digits": Digits, "folder": Folder}
 
 
 def source_of(config: DataConfig) -> Source:

@@ -1,17 +1,21 @@
 """What a source of images is: a dataset whose splits can be opened."""
 
 import dataclasses
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 import numpy as np
 
 from train.core.config.fields import DataConfig
+from train.core.data.sources.image_files import ImageFiles
 from train.core.data.sources.records import Records
 from train.core.errors import ConfigError, RunError
 
 Arrays = tuple[np.ndarray, np.ndarray]
 ImageShape = tuple[int, int, int]
+# Names that are told of many.
+FEW = 5
 
 
 def _no_records() -> Records:
@@ -29,6 +33,8 @@ class Split:
       image_shape: (H, W, channels) of the images as they are loaded.
       load: Reads all of it: images (n, H, W, channels) uint8, labels (n,) int32.
       open_records: Opens it for reading by index, where it lies on disk.
+      files: Its files, where each image is one.
+      note: What there is to tell of it in a line.
     """
 
     name: str
@@ -37,6 +43,8 @@ class Split:
     image_shape: ImageShape
     load: Callable[[], Arrays]
     open_records: Callable[[], Records] = _no_records
+    files: ImageFiles | None = None
+    note: str = ""
 
     @property
     def has_records(self) -> bool:
@@ -47,6 +55,7 @@ class Split:
     def description(self) -> dict[str, Any]:
         """What a network and a schedule are made for, by words for it."""
         return {
+            f"the files of the split {self.name}": self.files and self.files.digest,
             f"the images of the split {self.name}": self.num_examples,
             f"the classes of the split {self.name}": self.num_classes,
             f"the size of images of the split {self.name}": self.image_shape,
@@ -121,3 +130,23 @@ def loaded_shape(config: DataConfig, shape: tuple[int | None, ...]) -> ImageShap
             f"(shape {shape}); set the one that they are resized to."
         )
     return height, width, channels
+
+
+def local_directory(config: DataConfig) -> str:
+    """The directory `data.dir`, where a tilde is the user's home.
+
+    Raises:
+      ConfigError: it is the address of a bucket.
+    """
+    if "://" in config.dir:
+        raise ConfigError(
+            f"config.data.dir: got {config.dir!r}; images are read from directories alone. Mount "
+            "the bucket as one, with gcsfuse (docs/pods.md, section 5), and name that."
+        )
+    return os.path.expanduser(config.dir)
+
+
+def few(names: Collection[str]) -> str:
+    """The first of many names, and how many more there are."""
+    first = ", ".join(list(names)[:FEW])
+    return f"{first} and {len(names) - FEW:,} more" if len(names) > FEW else first

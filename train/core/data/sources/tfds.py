@@ -11,7 +11,13 @@ import numpy as np
 from train.core.config.fields import DataConfig
 from train.core.data.feed import cpu_cores
 from train.core.data.sources.records import load_all
-from train.core.data.sources.split import Arrays, ImageShape, Split, loaded_shape
+from train.core.data.sources.split import (
+    Arrays,
+    ImageShape,
+    Split,
+    loaded_shape,
+    local_directory,
+)
 from train.core.data.sources.tf_examples import TfExamples, array_records
 from train.core.errors import ConfigError, UnknownSplitError, reason
 
@@ -21,7 +27,7 @@ class Tfds:
 
     def __init__(self, config: DataConfig):
         self._config = config
-        self.directory = os.path.expanduser(config.dir)
+        self.directory = local_directory(config)
 
     @property
     def num_classes(self) -> int:

@@ -1,0 +1,28 @@
+"""Animated PNG files, of which a decoder may give the first frame in place of the image itself."""
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Length, name and checksum of a chunk, beside its content.
+CHUNK = 12
+
+
+def default_image(encoded: bytes) -> bytes:
+    """The file of the image that is shown where animations are not known.
+
+    Args:
+      encoded: Bytes of an image file.
+
+    Returns:
+      The bytes without the chunk that makes them an animation; those of other files as they are.
+
+    Source: PNG Specification (Third Edition), https://www.w3.org/TR/png-3/, section 11.3.6.
+    """
+    if not encoded.startswith(SIGNATURE):
+        return encoded
+    place = len(SIGNATURE)
+    # It stands before the image's own data.
+    while place + CHUNK <= len(encoded) and encoded[place + 4 : place + 8] != b"IDAT":
+        end = place + CHUNK + int.from_bytes(encoded[place : place + 4])
+        if encoded[place + 4 : place + 8] == b"acTL":
+            return encoded[:place] + encoded[end:]
+        place = end
+    return encoded

@@ -1,0 +1,230 @@
+"""Folders of image files: DIR/<split>/<class>/… or, to be split here, DIR/<class>/…."""
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+from train.core.config.fields import DataConfig
+from train.core.data.feed import cpu_cores
+from train.core.data.sources.image_files import (
+    SUFFIXES,
+    ImageFiles,
+    images_below,
+    is_printable,
+    look_into,
+    normalized,
+    printable,
+)
+from train.core.data.sources.records import load_all
+from train.core.data.sources.split import (
+    Arrays,
+    ImageShape,
+    Split,
+    few,
+    loaded_shape,
+    local_directory,
+)
+from train.core.errors import ConfigError, UnknownSplitError, named_by, reason
+
+# The folders of a directory that holds splits under names which the config does not have.
+NAMES_OF_SPLITS = {"dev", "test", "testing", "train", "training", "val", "valid", "validation"}
+# Own names of folders by those in NFC.
+Folders = dict[str, str]
+
+
+class Folder:
+    """A directory with a folder a class, in a folder a split or without splits.
+
+    Without, a digest of every file's path says whether it is held out: the same for ever and
+    everywhere, whatever files are added. The order of files is that of their paths.
+    """
+
+    def __init__(self, config: DataConfig):
+        self._config = config
+        self.directory = local_directory(config)
+        self._splits: dict[str, Split] = {}
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; labels are 0 … num_classes − 1."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> ImageShape:
+        """(H, W, channels) of the images as they are loaded."""
+        return loaded_shape(self._config, (None, None, 3))
+
+    @functools.cached_property
+    def class_names(self) -> list[str]:
+        """The lines of `data.classes`, else the names of the training split's folders in order."""
+        if self._config.classes:
+            return _named_classes(self._config.classes)
+        with named_by("config.data.train_split"):
+            names = list(self._class_folders(self._config.train_split)[0])
+        if len(names) < 2:
+            got = f"one folder alone, {names[0]!r}," if names else "no folder"
+            raise ConfigError(
+                f"config.data.dir: the split {self._config.train_split} in {self.directory} has "
+                f"{got} for its classes; a network needs two or more."
+            )
+        return names
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether the images are there."""
+        return os.path.isdir(self.directory)
+
+    def open_split(self, name: str) -> Split:
+        """Opens a split: lists its files, the first time."""
+        if name not in self._splits:
+            self._splits |= self._list(name)
+        return self._splits[name]
+
+    @functools.cached_property
+    def _folders(self) -> tuple[Folders, int]:
+        """The folders directly in the directory, and the number of what else is there."""
+        if not self.is_on_disk:
+            raise ConfigError(
+                f"config.data.dir: there is no directory {self.directory}; name the one that holds "
+                "the images, as DIR/<split>/<class>/<image> or DIR/<class>/<image>."
+            )
+        return _folders_in(self.directory)
+
+    @functools.cached_property
+    def _has_splits(self) -> bool:
+        names = {name.lower() for name in self._folders[0]}
+        configured = map(normalized, (self._config.train_split, self._config.eval_split))
+        # Under other names: to take them for classes would train a network to tell splits apart.
+        return any(name in self._folders[0] for name in configured) or names <= NAMES_OF_SPLITS
+
+    def _class_folders(self, split: str) -> tuple[Folders, int]:
+        """The folders of a split's classes from the directory on, and the number of what else."""
+        folders, ignored = self._folders
+        if not self._has_splits:
+            return folders, ignored
+        own = folders.get(normalized(split))
+        if own is None:
+            raise UnknownSplitError(
+                f"{self.directory} has no folder {split!r}; it has {few(folders) or 'none'}."
+            )
+        inner, ignored = _folders_in(os.path.join(self.directory, own))
+        return {name: f"{own}/{folder}" for name, folder in inner.items()}, ignored
+
+    def _parts(self, name: str) -> list[str]:
+        """The splits that are listed together."""
+        if self._has_splits:
+            return [name]
+        parts = [self._config.train_split, self._config.eval_split]
+        if name not in parts:
+            raise UnknownSplitError(
+                f"{self.directory} holds classes and no splits, and is split into "
+                f"{' and '.join(parts)}; got {name!r}."
+            )
+        return parts
+
+    def _list(self, name: str) -> dict[str, Split]:
+        parts = {part: ImageFiles(self.directory) for part in self._parts(name)}
+        folders, ignored = self._class_folders(name)
+        labels = self._labels(name, folders)
+        empty = []
+        for class_name, folder in folders.items():
+            paths, others = images_below(os.path.join(self.directory, folder))
+            ignored += others
+            if not paths:
+                empty.append(class_name)
+            for path in (f"{folder}/{path}" for path in paths):
+                part = name if self._has_splits else self._part(path)
+                if part is not None:
+                    parts[part].append(path, labels[class_name])
+        self._check_filled(name, len(folders), empty)
+        return {part: self._split(part, files, ignored) for part, files in parts.items()}
+
+    def _labels(self, split: str, folders: Folders) -> dict[str, int]:
+        labels = {name: label for label, name in enumerate(self.class_names)}
+        unknown = [name for name in folders if name not in labels]
+        if self._config.classes:
+            if unknown:
+                raise ConfigError(
+                    f"config.data.classes: {self._config.classes} has no line for the folders "
+                    f"{few(unknown)} of the split {split} in {self.directory}."
+                )
+            return labels
+        lacking = [name for name in labels if name not in folders]
+        if unknown or lacking:
+            alone = {split: unknown, self._config.train_split: lacking}
+            told = [f"in {part} alone: {few(names)}" for part, names in alone.items() if names]
+            raise ConfigError(
+                f"config.data.dir: the classes of the splits in {self.directory} differ, "
+                f"{'; '.join(told)}. With all of them in a file, config.data.classes, a "
+                "split may lack some."
+            )
+        return labels
+
+    def _check_filled(self, split: str, num_folders: int, empty: list[str]) -> None:
+        if num_folders == len(empty):
+            raise ConfigError(
+                f"config.data.dir: no folder of a class of the split {split} in {self.directory} "
+                f"holds an image, a file whose name ends in {', '.join(SUFFIXES)}."
+            )
+        if empty and not self._config.classes:
+            raise ConfigError(
+                f"config.data.dir: the split {split} in {self.directory} has no image of "
+                f"{few(empty)}; remove what is empty, or name all classes in a file, "
+                "config.data.classes."
+            )
+
+    def _part(self, path: str) -> str | None:
+        """The split that a file belongs to where the directory has none; None: to none of these."""
+        digest = hashlib.sha256(normalized(path).encode(errors="surrogateescape")).digest()
+        is_held_out = int.from_bytes(digest[:8]) < self._config.eval_fraction * 2**64
+        train_split, eval_split = self._config.train_split, self._config.eval_split
+        if is_held_out:
+            return None if eval_split == train_split else eval_split
+        return train_split
+
+    def _split(self, name: str, files: ImageFiles, ignored: int) -> Split:
+        shape = self.image_shape
+
+        def load() -> Arrays:
+            return load_all(files, name, shape, self._config.workers or cpu_cores())
+
+        note = f"{name}: {len(files):,} images of {few(self.class_names)} in {self.directory}"
+        if ignored:
+            note += f"; other files and folders there, ignored: {ignored:,}"
+        return Split(
+            name, len(files), self.num_classes, shape, load, lambda: files, files=files, note=note
+        )
+
+
+def _folders_in(path: str) -> tuple[Folders, int]:
+    inside, named = look_into(path), Folders()
+    for own in inside.folders:
+        name = normalized(own)
+        if name in named or not is_printable(name):
+            fault = "is there twice" if name in named else "holds what is no letter"
+            raise ConfigError(
+                f"config.data.dir: the folder {printable(name)!r} in {path} {fault}; "
+                "give it another name."
+            )
+        named[name] = own
+    return named, inside.ignored + len(inside.images)
+
+
+def _named_classes(file: str) -> list[str]:
+    try:
+        text = Path(os.path.expanduser(file)).read_text("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"config.data.classes: {file}: {reason(error)}") from error
+    names = [normalized(line.strip()) for line in text.rstrip().split("\n")]
+    seen = {""}
+    for line, name in enumerate(names, start=1):
+        if name in seen or not is_printable(name):
+            raise ConfigError(
+                f"config.data.classes: {file}, line {line}: got {name!r}; allowed: the name of a "
+                "class a line, each once."
+            )
+        seen.add(name)
+    if len(names) < 2:
+        raise ConfigError(f"config.data.classes: {file} names one class; a network needs two.")
+    return names

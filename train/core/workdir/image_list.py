@@ -1,0 +1,83 @@
+"""The names of the image files that a run is trained on, kept to see whether they are the same."""
+
+import gzip
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+
+from etils import epath
+
+from train.core.data.sources.image_files import normalized, printable
+from train.core.data.sources.split import Split, few
+from train.core.errors import ConfigError, reason
+from train.core.workdir.checkpoint_files import saved_steps
+from train.core.workdir.storage import reporting, write_bytes
+
+NAME = "images.gz"
+
+
+def keep(workdir: epath.Path, splits: Iterable[Split]) -> None:
+    """Writes the names of the files of some splits; compares them where a run goes on.
+
+    Each line is a text of JSON, the path of a file in NFC.
+
+    Args:
+      workdir: Directory of the run.
+      splits: Splits that it is trained and evaluated on; those without files are passed over.
+
+    Raises:
+      ConfigError: there are checkpoints, and the files are others than when the run began.
+    """
+    names = _names(splits)
+    path = workdir / NAME
+    kept = _read(path) if saved_steps(workdir / "checkpoints") else None
+    if kept is not None and kept != names:
+        raise ConfigError(
+            f"--workdir {workdir}: the files in config.data.dir are others than when the run "
+            f"began: {_changes(kept, names)}. Bring back what was there, or give this run a "
+            "directory of its own."
+        )
+    if names and kept is None:
+        # The same bytes at every time.
+        write_bytes(path, gzip.compress(names, mtime=0))
+
+
+def _names(splits: Iterable[Split]) -> bytes:
+    names = bytearray()
+    for split in {split.name: split for split in splits}.values():
+        for path in split.files.paths() if split.files else ():
+            names += json.dumps(normalized(path)).encode() + b"\n"
+    return bytes(names)
+
+
+def _changes(before: bytes, now: bytes) -> str:
+    # Names that are the same in NFC are there as often as files.
+    old, new = Counter(before.splitlines()), Counter(now.splitlines())
+    changes = {"added": sorted((new - old).elements()), "removed": sorted((old - new).elements())}
+    return ", ".join(
+        f"{len(names):,} {change} ({few([printable(json.loads(name)) for name in names])})"
+        for change, names in changes.items()
+        if names
+    )
+
+
+def _read(path: epath.Path) -> bytes | None:
+    """What a list holds; None where there is none."""
+    with reporting(path):
+        try:
+            return _whole(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ConfigError(
+                f"{path} is not that of a run ({reason(error)}); where it is removed, the files "
+                "are not compared with those of the run's beginning."
+            ) from error
+
+
+def _whole(content: bytes) -> bytes:
+    # Of nothing at all gzip makes nothing.
+    if not content:
+        raise EOFError("it is empty")
+    return gzip.decompress(content)
