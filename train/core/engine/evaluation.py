@@ -14,6 +14,7 @@ from train.core.config.fields import marked
 from train.core.config.spec import Mark
 from train.core.data.feed import Feed
 from train.core.devices.mesh import describe, replicated
+from train.core.devices.processes import say
 from train.core.engine.compiled_steps import build_eval_step
 from train.core.engine.experiment import Evaluation, Experiment
 from train.core.engine.feeds import eval_feed
@@ -105,6 +106,8 @@ def evaluate_pretrained(evaluation: Evaluation) -> dict[str, float]:
     Raises:
       ConfigError: the file cannot be read, or is not of all of the network.
     """
+    if evaluation.eval_split.note:
+        say(evaluation.eval_split.note)
     variables = load_pretrained(evaluation, may_be_fresh=False)
     variables = widened(variables, evaluation.config.model.dtype)
     weights = {"": jax.device_put(variables, replicated(evaluation.mesh))}
