@@ -84,7 +84,7 @@ def learned(
 
 
 def small_network(name: str, *, num_classes: int, **fields: Any) -> ResNet:
-    del fields["zero_init_last_scale"], fields["remat"]
+    del fields["zero_init_last_scale"], fields["remat"], fields["shortcut"]
     return ResNet(BasicBlock, (1, 1, 1), num_classes=num_classes, width=8, **fields)
 
 
