@@ -118,8 +118,9 @@ def test_evaluations_of_nam_tell_its_small_weights(learned: tuple[Path, str]) ->
 
 def test_averaged_weights_are_evaluated_beside_the_others(learned: tuple[Path, str]) -> None:
     last = rows(learned[0])[-1]
-    assert last["ema_top1_error"] != last["top1_error"]
-    assert last["ema_cross_entropy"] > 0
+    # Their errors may be alike by chance.
+    assert 0 < last["ema_cross_entropy"] != last["cross_entropy"]
+    assert last["ema_top1_error"] < 90
 
 
 def test_directory_of_a_run(learned: tuple[Path, str]) -> None:
