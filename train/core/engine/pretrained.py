@@ -7,12 +7,10 @@ import jax
 import numpy as np
 
 from nam_jax import torch_import
+from train.core.data.sources.split import FEW, few
 from train.core.devices import processes
 from train.core.engine.experiment import Evaluation, streams
 from train.core.errors import ConfigError, WeightsError
-
-# Modules that an error names, and state dicts that the log names.
-NAMED = 5
 
 
 def load_pretrained(experiment: Evaluation, *, may_be_fresh: bool = True) -> Any:
@@ -84,7 +82,7 @@ def _read(path: str, key: str) -> tuple[dict[str, np.ndarray], str]:
     """A state dict, and in words where it is from and how another of the file is taken."""
     state_dict, keys = torch_import.read(path, key), torch_import.list_state_dicts(path)
     taken = key or keys[0]
-    others = [other for other in keys if other != taken][:NAMED]
+    others = [other for other in keys if other != taken][:FEW]
     source = f"{path}: its {taken}" if taken else path
     if others:
         option = f"--config.model.pretrained_key={others[0]}"
@@ -93,9 +91,8 @@ def _read(path: str, key: str) -> tuple[dict[str, np.ndarray], str]:
 
 
 def _untrained(path: str, fresh: list[str]) -> str:
-    more = f" and {len(fresh) - NAMED} more" if len(fresh) > NAMED else ""
     return (
-        f"{path} has no weights for {', '.join(fresh[:NAMED])}{more}, and with fresh ones the "
-        "network would guess. Set config.model.attention and the dataset to what the weights are "
-        "of, or train the network first: python -m train.main."
+        f"{path} has no weights for {few(fresh)}, and with fresh ones the network would guess. Set "
+        "config.model.attention and the dataset to what the weights are of, or train the network "
+        "first: python -m train.main."
     )
