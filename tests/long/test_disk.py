@@ -87,9 +87,9 @@ def fails(workdir: Path, code: int) -> str:
 def line_of(result: tuple[int, str, str], code: int) -> str:
     returncode, _, error = result
     assert returncode == code, error
-    (line,) = error.splitlines()
-    assert line.startswith("error: ")
-    return line
+    assert error.startswith("error: "), error
+    assert error.count("\n") == 1, error
+    return error.strip()
 
 
 def goes_on(workdir: Path, undisturbed: Path) -> None:
