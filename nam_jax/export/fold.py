@@ -209,11 +209,10 @@ def _sigmoid_form(
             whole = linear.then(whole.factor, whole.summand)
     if whole is None or chain.name != "tanh" or not (whole.factor == whole.summand).all():
         return None
-    (x,) = chain.operands
     doubled, gate = (Value(chain.output.shape, chain.output.dtype) for _ in range(2))
     two, twice = np.asarray(2, doubled.dtype), (2 * whole.factor).astype(doubled.dtype)
     return [
-        Operation(jax.lax.mul_p, (x, two), {}, doubled),
+        Operation(jax.lax.mul_p, (chain.value, two), {}, doubled),
         Operation(jax.lax.logistic_p, (doubled,), {"accuracy": None}, gate),
         Operation(jax.lax.mul_p, (gate, twice), {}, operation.output),
     ]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnx import TensorProto
 
+from nam_jax.export import onnx_axes
 from nam_jax.export.fold import per_feature
 from nam_jax.export.onnx_writer import NCHW, Tensor, Writer
 from nam_jax.export.trace import Operand, Operation, UnsupportedOperationError, Value
@@ -105,17 +106,17 @@ def _mul(writer: Writer, operation: Operation) -> Tensor:
 
 
 def _square(writer: Writer, operation: Operation) -> Tensor:
-    tensor = writer.tensors[_value(operation)]
+    tensor = writer.tensors[operation.value]
     return tensor._replace(name=writer.node("Mul", tensor.name, tensor.name))
 
 
 def _integer_pow(writer: Writer, operation: Operation) -> Tensor:
-    tensor, exponent = writer.tensors[_value(operation)], writer.constant(operation.params["y"])
+    tensor, exponent = writer.tensors[operation.value], writer.constant(operation.params["y"])
     return tensor._replace(name=writer.node("Pow", tensor.name, exponent))
 
 
 def _rsqrt(writer: Writer, operation: Operation) -> Tensor:
-    tensor = writer.tensors[_value(operation)]
+    tensor = writer.tensors[operation.value]
     return tensor._replace(name=writer.node("Reciprocal", writer.node("Sqrt", tensor.name)))
 
 
@@ -138,7 +139,7 @@ def _min(writer: Writer, operation: Operation) -> Tensor:
 
 
 def _convert(writer: Writer, operation: Operation) -> Tensor:
-    tensor = writer.tensors[_value(operation)]
+    tensor = writer.tensors[operation.value]
     if np.dtype(operation.params["new_dtype"]).kind in "iub":
         raise UnsupportedOperationError("The ONNX export converts to floating types alone.")
     return tensor._replace(name=writer.node("Cast", tensor.name, to=TensorProto.FLOAT))
@@ -191,8 +192,8 @@ def _reduce(kind: str) -> Write:
         tensor = writer.tensor(x)
         places = writer.integers(sorted(tensor.order.index(axis) for axis in axes))
         name = writer.node(kind, tensor.name, places, keepdims=0)
-        writer.terms[name] = math.prod(_value(operation).shape[axis] for axis in axes)
-        return Tensor(name, _without(tensor.order, axes))
+        writer.terms[name] = math.prod(operation.value.shape[axis] for axis in axes)
+        return Tensor(name, onnx_axes.order_without(tensor.order, axes))
 
     return written
 
@@ -208,7 +209,7 @@ def _max_pool(writer: Writer, operation: Operation) -> Tensor:
         raise UnsupportedOperationError("The ONNX export knows maxima over pixels alone.")
     node = writer.node(
         "MaxPool",
-        writer.ordered(writer.tensor(_value(operation)), NCHW),
+        writer.ordered(writer.tensor(operation.value), NCHW),
         kernel_shape=window[2:],
         strides=strides[2:],
         pads=[*(before for before, _ in pads[2:]), *(after for _, after in pads[2:])],
@@ -216,112 +217,10 @@ def _max_pool(writer: Writer, operation: Operation) -> Tensor:
     return Tensor(node, NCHW)
 
 
-def _broadcast(writer: Writer, operation: Operation) -> Tensor:
-    """No more than axes of the size 1: what follows broadcasts."""
-    shape, axes = (operation.params[name] for name in ("shape", "broadcast_dimensions"))
-    value = _value(operation)
-    tensor = writer.tensors[value]
-    added = [size for axis, size in enumerate(shape) if axis not in axes]
-    whole = tensor.whole and set(added) <= {1} and value.shape == tuple(shape[a] for a in axes)
-    return _with_axes(writer, tensor, axes, len(shape))._replace(whole=whole)
-
-
-def _with_axes(writer: Writer, tensor: Tensor, axes: Sequence[int], ndim: int) -> Tensor:
-    """A tensor with so many axes, where those that it has are to be `axes`."""
-    own = tuple(axes[axis] for axis in tensor.order)
-    if len(own) == ndim:
-        return tensor._replace(order=own)
-    order = (*own, *(axis for axis in range(ndim) if axis not in own))
-    if ndim == 4 and own == tuple(axis for axis in NCHW if axis in own):
-        order = NCHW
-    places = writer.integers([i for i, axis in enumerate(order) if axis not in own])
-    return tensor._replace(name=writer.node("Unsqueeze", tensor.name, places), order=order)
-
-
-def _without(order: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
-    """The order of the axes that remain."""
-    kept = sorted(set(order) - set(axes))
-    return tuple(kept.index(axis) for axis in order if axis in kept)
-
-
-def _squeeze(writer: Writer, operation: Operation) -> Tensor:
-    axes = operation.params["dimensions"]
-    tensor = writer.tensors[_value(operation)]
-    places = writer.integers([tensor.order.index(axis) for axis in axes])
-    name = writer.node("Squeeze", tensor.name, places)
-    return Tensor(name, _without(tensor.order, axes), tensor.whole)
-
-
-def _reshape(writer: Writer, operation: Operation) -> Tensor:
-    sizes = [size if isinstance(size, int) else -1 for size in operation.params["new_sizes"]]
-    if sizes.count(-1) > 1:
-        raise UnsupportedOperationError("The ONNX export cannot give a batch two axes.")
-    name = writer.node("Reshape", writer.plain(operation.operands[0]), writer.integers(sizes))
-    return Tensor(name, tuple(range(len(sizes))))
-
-
-def _transpose(writer: Writer, operation: Operation) -> Tensor:
-    tensor, permutation = writer.tensors[_value(operation)], operation.params["permutation"]
-    return tensor._replace(order=tuple(permutation.index(axis) for axis in tensor.order))
-
-
-def _concatenate(writer: Writer, operation: Operation) -> Tensor:
-    tensors = [writer.tensor(operand) for operand in operation.operands]
-    return _joined(writer, tensors, operation.params["dimension"])
-
-
-def _stack(writer: Writer, operation: Operation) -> Tensor:
-    axis, ndim = operation.params["axis"], len(operation.output.shape)
-    axes = [i for i in range(ndim) if i != axis]
-    tensors = [
-        _with_axes(writer, writer.tensor(operand), axes, ndim) for operand in operation.operands
-    ]
-    return _joined(writer, tensors, axis)
-
-
-def _joined(writer: Writer, tensors: Sequence[Tensor], axis: int) -> Tensor:
-    order = tensors[0].order
-    names = [writer.ordered(tensor, order) for tensor in tensors]
-    return Tensor(writer.node("Concat", *names, axis=order.index(axis)), order)
-
-
-def _slice(writer: Writer, operation: Operation) -> Tensor:
-    (x,), params = operation.operands, operation.params
-    tensor = writer.tensor(x)
-    starts, ends = params["start_indices"], params["limit_indices"]
-    strides = params["strides"] or (1,) * len(starts)
-    cut = [
-        axis
-        for axis, size in enumerate(_value(operation).shape)
-        if (starts[axis], ends[axis], strides[axis]) != (0, size, 1)
-    ]
-    numbers = (writer.integers([values[axis] for axis in cut]) for values in (starts, ends))
-    places = writer.integers([tensor.order.index(axis) for axis in cut])
-    steps = writer.integers([strides[axis] for axis in cut])
-    return tensor._replace(name=writer.node("Slice", tensor.name, *numbers, places, steps))
-
-
-def _pad(writer: Writer, operation: Operation) -> Tensor:
-    x, value = operation.operands
-    tensor = writer.tensor(x)
-    config = [operation.params["padding_config"][axis] for axis in tensor.order]
-    low, high, inside = zip(*config, strict=True)
-    if min(*low, *high) < 0 or any(inside):
-        raise UnsupportedOperationError("The ONNX export pads on the outside alone.")
-    pads = writer.integers([*low, *high])
-    return tensor._replace(name=writer.node("Pad", tensor.name, pads, _aligned(writer, value, ())))
-
-
-def _value(operation: Operation) -> Value:
-    """The one operand that is no constant."""
-    (value,) = (operand for operand in operation.operands if isinstance(operand, Value))
-    return value
-
-
 _OTHERS: dict[str, Write] = {
     "add": _add,
-    "broadcast_in_dim": _broadcast,
-    "concatenate": _concatenate,
+    "broadcast_in_dim": onnx_axes.broadcast,
+    "concatenate": onnx_axes.concatenate,
     "conv_general_dilated": _conv,
     "convert_element_type": _convert,
     "dot_general": _dot,
@@ -329,16 +228,16 @@ _OTHERS: dict[str, Write] = {
     "max": _max,
     "min": _min,
     "mul": _mul,
-    "pad": _pad,
+    "pad": onnx_axes.pad,
     "reduce_max": _reduce("ReduceMax"),
     "reduce_min": _reduce("ReduceMin"),
     "reduce_sum": _reduce("ReduceSum"),
     "reduce_window_max": _max_pool,
-    "reshape": _reshape,
+    "reshape": onnx_axes.reshape,
     "rsqrt": _rsqrt,
-    "slice": _slice,
+    "slice": onnx_axes.cut,
     "square": _square,
-    "squeeze": _squeeze,
-    "stack": _stack,
-    "transpose": _transpose,
+    "squeeze": onnx_axes.squeeze,
+    "stack": onnx_axes.stack,
+    "transpose": onnx_axes.transpose,
 }

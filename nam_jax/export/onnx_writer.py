@@ -125,17 +125,12 @@ class Writer:
           output: Name of the result.
           metadata: Properties of the file.
         """
-        ends = [
-            helper.make_tensor_value_info(name, element, ["N", *value.shape[1:]])
-            for name, element, value in (
-                ("images", _element(graph.input), graph.input),
-                (output, TensorProto.FLOAT, graph.output),
-            )
-        ]
+        last = helper.make_node("Identity", [self.plain(graph.output)], [output])
         whole = helper.make_graph(
-            [*self.nodes, helper.make_node("Identity", [self.plain(graph.output)], [output])],
+            [*self.nodes, last],
             "network",
-            *([end] for end in ends),
+            [_end("images", graph.input)],
+            [_end(output, graph.output)],
             self._initializers,
         )
         opset = helper.make_opsetid("", OPSET)
@@ -145,6 +140,8 @@ class Writer:
         return model
 
 
-def _element(value: Value) -> int:
-    is_byte = np.dtype(value.dtype) == np.uint8
-    return TensorProto.UINT8 if is_byte else TensorProto.FLOAT
+def _end(name: str, value: Value) -> Any:
+    """What the graph tells of its input or its output."""
+    is_bytes = np.dtype(value.dtype) == np.uint8
+    element = TensorProto.UINT8 if is_bytes else TensorProto.FLOAT
+    return helper.make_tensor_value_info(name, element, ["N", *value.shape[1:]])

@@ -63,6 +63,12 @@ class Operation:
         """Name of the primitive, such as `conv_general_dilated`."""
         return self.primitive.name
 
+    @property
+    def value(self) -> Value:
+        """The one operand that is no constant."""
+        (value,) = (operand for operand in self.operands if isinstance(operand, Value))
+        return value
+
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
