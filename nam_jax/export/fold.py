@@ -56,9 +56,8 @@ def affine(operation: Operation) -> Affine | None:
     if len(values) != 1 or operation.name not in ("add", "div", "mul", "neg", "sub"):
         return None
     is_first = operation.operands[0] is values[0]
-    (constant,) = [np.asarray(c, np.float64) for c in operation.operands if c is not values[0]] or [
-        np.float64(-1)
-    ]
+    others: list[Any] = [operand for operand in operation.operands if operand is not values[0]]
+    constant = np.asarray(others[0] if others else -1, np.float64)
     one, zero = np.float64(1), np.float64(0)
     match operation.name:
         case "add":

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from nam_jax.export.onnx_writer import NCHW, Tensor, Writer
-from nam_jax.export.trace import Operation, UnsupportedOperationError
+from nam_jax.export.trace import Operation, UnsupportedOperationError, Value
 
 
 def broadcast(writer: Writer, operation: Operation) -> Tensor:
@@ -37,7 +37,11 @@ def order_without(order: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
 def squeeze(writer: Writer, operation: Operation) -> Tensor:
     """Without axes of the size 1."""
     axes = operation.params["dimensions"]
-    tensor = writer.tensors[operation.value]
+    return without_axes(writer, writer.tensors[operation.value], axes)
+
+
+def without_axes(writer: Writer, tensor: Tensor, axes: Sequence[int]) -> Tensor:
+    """A tensor without some axes of the size 1."""
     places = writer.integers([tensor.order.index(axis) for axis in axes])
     name = writer.node("Squeeze", tensor.name, places)
     return Tensor(name, order_without(tensor.order, axes), tensor.whole)
@@ -95,6 +99,28 @@ def cut(writer: Writer, operation: Operation) -> Tensor:
     places = writer.integers([tensor.order.index(axis) for axis in cut])
     steps = writer.integers([strides[axis] for axis in cut])
     return tensor._replace(name=writer.node("Slice", tensor.name, *numbers, places, steps))
+
+
+def window(writer: Writer, operation: Operation) -> Tensor:
+    """A part whose place is constant, without some axes of which it has but one element."""
+    x, start = operation.operands
+    numbers, sizes = operation.params["dimension_numbers"], operation.params["slice_sizes"]
+    if isinstance(start, Value) or start.ndim != 1 or not isinstance(x, Value):
+        raise UnsupportedOperationError(
+            "The ONNX export indexes by constant numbers and whole ranges alone; "
+            "jax.lax.slice takes strides."
+        )
+    tensor, axes = writer.tensor(x), numbers.start_index_map
+    places = writer.integers([tensor.order.index(axis) for axis in axes])
+    # A start is moved so that the whole part is there.
+    starts = [
+        max(0, min(i, x.shape[a] - sizes[a])) for i, a in zip(start.tolist(), axes, strict=True)
+    ]
+    ends = [i + sizes[a] for i, a in zip(starts, axes, strict=True)]
+    bounds = map(writer.integers, (starts, ends))
+    part = tensor._replace(name=writer.node("Slice", tensor.name, *bounds, places))
+    collapsed = numbers.collapsed_slice_dims
+    return without_axes(writer, part, collapsed) if collapsed else part
 
 
 def pad(writer: Writer, operation: Operation) -> Tensor:

@@ -120,6 +120,12 @@ def _rsqrt(writer: Writer, operation: Operation) -> Tensor:
     return tensor._replace(name=writer.node("Reciprocal", writer.node("Sqrt", tensor.name)))
 
 
+def _erfc(writer: Writer, operation: Operation) -> Tensor:
+    tensor = writer.tensors[operation.value]
+    erf = writer.node("Erf", tensor.name)
+    return tensor._replace(name=writer.node("Sub", writer.constant(1.0), erf))
+
+
 def _max(writer: Writer, operation: Operation) -> Tensor:
     value, constant = _with_constant(operation)
     if constant is None or constant.any():
@@ -224,6 +230,8 @@ _OTHERS: dict[str, Write] = {
     "conv_general_dilated": _conv,
     "convert_element_type": _convert,
     "dot_general": _dot,
+    "erfc": _erfc,
+    "gather": onnx_axes.window,
     "integer_pow": _integer_pow,
     "max": _max,
     "min": _min,

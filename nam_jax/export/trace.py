@@ -16,7 +16,20 @@ import numpy as np
 # What is a function of each element; of these alone constants may be given in a shape that
 # broadcasts to that of the result.
 ELEMENTWISE = {
-    *("abs", "add", "convert_element_type", "div", "eq", "erf", "exp", "floor", "ge", "gt"),
+    *(
+        "abs",
+        "add",
+        "convert_element_type",
+        "copy",
+        "div",
+        "eq",
+        "erf",
+        "erfc",
+        "exp",
+        "floor",
+        "ge",
+        "gt",
+    ),
     *("integer_pow", "is_finite", "le", "log", "logistic", "lt", "max", "min", "mul", "ne", "neg"),
     *("pow", "rsqrt", "select_n", "sign", "sqrt", "square", "stop_gradient", "sub", "tanh"),
 }
@@ -163,6 +176,8 @@ class _Tracer:
             return self.run(params["call_jaxpr" if "call_jaxpr" in params else "jaxpr"], operands)
         if name == "broadcast_in_dim" and not isinstance(operands[0], Value):
             return [_spread(operands[0], len(params["shape"]), params["broadcast_dimensions"])]
+        if name == "split" and isinstance(operands[0], Value):
+            return self._parts(operands[0], equation)
         if name not in ELEMENTWISE:
             shapes = [variable.aval.shape for variable in equation.invars]
             operands = [_whole(*pair) for pair in zip(operands, shapes, strict=True)]
@@ -175,15 +190,27 @@ class _Tracer:
         if len(outputs) != 1 or name in ("cond", "while", "scan"):
             raise UnsupportedOperationError(f"The operation {name} cannot be exported.")
         (aval,) = outputs
-        if name == "stop_gradient" or (
+        if name in ("copy", "stop_gradient") or (
             name == "convert_element_type"
             and all(jnp.issubdtype(v.dtype, jnp.floating) for v in (aval, operands[0]))
         ):
             return operands[0]
+        return self._add(equation.primitive, operands, equation.params, aval)
+
+    def _parts(self, x: Value, equation: Any) -> list[Operand]:
+        """A split, which has several results, as one operation for each."""
+        axis, parts, end = equation.params["axis"], [], 0
+        for variable in equation.outvars:
+            start, end = end, end + variable.aval.shape[axis]
+            starts, limits = [0] * len(x.shape), list(x.shape)
+            starts[axis], limits[axis] = start, end
+            params = {"start_indices": starts, "limit_indices": limits, "strides": None}
+            parts.append(self._add(jax.lax.slice_p, [x], params, variable.aval))
+        return parts
+
+    def _add(self, primitive: Any, operands: list[Operand], params: Any, aval: Any) -> Operand:
         output = Value(aval.shape, aval.dtype)
-        self.operations.append(
-            Operation(equation.primitive, tuple(operands), equation.params, output)
-        )
+        self.operations.append(Operation(primitive, tuple(operands), params, output))
         return output
 
 
