@@ -198,7 +198,7 @@ def test_view_of_an_image(tmp_path, attention, channels, places):
     ("name", "attention", "stem"),
     [
         pytest.param("mobilenet_v2", "nam", "imagenet", marks=pytest.mark.slow),
-        ("resnet18", "se", "imagenet"),
+        pytest.param("resnet18", "se", "imagenet", marks=pytest.mark.slow),
     ],
 )
 def test_other_networks(tmp_path, capsys, name, attention, stem):
