@@ -7,10 +7,9 @@ import jax
 import numpy as np
 
 from nam_jax import torch_import
-from train.core.data.sources.split import FEW, few
 from train.core.devices import processes
 from train.core.engine.experiment import Evaluation, streams
-from train.core.errors import ConfigError, WeightsError
+from train.core.errors import FEW, ConfigError, WeightsError, few
 
 
 def load_pretrained(experiment: Evaluation, *, may_be_fresh: bool = True) -> Any:

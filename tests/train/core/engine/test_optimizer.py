@@ -148,7 +148,7 @@ STRONG = {"weight_decay": 0.3, "sparsity": 0.4, "momentum": 0.8}
 @pytest.mark.parametrize("decay_on", ["all", "kernels"])
 @pytest.mark.parametrize("clip_norm", [0.0, 4.0])
 @pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("mode", ["sign", "proximal"])
+@pytest.mark.parametrize("mode", ["sign", pytest.param("proximal", marks=pytest.mark.slow)])
 def test_chain_is_that_of_numpy(x64, mode, nesterov, clip_norm, decay_on):
     config = optimizer_config(
         sparsity_mode=mode,
