@@ -7,7 +7,7 @@ from flax import linen as nn
 
 from nam_jax.export.fold import fold
 from nam_jax.export.serving import Shape, classifier, example
-from nam_jax.export.trace import trace
+from nam_jax.export.trace import Graph, trace
 
 
 def export_onnx(
@@ -52,14 +52,25 @@ def export_onnx(
       >>> variables = jax.tree.map(jnp.zeros_like, jax.eval_shape(init, images))
       >>> file = nam_jax.export_onnx(model, variables, images.shape[1:])
     """
+    function = classifier(model, variables, mean, std, probabilities)
+    graph = fold(trace(function, example(image_shape, mean)))
+    output = "probabilities" if probabilities else "logits"
+    return written(graph, output, metadata or {}).SerializeToString()
+
+
+def written(graph: Graph, output: str, metadata: Mapping[str, str]) -> Any:
+    """The ONNX model of a graph.
+
+    Args:
+      graph: Operations of a function of images.
+      output: Name of its result.
+      metadata: Properties of the file.
+    """
     # Here, for the library itself does without the package.
     from nam_jax.export.onnx_operations import write
     from nam_jax.export.onnx_writer import Writer
 
-    function = classifier(model, variables, mean, std, probabilities)
-    graph = fold(trace(function, example(image_shape, mean)))
     writer = Writer(graph)
     for operation in graph.operations:
         write(writer, operation)
-    output = "probabilities" if probabilities else "logits"
-    return writer.model(graph, output, metadata or {}).SerializeToString()
+    return writer.model(graph, output, metadata)
