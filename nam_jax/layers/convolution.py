@@ -102,7 +102,9 @@ def window(
       size: Height and width of the part, in pixels.
       strides: Rows and columns from one pixel to the next.
     """
-    (i, j), (height, width) = start, size
+    height, width = size
+    # An empty part may begin beyond the map.
+    i, j = (0, 0) if 0 in size else start
     limits = (x.shape[0], i + height, j + width, x.shape[3])
     return jax.lax.slice(x, (0, i, j, 0), limits, (1, *strides, 1))
 
