@@ -23,7 +23,7 @@ class Trained:
       config: Config of the network and of its images.
       step: Number of updates before the checkpoint; None of a file, which does not tell.
       model: Module that takes images (N, H, W, C) and `train`.
-      variables: Collections `params` and `batch_stats`, not the averaged ones.
+      variables: Collections `params` and `batch_stats`.
       image_shape: Shape (H, W, C) of the images that it was made for.
       class_names: Names of the classes, by label; None where they are not known.
     """
@@ -41,7 +41,7 @@ def load(workdir: epath.Path, which: str, data_dir: str | None = None) -> Traine
 
     Args:
       workdir: Directory of the run.
-      which: Which checkpoint, `last` or `best`.
+      which: Which checkpoint, `last` or `best`, or `best_ema` for its averaged weights.
       data_dir: Directory where the dataset lies now; default: where the run had it.
 
     Raises:
@@ -94,6 +94,8 @@ def load_pretrained(config: Config) -> Trained:
 def _restore(workdir: epath.Path, which: str) -> tuple[int, dict[str, Any]]:
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = checkpoints.step_of(which)
+        if which == "best_ema":
+            return step, checkpoints.restore_parts(step, "ema")["ema"]
         return step, checkpoints.restore_parts(step, "params", "batch_stats")
 
 

@@ -24,7 +24,7 @@ def visualize_run(
     Args:
       workdir: Directory of the run.
       asked: What to draw.
-      which: Which checkpoint, `last` or `best`.
+      which: Which checkpoint, `last` or `best`, or `best_ema` for its averaged weights.
       data_dir: Directory where the dataset lies now; default: where the run had it.
       out: File to write; default: visualize.png in the directory of the run.
 

@@ -73,11 +73,14 @@ def save(workdir, config, num_classes=10, shape=(8, 8, 1), errors=(50.0,)):
     model = create_model(config, num_classes)
     variables = random_variables(model, np.zeros((1, *shape), np.float32), np.float32)
     # A state has more than the network is applied with.
-    state = {**jax.device_put(variables), "opt_state": [jax.numpy.ones(3), None]}
+    variables = jax.device_put(variables)
+    averaged = jax.tree.map(lambda leaf: leaf / 7, variables)
+    state = {**variables, "ema": averaged, "opt_state": [jax.numpy.ones(3), None]}
     with Checkpoints(workdir / "checkpoints", keep=2) as checkpoints:
         for step, error in enumerate(errors, start=1):
             changed = jax.tree.map(lambda leaf, step=step: leaf * step, state)
-            checkpoints.save(step, changed, {}, {"top1_error": error})
+            evaluation = {"top1_error": error, "ema_top1_error": 100 - error}
+            checkpoints.save(step, changed, {}, evaluation)
     return workdir
 
 
@@ -298,6 +301,12 @@ def test_dataset_that_has_moved(tmp_path):
 def test_last_and_best_checkpoint(saved):
     last, best = (trained_network.load(saved, which) for which in ("last", "best"))
     assert (last.step, best.step) == (2, 1)
+    averaged = trained_network.load(saved, "best_ema")
+    assert averaged.step == 2
+    for actual, leaf in zip(
+        *map(jax.tree.leaves, (averaged.variables, last.variables)), strict=True
+    ):
+        np.testing.assert_allclose(actual, leaf / 7, rtol=1e-6)
     assert last.image_shape == (8, 8, 1)
     assert last.variables.keys() == {"params", "batch_stats"}
     for a, b in zip(*map(jax.tree.leaves, (last.variables, best.variables)), strict=True):
