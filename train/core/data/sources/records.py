@@ -75,7 +75,7 @@ def decode(record: Record, channels: int) -> np.ndarray:
     """Decodes an image of JPEG, PNG, WebP, BMP or TIFF; grey and CMYK ones become RGB.
 
     The orientation in its metadata is ignored, as in other ImageNet pipelines, unless the record is
-    to be upright (a TIFF file's is not). Of an animated PNG it is the default image.
+    to be upright; that of a TIFF file is always heeded. Of an animated PNG it is the default image.
 
     Args:
       record: Record with the encoded image.
