@@ -1,7 +1,7 @@
 """What a run consists of, built from its config."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -104,20 +104,23 @@ def build_evaluation(
     config: Config,
     devices: Sequence[jax.Device] | None = None,
     *,
-    unread_examples: int | None = None,
+    reads_images: bool = True,
 ) -> Evaluation:
     """Builds what an evaluation needs; the dataset may lack the split to train on.
 
     Args:
       config: Config of the network and of the images.
       devices: Devices to run on; default: all there are.
-      unread_examples: Number of examples that each split is taken to have where the dataset is
-        not on disk, for what reads no images; None: it has to be there.
+      reads_images: Whether the split has to be there.
 
     Raises:
       ConfigError: the config does not fit the dataset or the devices.
     """
-    opened = _open(config, devices, unread_examples, "eval_split")
+
+    def open_split(source: Source, name: str) -> Split:
+        return source.open_split(name) if reads_images else unread_split(source, name, 1)
+
+    opened = _open(config, devices, open_split, "eval_split")
     return Evaluation(**opened, config=config)
 
 
@@ -132,12 +135,19 @@ def build_experiment(
     Args:
       config: Config of the run.
       devices: Devices to run on; default: all there are.
-      unread_examples: Number of examples of each split, as of `build_evaluation`.
+      unread_examples: Number of examples that each split is taken to have where the dataset is
+        not on disk, for what reads no images; None: it has to be there.
 
     Raises:
       ConfigError: the config does not fit the dataset or the devices.
     """
-    opened = _open(config, devices, unread_examples, "train_split", "eval_split")
+
+    def open_split(source: Source, name: str) -> Split:
+        if unread_examples is None or source.is_on_disk:
+            return source.open_split(name)
+        return unread_split(source, name, unread_examples)
+
+    opened = _open(config, devices, open_split, "train_split", "eval_split")
     _check_pairs(config, opened["mesh"])
     steps_per_epoch = _steps_per_epoch(config, opened["train_split"])
     total_steps = _total_steps(config, steps_per_epoch)
@@ -184,7 +194,7 @@ def _width(config: ModelConfig) -> dict[str, float]:
 def _open(
     config: Config,
     devices: Sequence[jax.Device] | None,
-    unread_examples: int | None,
+    open_split: Callable[[Source, str], Split],
     *fields: str,
 ) -> dict[str, Any]:
     """The mesh, the loader, the source, the splits of some fields, and the network for them."""
@@ -198,28 +208,18 @@ def _open(
         accumulate_steps=config.accumulate_steps,
     )
     loader, source = LOADERS[config.data.loader](config, mesh), source_of(config.data)
-    splits = {
-        field: _open_split(config.data, field, source, loader, unread_examples) for field in fields
-    }
+    splits = {}
+    for field in fields:
+        with named_by(f"config.data.{field}"):
+            splits[field] = split = open_split(source, getattr(config.data, field))
+        if split.num_examples <= 0:
+            of = config.data.name
+            raise ConfigError(f"config.data.{field}: {split.name!r} of {of} is empty.")
+        loader.check_split(split)
     split = splits[fields[0]]
     _check_images(config.data, split)
     model = create_model(config, split.num_classes, norm_axis(mesh))
     return {"mesh": mesh, "loader": loader, "source": source, "model": model, **splits}
-
-
-def _open_split(
-    config: DataConfig, field: str, source: Source, loader: Loader, unread_examples: int | None
-) -> Split:
-    name = getattr(config, field)
-    if unread_examples is None or source.is_on_disk:
-        with named_by(f"config.data.{field}"):
-            split = source.open_split(name)
-    else:
-        split = unread_split(source, name, unread_examples)
-    if split.num_examples <= 0:
-        raise ConfigError(f"config.data.{field}: {split.name!r} of {config.name} is empty.")
-    loader.check_split(split)
-    return split
 
 
 def _steps_per_epoch(config: Config, split: Split) -> int:
