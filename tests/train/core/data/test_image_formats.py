@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.helpers.image_datasets import folders, tfds_writer
+from train.core.data.animated_png import SIGNATURE, default_image
 from train.core.data.on_host import partial_jpeg
 from train.core.data.on_host.transform import train_transform
-from train.core.data.sources.animated_png import SIGNATURE, default_image
 from train.core.data.sources.records import BadRecordError, Record, decode
 from train.visualize.images import of_files
 

@@ -3,20 +3,17 @@
 import functools
 import hashlib
 import os
-import re
-from pathlib import Path
 
 from train.core.config.fields import DataConfig
 from train.core.data.feed import cpu_cores
-from train.core.data.sources.image_files import (
-    SUFFIXES,
-    ImageFiles,
-    images_below,
-    is_printable,
-    look_into,
-    normalized,
-    printable,
+from train.core.data.sources.class_folders import (
+    NAMES_OF_SPLITS,
+    NamesOnDisk,
+    check_are_classes,
+    folders_in,
+    named_classes,
 )
+from train.core.data.sources.image_files import SUFFIXES, ImageFiles, images_below, normalized
 from train.core.data.sources.records import load_all
 from train.core.data.sources.split import (
     Arrays,
@@ -25,15 +22,11 @@ from train.core.data.sources.split import (
     loaded_shape,
     local_directory,
 )
-from train.core.errors import ConfigError, UnknownSplitError, few, named_by, reason
+from train.core.errors import ConfigError, UnknownSplitError, few, named_by
 
-# The folders of a directory that holds splits under names which the config does not have.
-NAMES_OF_SPLITS = {"dev", "test", "testing", "train", "training", "val", "valid", "validation"}
 LAYOUTS = "DIR/<split>/<class>/<image> or DIR/<class>/<image>"
 # What lies in a copy of a folder until it is whole.
 UNFINISHED = ".unfinished_copy.json"
-# Names of folders as they are on disk, by those in NFC.
-NamesOnDisk = dict[str, str]
 
 
 class Folder:
@@ -66,7 +59,7 @@ class Folder:
         The split is that to train on or, where that is not there, that to evaluate on.
         """
         if self._config.classes:
-            return _named_classes(self._config.classes)
+            return named_classes(self._config.classes)
         with named_by("config.data.train_split"):
             names = list(self._class_folders(self._naming_split)[0])
         if len(names) < 2:
@@ -103,7 +96,7 @@ class Folder:
                 f"config.data.dir: {self.directory} is a copy that is not whole; the command that "
                 "began it, train.prepare shrink, goes on with it."
             )
-        folders, ignored = _folders_in(self.directory)
+        folders, ignored = folders_in(self.directory)
         if not folders:
             raise ConfigError(
                 f"config.data.dir: no folder is in {self.directory}; images are looked for as "
@@ -120,6 +113,7 @@ class Folder:
 
     @functools.cached_property
     def _naming_split(self) -> str:
+        """The split whose folders name the classes."""
         folders, config = self._folders[0], self._config
         is_there = [normalized(name) in folders for name in (config.train_split, config.eval_split)]
         return config.eval_split if is_there == [False, True] else config.train_split
@@ -132,9 +126,9 @@ class Folder:
         own = folders.get(normalized(split))
         if own is None:
             raise UnknownSplitError(
-                f"{self.directory} has no folder {split!r}; it has {few(folders) or 'none'}."
+                f"{self.directory} has no folder {split!r}; it has {few(folders)}."
             )
-        inner, inner_ignored = _folders_in(os.path.join(self.directory, own))
+        inner, inner_ignored = folders_in(os.path.join(self.directory, own))
         splits = set(map(normalized, (split, self._config.train_split, self._config.eval_split)))
         strays = [f for f in folders if f not in splits and f.lower() not in NAMES_OF_SPLITS]
         in_all = ignored + len(strays) + inner_ignored
@@ -165,7 +159,8 @@ class Folder:
                 part = name if self._has_splits else self._part(path)
                 if part is not None:
                     parts[part].append(path, labels[class_name])
-        self._check_are_classes(inner)
+        if not self._has_splits and not self._config.classes:
+            check_are_classes(self.directory, inner)
         self._check_filled(name, len(folders), [name for name in inner if not inner[name]])
         return {part: self._split(part, files, ignored) for part, files in parts.items()}
 
@@ -189,24 +184,6 @@ class Folder:
                 "split may lack some."
             )
         return labels
-
-    def _check_are_classes(self, inner: dict[str, set[str]]) -> None:
-        """Refuses splits under names of their own, which would be taken for classes.
-
-        Args:
-          inner: By name of a class, the folders in its own that hold images; "" if that does.
-        """
-        if self._has_splits or self._config.classes or any("" in f for f in inner.values()):
-            return
-        first = next(iter(inner.values()))
-        are_alike = len(first) > 1 and all(folders == first for folders in inner.values())
-        if are_alike or any(map(_is_like_a_split, inner)):
-            raise ConfigError(
-                f"config.data.dir: the folders {few(inner)} in {self.directory} hold folders and "
-                "no images, as splits do; name two of them by config.data.train_split and "
-                "config.data.eval_split or, if they are the classes, list them in a file, "
-                "config.data.classes."
-            )
 
     def _check_filled(self, split: str, num_folders: int, empty: list[str]) -> None:
         if num_folders == len(empty):
@@ -234,7 +211,8 @@ class Folder:
         """The classes without an image, where each should have some."""
         if self._config.classes or files is None:
             return []
-        return [name for label, name in enumerate(self.class_names) if label not in files.labels]
+        there = files.labels
+        return [name for label, name in enumerate(self.class_names) if label not in there]
 
     def _part(self, path: str) -> str | None:
         """The split that a file belongs to where the directory has none; None: to none of these."""
@@ -259,40 +237,3 @@ class Folder:
         return Split(
             name, len(files), self.num_classes, shape, load, lambda: files, files=files, note=note
         )
-
-
-def _folders_in(path: str) -> tuple[NamesOnDisk, int]:
-    inside, named = look_into(path), NamesOnDisk()
-    for own in inside.folders:
-        name = normalized(own)
-        if name in named or not is_printable(name):
-            fault = "is there twice" if name in named else "holds what is no letter"
-            raise ConfigError(
-                f"config.data.dir: the folder {printable(name)!r} in {path} {fault}; "
-                "give it another name."
-            )
-        named[name] = own
-    return named, inside.ignored + len(inside.images)
-
-
-def _is_like_a_split(name: str) -> bool:
-    return not NAMES_OF_SPLITS.isdisjoint(re.findall("[a-z]+", name.lower()))
-
-
-def _named_classes(file: str) -> list[str]:
-    try:
-        text = Path(os.path.expanduser(file)).read_text("utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"config.data.classes: {file}: {reason(error)}") from error
-    names = [normalized(line.strip()) for line in text.rstrip().split("\n")]
-    seen = {""}
-    for line, name in enumerate(names, start=1):
-        if name in seen or not is_printable(name):
-            raise ConfigError(
-                f"config.data.classes: {file}, line {line}: got {name!r}; allowed: the name of a "
-                "class a line, each once."
-            )
-        seen.add(name)
-    if len(names) < 2:
-        raise ConfigError(f"config.data.classes: {file} names one class; a network needs two.")
-    return names

@@ -10,8 +10,8 @@ from typing import NamedTuple, Protocol
 import cv2
 import numpy as np
 
+from train.core.data.animated_png import default_image
 from train.core.data.crop import center
-from train.core.data.sources.animated_png import default_image
 from train.core.errors import RunError
 
 FEWEST_BAD = 10
