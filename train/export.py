@@ -25,7 +25,7 @@ from typing import Any
 import nam_jax
 from nam_jax.export import UnsupportedOperationError
 from train.core import command_line
-from train.core.command_line.values import output, text
+from train.core.command_line.values import not_empty, output
 from train.core.config.fields import DataConfig
 from train.core.devices import environment
 from train.core.engine import trained_network
@@ -132,7 +132,7 @@ def parser() -> command_line.Parser:
     add(
         "--data_dir",
         metavar="DIR",
-        type=text,
+        type=not_empty,
         help="where the dataset of the run lies now, if elsewhere",
     )
     return parser
@@ -146,10 +146,10 @@ def main(options: Namespace) -> None:
     _check_possible(options, kind)
     if options.config is None:
         workdir = command_line.named_workdir(options)
-        network = trained_network.load(workdir, options.which, options.data_dir)
+        network = trained_network.of_run(workdir, options.which, options.data_dir)
     elif options.config.model.pretrained:
         command_line.check_no_run(options)
-        network = trained_network.load_pretrained(options.config)
+        network = trained_network.of_file(options.config)
     else:
         raise ConfigError(
             "--config: a run has a config of its own: name it by --workdir alone, or weights by "

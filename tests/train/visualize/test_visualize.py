@@ -327,7 +327,7 @@ def test_dataset_that_has_moved(tmp_path):
 def test_last_and_best_checkpoint(saved):
     last, best = (trained_network.of_run(saved, which) for which in ("last", "best"))
     assert (last.step, best.step) == (2, 1)
-    averaged = trained_network.load(saved, "best_ema")
+    averaged = trained_network.of_run(saved, "best_ema")
     assert averaged.step == 2
     for actual, leaf in zip(
         *map(jax.tree.leaves, (averaged.variables, last.variables)), strict=True
