@@ -80,7 +80,8 @@ def attach(
             re.compile(after)
         except re.error as error:
             raise ValueError(f"after={after!r} is no regular expression: {error}.") from error
-    return _attached_class(type(model), template, after, name, train)(**_fields(model))
+    fields = _fields(model)
+    return _attached_class(type(model), repr(fields), template, after, name, train)(**fields)
 
 
 def _configured(attention: str | AttentionModule) -> AttentionModule | None:
@@ -102,6 +103,7 @@ def _fields(model: nn.Module) -> dict[str, Any]:
 @functools.cache  # equal models from equal arguments
 def _attached_class(
     base: type[nn.Module],
+    fields: str,  # those of one model alone, for a class remembers whether `after` has selected
     template: AttentionModule,
     after: str | Selector,
     name: str,

@@ -1,0 +1,215 @@
+"""An attached model is the one whose source was edited by hand, under every transformation."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+import nam_jax
+from tests.helpers.networks import _step, image, random_variables, train_step
+from tests.helpers.values import with_slow
+
+SHAPE = (4, 5, 3, 8)
+
+
+def by_hand(attention: str) -> type[nn.Module]:
+    """The source of a BatchNorm, edited."""
+
+    class BatchNorm(nn.BatchNorm):
+        @nn.compact
+        def __call__(self, x: Any, use_running_average: bool | None = None) -> Any:
+            y = super().__call__(x, use_running_average)
+            averages = nn.merge_param("", self.use_running_average, use_running_average)
+            module = nam_jax.attention(attention)(
+                use_running_average=averages, axis_name=self.axis_name, name="attention"
+            )
+            tied = {"scale": self.variables["params"]["scale"]} if attention == "nam_tied" else {}
+            return module(y, **tied)
+
+    return BatchNorm
+
+
+class Block(nn.Module):
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: Any, use_running_average: bool) -> Any:
+        y = nn.Conv(x.shape[-1], (1, 1))(x)
+        return nn.relu(x + self.norm(name="bn")(y, use_running_average))
+
+
+class Plain(nn.Module):
+    norm: Any
+    block: Any = Block
+
+    @nn.compact
+    def __call__(self, x: Any, use_running_average: bool) -> Any:
+        x = self.block(self.norm)(x, use_running_average)
+        return self.block(self.norm)(x, use_running_average)
+
+
+class Setup(nn.Module):
+    norm: Any
+
+    def setup(self) -> None:
+        self.conv = nn.Dense(8)
+        self.bn = self.norm()
+
+    def __call__(self, x: Any, use_running_average: bool) -> Any:
+        y = self.bn(self.conv(x), use_running_average)
+        return self.bn(y + x, use_running_average)  # called twice
+
+
+class Scanned(nn.Module):
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: Any, use_running_average: bool) -> Any:
+        def body(block: Any, x: Any, _: Any) -> Any:
+            return block(x, use_running_average), None
+
+        scan = nn.scan(
+            body,
+            length=3,
+            variable_axes={"params": 0, "batch_stats": 0},
+            split_rngs={"params": True},
+        )
+        return scan(Block(self.norm), x, None)[0]
+
+
+def vmapped(target: Any) -> Any:
+    return nn.vmap(
+        target,
+        in_axes=(0, None),
+        variable_axes={"params": 0, "batch_stats": 0},
+        split_rngs={"params": True},
+    )
+
+
+class Ensemble(nn.Module):
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: Any, use_running_average: bool) -> Any:
+        x = vmapped(Block)(self.norm)(jax.numpy.stack([x, 2 * x]), use_running_average)
+        return vmapped(self.norm)(name="bn")(x, use_running_average).sum(0)
+
+
+class JittedByDecorator(nn.Module):
+    norm: Any
+
+    @nn.jit
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        averages = not self.is_mutable_collection("batch_stats")
+        return self.norm(use_running_average=averages, name="bn")(x)
+
+
+class Decorated(nn.Module):
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: Any, use_running_average: bool) -> Any:
+        return JittedByDecorator(self.norm)(x)
+
+
+class Inherited(nn.Module):
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: Any, use_running_average: bool) -> Any:
+        class Halving(self.norm.func):
+            @nn.compact
+            def __call__(self, x: Any, use_running_average: bool) -> Any:
+                return super().__call__(x / 2, use_running_average)
+
+        return Halving(name="bn")(x, use_running_average)
+
+
+class Child(nn.Module):
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: Any, use_running_average: bool) -> Any:
+        return 2 * Plain(self.norm, name="body")(x, use_running_average)
+
+
+REMAT = functools.partial(Plain, block=nn.remat(Block, static_argnums=(2,)))
+JITTED = functools.partial(Plain, block=nn.jit(Block, static_argnums=2))
+MODELS = {
+    "plain": Plain,
+    "setup, called twice": Setup,
+    "remat": REMAT,
+    "scan": Scanned,
+    "vmap": Ensemble,
+    "jit": JITTED,
+    "jit by decorator": Decorated,
+    "jit of the norm": lambda norm: Plain(nn.jit(norm, static_argnums=2)),
+    "remat of the norm": lambda norm: Plain(nn.remat(norm, static_argnums=(2,))),
+    "super().__call__": Inherited,
+    "a child's child": Child,
+}
+
+
+def programs(model: nn.Module, x: Any) -> list[str]:
+    """What initialisation, training and evaluation compute, with all names and constants."""
+    init = functools.partial(model.init, jax.random.key(0), use_running_average=True)
+    variables = jax.eval_shape(init, x)
+    step = functools.partial(_step, model)
+    apply = functools.partial(model.apply, use_running_average=True)
+    traced = [(init, (x,)), (step, (variables, x, x)), (apply, (variables, x))]
+    return [str(jax.make_jaxpr(function)(*args)) for function, args in traced]
+
+
+@with_slow("attention", ["nam", "nam_tied", "se"], {"nam_tied", "se"})
+@pytest.mark.parametrize("kind", MODELS)
+def test_attached_is_hand_edited(x64, kind, attention):
+    # Partial, for nn.jit takes any two classes with the same fields for one another.
+    plain, edited = (functools.partial(norm) for norm in (nn.BatchNorm, by_hand(attention)))
+    attached = nam_jax.attach(MODELS[kind](plain), attention, after=r"(.*/)?bn")
+    x = jax.ShapeDtypeStruct(SHAPE, np.float64)
+    assert programs(attached, x) == programs(MODELS[kind](edited), x)
+
+
+def test_attached_is_our_own_network(x64):
+    """There the attention stands beside the BatchNorm, and is given its moments."""
+    create = functools.partial(nam_jax.models.create, "resnet20", num_classes=4, stem="cifar")
+    attached = nam_jax.attach(create(), "nam", after=r"layer\d_\d/bn2")
+    networks = {
+        name: Trained(model) for name, model in (("a", attached), ("b", create(attention="nam")))
+    }
+    x = image((2, 8, 8, 3), dtype=np.float64)
+    variables = random_variables(networks["b"], x)
+    moved = moved_below(variables)
+    cotangent = np.random.default_rng(2).standard_normal((2, 4))
+    actual = train_step(networks["a"], moved, x, cotangent)
+    expected = train_step(networks["b"], variables, x, cotangent)
+    expected = expected._replace(
+        statistics=moved_below(expected.statistics), dparams=moved_below(expected.dparams)
+    )
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+class Trained(nn.Module):
+    """Called as attention modules are."""
+
+    model: nn.Module
+
+    def __call__(self, x: Any, use_running_average: bool) -> Any:
+        return self.model(x, train=not use_running_average)
+
+
+def moved_below(tree: Any) -> Any:
+    """With attention below the BatchNorm of its block, not beside it."""
+    return unflatten_dict(
+        {
+            tuple(
+                key for name in path for key in (["bn2", name] if name == "attention" else [name])
+            ): leaf
+            for path, leaf in flatten_dict(tree).items()
+        }
+    )
