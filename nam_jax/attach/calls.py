@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen as nn
 from flax.core import meta
 
@@ -112,7 +113,7 @@ class Calls:
     def _apply(
         self, module: Any, args: Any, kwargs: Any, y: Any, moments: Moments | None = None
     ) -> jax.Array:
-        if not isinstance(y, jax.Array):
+        if not isinstance(y, jax.Array | np.ndarray):
             raise ValueError(f"attention takes an array; the module returns {type(y).__name__}.")
         if getattr(module, "axis_index_groups", None) is not None:
             raise ValueError("attention cannot share statistics in groups (axis_index_groups).")

@@ -10,6 +10,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import nam_jax
+from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.helpers.networks import _step, image, random_variables, train_step
 from tests.helpers.values import with_slow
 
@@ -175,10 +176,13 @@ def test_attached_is_hand_edited(x64, kind, attention):
     assert programs(attached, x) == programs(MODELS[kind](edited), x)
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_attached_is_our_own_network(x64):
     """There the attention stands beside the BatchNorm, and is given its moments."""
-    create = functools.partial(nam_jax.models.create, "resnet20", num_classes=4, stem="cifar")
-    attached = nam_jax.attach(create(), "nam", after=r"layer\d_\d/bn2")
+    create = functools.partial(
+        ResNet, BasicBlock, (1, 1), num_classes=4, stem="cifar", width=8, shortcut="pad_end"
+    )
+    attached = nam_jax.attach(create(attention="none"), "nam", after=r"layer\d_\d/bn2")
     networks = {
         name: Trained(model) for name, model in (("a", attached), ("b", create(attention="nam")))
     }
