@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -17,10 +18,10 @@ from tests.helpers.values import with_slow
 SHAPE = (4, 5, 3, 8)
 
 
-def by_hand(attention: str) -> type[nn.Module]:
+def by_hand(attention: str, base: type[nn.Module] = nn.BatchNorm) -> type[nn.Module]:
     """The source of a BatchNorm, edited."""
 
-    class BatchNorm(nn.BatchNorm):
+    class BatchNorm(base):
         @nn.compact
         def __call__(self, x: Any, use_running_average: bool | None = None) -> Any:
             y = super().__call__(x, use_running_average)
@@ -96,7 +97,7 @@ class Ensemble(nn.Module):
 
     @nn.compact
     def __call__(self, x: Any, use_running_average: bool) -> Any:
-        x = vmapped(Block)(self.norm)(jax.numpy.stack([x, 2 * x]), use_running_average)
+        x = vmapped(Block)(self.norm)(jnp.stack([x, 2 * x]), use_running_average)
         return vmapped(self.norm)(name="bn")(x, use_running_average).sum(0)
 
 
@@ -139,6 +140,70 @@ class Child(nn.Module):
         return 2 * Plain(self.norm, name="body")(x, use_running_average)
 
 
+class ImageNetExample(nn.Module):
+    """Of the shape of Flax's ImageNet example: layers are partials that know the mode."""
+
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: Any, use_running_average: bool) -> Any:
+        conv = functools.partial(nn.Conv, use_bias=False, dtype=jnp.float64)
+        norm = functools.partial(
+            self.norm, use_running_average=use_running_average, momentum=0.9, dtype=jnp.float64
+        )
+        x = nn.relu(norm(name="bn_init")(conv(8, (7, 7), (2, 2), name="conv_init")(x)))
+        for filters, strides in ((8, (1, 1)), (16, (2, 2))):
+            x = ImageNetBlock(filters, strides, conv, norm)(x)
+        return nn.Dense(8)(x.mean((1, 2)))[:, None, None]
+
+
+class ImageNetBlock(nn.Module):
+    filters: int
+    strides: tuple[int, int]
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        y = nn.relu(self.norm()(self.conv(self.filters, (3, 3), self.strides)(x)))
+        y = self.norm(scale_init=nn.initializers.zeros)(self.conv(self.filters, (3, 3))(y))
+        if x.shape != y.shape:
+            x = self.conv(self.filters, (1, 1), self.strides, name="conv_proj")(x)
+            x = self.norm(name="norm_proj")(x)
+        return nn.relu(x + y)
+
+
+class SetupStyle(nn.Module):
+    """Everything is made in setup, in lists, and by methods that the call calls."""
+
+    norm: Any
+
+    def setup(self) -> None:
+        self.convs = [nn.Conv(8, (3, 3)) for _ in range(2)]
+        self.norms = [self.norm() for _ in range(2)]
+        self.head = nn.Sequential([nn.LayerNorm(), nn.Dense(3)])
+
+    def features(self, x: Any, training: bool) -> Any:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = x + nn.relu(norm(conv(x), use_running_average=not training))
+        return x
+
+    def __call__(self, x: Any, use_running_average: bool) -> Any:
+        return self.head(self.features(x, not use_running_average)).sum(-1, keepdims=True)
+
+
+class Trained(nn.Module):
+    """A network that takes `train`, or finds out, to be called as attention modules are."""
+
+    model: nn.Module
+    takes_train: bool = True
+
+    def __call__(self, x: Any, use_running_average: bool) -> Any:
+        call = {"train": not use_running_average} if self.takes_train else {}
+        return self.model(x, **call)
+
+
+AFTER = r"(.*/)?(bn|bn_init|norm_proj|norms_\d|BatchNorm_\d)"
 REMAT = functools.partial(Plain, block=nn.remat(Block, static_argnums=(2,)))
 JITTED = functools.partial(Plain, block=nn.jit(Block, static_argnums=2))
 MODELS = {
@@ -153,16 +218,21 @@ MODELS = {
     "remat of the norm": lambda norm: Plain(nn.remat(norm, static_argnums=(2,))),
     "super().__call__": Inherited,
     "a child's child": Child,
+    "Flax's ImageNet example": ImageNetExample,
+    "setup style": SetupStyle,
 }
 
 
 def programs(model: nn.Module, x: Any) -> list[str]:
     """What initialisation, training and evaluation compute, with all names and constants."""
-    init = functools.partial(model.init, jax.random.key(0), use_running_average=True)
-    variables = jax.eval_shape(init, x)
-    step = functools.partial(_step, model)
+    init = functools.partial(model.init_with_output, jax.random.key(0), use_running_average=True)
+    y, variables = jax.eval_shape(init, x)
+
+    def step(variables: Any, x: Any) -> Any:
+        return _step(model, variables, x, jnp.ones(y.shape, y.dtype))
+
     apply = functools.partial(model.apply, use_running_average=True)
-    traced = [(init, (x,)), (step, (variables, x, x)), (apply, (variables, x))]
+    traced = [(init, (x,)), (step, (variables, x)), (apply, (variables, x))]
     return [str(jax.make_jaxpr(function)(*args)) for function, args in traced]
 
 
@@ -171,7 +241,7 @@ def programs(model: nn.Module, x: Any) -> list[str]:
 def test_attached_is_hand_edited(x64, kind, attention):
     # Partial, for nn.jit takes any two classes with the same fields for one another.
     plain, edited = (functools.partial(norm) for norm in (nn.BatchNorm, by_hand(attention)))
-    attached = nam_jax.attach(MODELS[kind](plain), attention, after=r"(.*/)?bn")
+    attached = nam_jax.attach(MODELS[kind](plain), attention, after=AFTER)
     x = jax.ShapeDtypeStruct(SHAPE, np.float64)
     assert programs(attached, x) == programs(MODELS[kind](edited), x)
 
@@ -198,15 +268,6 @@ def test_attached_is_our_own_network(x64):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
-class Trained(nn.Module):
-    """Called as attention modules are."""
-
-    model: nn.Module
-
-    def __call__(self, x: Any, use_running_average: bool) -> Any:
-        return self.model(x, train=not use_running_average)
-
-
 def moved_below(tree: Any) -> Any:
     """With attention below the BatchNorm of its block, not beside it."""
     return unflatten_dict(
@@ -217,3 +278,30 @@ def moved_below(tree: Any) -> Any:
             for path, leaf in flatten_dict(tree).items()
         }
     )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("attention", ["nam", "nam_tied", "se"])
+def test_attached_to_jax_resnet(attention):
+    """Of PyPI's jax-resnet: no argument says the mode."""
+    resnet = pytest.importorskip("jax_resnet").ResNet18
+    norms = [functools.partial(norm, momentum=0.9) for norm in (nn.BatchNorm, by_hand(attention))]
+    plain, edited = (resnet(n_classes=5, norm_cls=norm) for norm in norms)
+    attached = nam_jax.attach(plain, attention, after=AFTER)
+    x = jax.ShapeDtypeStruct((2, 64, 64, 3), np.float32)
+    actual, expected = (programs(Trained(model, False), x) for model in (attached, edited))
+    assert actual == expected
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("attention", ["nam", "nam_tied", "se"])
+def test_attached_to_flaxmodels(monkeypatch, attention):
+    """Of PyPI's flaxmodels: its BatchNorm is its own."""
+    ops = pytest.importorskip("flaxmodels.resnet.ops")
+    from flaxmodels.resnet.resnet import ResNet18
+
+    model = ResNet18(output="logits", pretrained=None, normalize=False, num_classes=5)
+    x = jax.ShapeDtypeStruct((2, 64, 64, 3), np.float32)
+    actual = programs(Trained(nam_jax.attach(model, attention, after=AFTER)), x)
+    monkeypatch.setattr(ops, "BatchNorm", by_hand(attention, ops.BatchNorm))
+    assert actual == programs(Trained(model), x)
