@@ -246,6 +246,7 @@ def test_attached_is_hand_edited(x64, kind, attention):
     assert programs(attached, x) == programs(MODELS[kind](edited), x)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 def test_attached_is_our_own_network(x64):
     """There the attention stands beside the BatchNorm, and is given its moments."""
@@ -281,6 +282,7 @@ def moved_below(tree: Any) -> Any:
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore")  # of theirs
 @pytest.mark.parametrize("attention", ["nam", "nam_tied", "se"])
 def test_attached_to_jax_resnet(attention):
     """Of PyPI's jax-resnet: no argument says the mode."""
@@ -294,6 +296,7 @@ def test_attached_to_jax_resnet(attention):
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore")  # of theirs
 @pytest.mark.parametrize("attention", ["nam", "nam_tied", "se"])
 def test_attached_to_flaxmodels(monkeypatch, attention):
     """Of PyPI's flaxmodels: its BatchNorm is its own."""
