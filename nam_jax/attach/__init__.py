@@ -80,14 +80,15 @@ def attach(
             re.compile(after)
         except re.error as error:
             raise ValueError(f"after={after!r} is no regular expression: {error}.") from error
+    base: Any = type(model)
     fields = _fields(model)
-    return _attached_class(type(model), repr(fields), template, after, name, train)(**fields)
+    return _attached_class(base, repr(fields), template, after, name, train)(**fields)
 
 
 def _configured(attention: str | AttentionModule) -> AttentionModule | None:
     if isinstance(attention, str):
         kind = find_attention(attention)
-        return kind and kind(parent=None)
+        return None if kind is None else kind(parent=None)
     if not isinstance(attention, AttentionModule) or attention.scope is not None:
         raise ValueError(
             f"attention has to be a name or an unbound attention module; got {attention!r}."
@@ -135,8 +136,8 @@ def _attached_class(
     def reduce(self: Any) -> Any:
         if self.scope is not None:
             raise TypeError(f"Only an unbound {base.__name__} can be pickled; this one is bound.")
-        options = {"attention": template, "after": after, "name": name, "train": train}
-        return functools.partial(attach, **options), (base(**_fields(self)),)
+        again = functools.partial(attach, attention=template, after=after, name=name, train=train)
+        return again, (base(**_fields(self)),)
 
     namespace = {
         "_call_wrapped_method": call_wrapped_method,

@@ -119,16 +119,29 @@ class Calls:
             raise ValueError("attention cannot share statistics in groups (axis_index_groups).")
         self._reserve_name(module)
         extra = {"scale": _scale(module, y)} if isinstance(self.template, TiedNAM) else {}
-        fields = {"dtype": y.dtype, "axis_name": getattr(module, "axis_name", None)}
-        if self.train is None:
-            fields["use_running_average"] = _uses_running_average(module, args, kwargs)
-        else:
-            fields["use_running_average"] = not self.train(module, args, kwargs)
-        unset = {key: new for key, new in fields.items() if getattr(self.template, key) is None}
+        follows: dict[str, Any] = {
+            "dtype": y.dtype,
+            "axis_name": getattr(module, "axis_name", None),
+            "use_running_average": self._uses_running_average(module, args, kwargs),
+        }
+        unset = {key: new for key, new in follows.items() if getattr(self.template, key) is None}
         # A scope, which modules without nn.compact have too, and which all calls of one share.
         scope = module.scope.push(self.name, reuse=True)
         attention = self.template.clone(parent=scope, name=self.name, **unset)
         return attention(y, moments=moments, **extra)
+
+    def _uses_running_average(self, module: nn.Module, args: Any, kwargs: Any) -> bool:
+        if self.train is not None:
+            return not self.train(module, args, kwargs)
+        call = inspect.signature(type(module).__call__).bind(module, *args, **kwargs)
+        call.apply_defaults()
+        fields = {f.name: getattr(module, f.name, None) for f in dataclasses.fields(module)}
+        values: dict[str, Any]
+        for values in ({**call.arguments, **call.kwargs}, fields):
+            for key, runs in _MODES.items():
+                if values.get(key) is not None:
+                    return values[key] if runs else not values[key]
+        return not module.is_mutable_collection("batch_stats")
 
     def _reserve_name(self, module: Any) -> None:
         mark = f"attached {id(self)}"
@@ -138,7 +151,7 @@ class Calls:
             )
 
 
-def _scale(module: nn.Module, y: jax.Array) -> jax.Array:
+def _scale(module: nn.Module, y: Any) -> jax.Array:
     scale = meta.unbox(module.get_variable("params", "scale"))
     if scale is None:
         raise ValueError("nam_tied needs the scale of a normalisation; the module has none.")
@@ -147,14 +160,3 @@ def _scale(module: nn.Module, y: jax.Array) -> jax.Array:
             f"nam_tied needs a scale for each of {y.shape[-1]} channels; got {scale.shape}."
         )
     return scale.reshape(-1)
-
-
-def _uses_running_average(module: nn.Module, args: Any, kwargs: Any) -> bool:
-    call = inspect.signature(type(module).__call__).bind(module, *args, **kwargs)
-    call.apply_defaults()
-    fields = {f.name: getattr(module, f.name, None) for f in dataclasses.fields(module)}
-    for values in ({**call.arguments, **call.kwargs}, fields):
-        for key, runs in _MODES.items():
-            if values.get(key) is not None:
-                return values[key] if runs else not values[key]
-    return not module.is_mutable_collection("batch_stats")
