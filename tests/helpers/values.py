@@ -13,10 +13,12 @@ from nam_jax.attention import NAMES as ATTENTIONS
 from train.core.config.fields import FIELDS
 
 
-def with_slow(name: str, values: Iterable[Any], slow: Collection[Any]) -> pytest.MarkDecorator:
+def with_slow(
+    name: str, values: Iterable[Any], slow: Collection[Any], **options: Any
+) -> pytest.MarkDecorator:
     """Runs a test over `values`, over those that are `slow` in `make test-all` alone."""
     cases = [pytest.param(v, marks=pytest.mark.slow) if v in slow else v for v in values]
-    return pytest.mark.parametrize(name, cases)
+    return pytest.mark.parametrize(name, cases, **options)
 
 
 WHOLE = [
@@ -115,7 +117,7 @@ class Command(NamedTuple):
 WORKDIR = Options(["new", "~/new", "~nobody_here/new", "新しい", "a b"], DIRECTORIES)
 JSON = Options(["new.json"], FILES)
 ATTENTION = Options(["nam", "none,se,nam_tied"], WRONG_NAMES)
-WHICH = Options(["last", "best"], ["worst", "LAST", "last,best", " "])
+WHICH = Options(["last", "best", "best_ema"], ["worst", "LAST", "last,best", " "])
 
 COMMANDS = {
     "main": Command(

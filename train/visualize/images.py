@@ -1,8 +1,9 @@
 """A few images to look at, as an evaluation has them."""
 
+import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,6 @@ import numpy as np
 
 from train.core.config.fields import DataConfig
 from train.core.data.on_host.transform import eval_transform
-from train.core.data.sources import registry
 from train.core.data.sources.records import BadRecord, BadRecordError, Record
 from train.core.data.sources.split import Split
 from train.core.errors import ConfigError, named_by, reason
@@ -34,24 +34,60 @@ class Image(NamedTuple):
     label: int | None = None
 
 
-def check_asked(files: Sequence[str], split: str | None) -> None:
-    """Checks what --images and --split ask for.
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What to draw.
+
+    Attributes:
+      files: Names of image files.
+      split: Name of the split of which images are drawn where there are no files.
+      count: Number of its images.
+      layer: Path of the layer whose gates are drawn; None: the last one with NAM.
+    """
+
+    files: Sequence[str] = ()
+    split: str | None = None
+    count: int = 16
+    layer: str | None = None
+
+    def check(self) -> None:
+        """Checks what --images and --split ask for.
+
+        Raises:
+          ConfigError: it is neither of them or both, too many files, or one without a name.
+        """
+        if not all(self.files):
+            raise ConfigError(
+                f"--images: got {','.join(self.files)!r}; allowed: files, with commas between."
+            )
+        if bool(self.files) == (self.split is not None):
+            raise ConfigError("give --images or --split, one of the two.")
+        if len(self.files) > MOST_IMAGES:
+            raise ConfigError(f"--images: {len(self.files)} files; at most {MOST_IMAGES}.")
+
+
+def chosen(
+    asked: Asked,
+    open_split: Callable[[str], Split],
+    data: DataConfig,
+    shape: tuple[int, int, int],
+) -> list[Image]:
+    """The images that are asked for.
 
     Args:
-      files: Names of image files.
-      split: Name of a split.
+      asked: What to draw.
+      open_split: Opens a split by its name.
+      data: The `data` part of a run's config.
+      shape: Shape (H, W, C) of the images.
 
     Raises:
-      ConfigError: it is neither of them or both, too many files, or one without a name.
+      ConfigError: one cannot be read, or the split is not there or holds none.
     """
-    if not all(files):
-        raise ConfigError(
-            f"--images: got {','.join(files)!r}; allowed: files, with commas between."
-        )
-    if bool(files) == (split is not None):
-        raise ConfigError("give --images or --split, one of the two.")
-    if len(files) > MOST_IMAGES:
-        raise ConfigError(f"--images: {len(files)} files; at most {MOST_IMAGES}.")
+    if asked.split is None:
+        return of_files(asked.files, data, shape)
+    with named_by("--split"):
+        split = open_split(asked.split)
+    return of_split(split, asked.count, data, shape)
 
 
 def of_files(files: Sequence[str], data: DataConfig, shape: tuple[int, int, int]) -> list[Image]:
@@ -77,26 +113,26 @@ def of_files(files: Sequence[str], data: DataConfig, shape: tuple[int, int, int]
     return images
 
 
-def of_split(name: str, count: int, data: DataConfig, shape: tuple[int, int, int]) -> list[Image]:
+def of_split(
+    split: Split, count: int, data: DataConfig, shape: tuple[int, int, int]
+) -> list[Image]:
     """Reads some images of a split, passing over bad records.
 
     The first ones; of files, which come class by class, some at equal distances.
 
     Args:
-      name: Name of the split.
+      split: The split.
       count: Number of images, if it has as many.
       data: The `data` part of a run's config.
       shape: Shape (H, W, C) of the images.
 
     Raises:
-      ConfigError: the dataset or the split is not there, or holds no image.
+      ConfigError: it holds no image that can be read.
     """
-    with named_by("--split"):
-        split = registry.open_split(data, name)
     stride = max(1, split.num_examples // count) if split.files else 1
     images = list(islice(_all_of(split, data, shape, stride), count))
     if not images:
-        raise ConfigError(f"--split: {name!r} of {data.name} has no image that can be read.")
+        raise ConfigError(f"--split: {split.name!r} of {data.name} has no image that can be read.")
     return images
 
 
