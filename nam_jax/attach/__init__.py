@@ -63,8 +63,8 @@ def attach(
       >>> from flax import linen as nn
       >>> model = nn.Sequential([nn.Conv(8, (3, 3)), nn.GroupNorm(4), nn.relu])
       >>> model = nam_jax.attach(model, "se", after="layers_1")
-      >>> variables = model.init(jax.random.key(0), jnp.ones((2, 8, 8, 3)))
-      >>> sorted(variables["params"]["layers_1"])
+      >>> shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((2, 8, 8, 3)))
+      >>> sorted(shapes["params"]["layers_1"])
       ['attention', 'bias', 'scale']
     """
     if model.scope is not None:

@@ -236,7 +236,7 @@ def programs(model: nn.Module, x: Any) -> list[str]:
     return [str(jax.make_jaxpr(function)(*args)) for function, args in traced]
 
 
-@with_slow("attention", ["nam", "nam_tied", "se"], {"nam_tied", "se"})
+@with_slow("attention", ["nam_channel", "nam", "nam_tied", "se"], {"nam", "nam_tied", "se"})
 @pytest.mark.parametrize("kind", MODELS)
 def test_attached_is_hand_edited(x64, kind, attention):
     # Partial, for nn.jit takes any two classes with the same fields for one another.
