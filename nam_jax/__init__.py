@@ -1,6 +1,7 @@
 """Normalization-based attention (NAM) for Flax."""
 
 from nam_jax import models, torch_import
+from nam_jax.attach import attach
 from nam_jax.attention import BAM, CBAM, SqueezeExcite, TripletAttention, attention
 from nam_jax.attention.nam import NAM, ChannelNAM, SpatialNAM
 from nam_jax.export import export, export_onnx
@@ -23,6 +24,7 @@ __all__ = [
     "SqueezeExcite",
     "TripletAttention",
     "add_sparsity_penalty",
+    "attach",
     "attention",
     "convolution",
     "export",

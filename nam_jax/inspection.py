@@ -102,8 +102,9 @@ def gates(
         `nam_jax.models`, `use_running_average=True` for a NAM module.
 
     Returns:
-      Gates M, in [0, 1], by the path of their module, such as `layer1_0/attention/channel`:
-      (N, H', W', C'), of the shape of what it gates, at least float32. Empty without NAM.
+      Gates M, in [0, 1], not times `gate_scale`, by the path of their module, such as
+      `layer1_0/attention/channel`: (N, H', W', C'), of the shape of what it gates, at least
+      float32. Empty without NAM.
 
     Example:
       >>> import jax, jax.numpy as jnp, nam_jax

@@ -4,6 +4,8 @@ Y. Liu, Z. Shao, Y. Teng and N. Hoffmann, NAM: Normalization-based Attention Mod
 https://arxiv.org/abs/2111.12419. Equation numbers below are the paper's.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -126,11 +128,18 @@ def _gated_jvp(
 
 
 class NormalizationAttention(AttentionModule, kw_only=True):
-    """What the three modules share: the fields of their BatchNorm, and of its weights."""
+    """What the three modules share: the fields of their BatchNorm, of its weights and gates."""
 
     momentum: float = 0.9
     epsilon: float = 1e-5
     weight_gradient: bool = False
+    gate_scale: float = 1.0
+
+    def _scaled(self, y: jax.Array) -> jax.Array:
+        """What a gate has let through, times `gate_scale`."""
+        if not 0 < self.gate_scale < math.inf:
+            raise ValueError(f"gate_scale has to be above 0 and finite; got {self.gate_scale!r}.")
+        return y if self.gate_scale == 1 else y * self.gate_scale
 
     def _affine_of(self, bn: BatchNorm, moments: Moments) -> tuple[jax.Array, jax.Array]:
         params = bn.variables["params"]
@@ -157,6 +166,8 @@ class ChannelNAM(NormalizationAttention, kw_only=True):
       epsilon: Small positive number added to the variance.
       weight_gradient: Whether gradients flow through W_γ. The authors' code detaches it;
         γ still learns through BN's own affine.
+      gate_scale: Factor of the gate, above 0. Fresh gates are near 0.5: with 2 a fresh module
+        is nearly the identity, as a pretrained network needs it.
       use_running_average, dtype, param_dtype, axis_name: see `AttentionModule`.
 
     Example:
@@ -190,7 +201,8 @@ class ChannelNAM(NormalizationAttention, kw_only=True):
         Returns:
           Gated input M_c x, of the shape of x.
         """
-        return self._result(x, gated(x, *self.affine(x, use_running_average, moments, scale)))
+        affine = self.affine(x, use_running_average, moments, scale)
+        return self._result(x, self._scaled(gated(x, *affine)))
 
     @nn.compact
     def affine(
@@ -241,6 +253,8 @@ class SpatialNAM(NormalizationAttention, kw_only=True):
       momentum: Decay rate for the running statistics, in [0, 1].
       epsilon: Small positive number added to the variance.
       weight_gradient: Whether gradients flow through W_λ.
+      gate_scale: Factor of the gate, above 0. Fresh gates are near 0.5: with 2 a fresh module
+        is nearly the identity, as a pretrained network needs it.
       use_running_average, dtype, param_dtype, axis_name: see `AttentionModule`.
 
     Example:
@@ -275,7 +289,8 @@ class SpatialNAM(NormalizationAttention, kw_only=True):
           ValueError: x is no (N, H, W, C) array, or its map has not the size that the
             module was initialised for.
         """
-        return self._result(x, gated(x, *self.affine(to_reduce(x, moments), use_running_average)))
+        affine = self.affine(to_reduce(x, moments), use_running_average)
+        return self._result(x, self._scaled(gated(x, *affine)))
 
     @nn.compact
     def affine(self, x: jax.Array, use_running_average: bool | None) -> tuple[jax.Array, jax.Array]:
@@ -308,6 +323,8 @@ class NAM(NormalizationAttention, kw_only=True):
       momentum: Decay rate for the running statistics, in [0, 1].
       epsilon: Small positive number added to the variance.
       weight_gradient: Whether gradients flow through W_γ and W_λ.
+      gate_scale: Factor of either gate, above 0. Fresh gates are near 0.5: with 2 a fresh module
+        is nearly the identity, as a pretrained network needs it.
       use_running_average, dtype, param_dtype, axis_name: see `AttentionModule`.
 
     Example:
@@ -348,6 +365,7 @@ class NAM(NormalizationAttention, kw_only=True):
         fields = shared_fields(self, NormalizationAttention)
         channel = ChannelNAM(**fields, name="channel").affine(x, use_running_average, moments)
         spatial = SpatialNAM(**fields, name="spatial").affine(
-            gated(to_reduce(x, moments), *channel), use_running_average
+            self._scaled(gated(to_reduce(x, moments), *channel)), use_running_average
         )
-        return self._result(x, gated(gated(x, *channel), *spatial))
+        z = self._scaled(gated(x, *channel))
+        return self._result(x, self._scaled(gated(z, *spatial)))

@@ -178,7 +178,8 @@ class BatchNorm(nn.Module):
         """
         wide = widened(x)
         moments = self.statistics(wide, use_running_average)
-        params = self.variables["params"].values()
+        # By name: attention may be attached to this module, with parameters of its own below it.
+        params = (self.variables["params"][name] for name in ("scale", "bias"))
         dtype = canonicalize_dtype(x, *params, dtype=self.dtype)
         y = self._normalize(wide, moments).astype(dtype)
         if not return_moments:
