@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.dtypes import canonicalize_dtype
 from flax.typing import Dtype
 
 from nam_jax.layers.batch_norm import AxisNames, BatchNorm
+from nam_jax.layers.dtypes import promoted, result_dtype
 
 
 class AttentionModule(nn.Module, kw_only=True):
@@ -47,11 +47,12 @@ class AttentionModule(nn.Module, kw_only=True):
             raise ValueError(f"{name} takes (N, H, W, C) arrays; got the shape {x.shape}.")
 
     def _gated(self, x: jax.Array, gate: jax.Array) -> jax.Array:
-        return self._result(x, x * gate)
+        wide, gate = promoted(x, gate)
+        return self._result(x, wide * gate)
 
     def _result(self, x: jax.Array, y: jax.Array) -> jax.Array:
         params = jax.tree.leaves(self.variables.get("params", {}))
-        return y.astype(canonicalize_dtype(x, *params, dtype=self.dtype))
+        return y.astype(result_dtype(x, *params, dtype=self.dtype))
 
 
 def shared_fields(module: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:

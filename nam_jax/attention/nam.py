@@ -7,15 +7,16 @@ https://arxiv.org/abs/2111.12419. Equation numbers below are the paper's.
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import meta
 
 from nam_jax.attention.base import AttentionModule, shared_fields
 from nam_jax.layers.batch_norm import BatchNorm, Moments, batch_norm_affine, to_reduce
-from nam_jax.layers.dtypes import widened
+from nam_jax.layers.dtypes import promoted, widened
 
 
 def magnitude(scale: jax.Array) -> jax.Array:
     """|scale|, at least float32, with the gradient 0 at 0, where that of jnp.abs is 1."""
-    scale = widened(scale)
+    scale = widened(meta.unbox(scale))
     return scale * jnp.sign(scale)
 
 
@@ -75,7 +76,8 @@ def gate_affine(
       The multiplier and the offset, of the shape of scale, at least float32.
     """
     weights = attention_weights(scale, gradient=weight_gradient)
-    multiplier, offset = batch_norm_affine(moments, scale, bias, epsilon=epsilon)
+    affine = batch_norm_affine(moments, scale, bias, epsilon=epsilon)
+    weights, multiplier, offset = promoted(weights, *affine)
     return weights * multiplier, weights * offset
 
 
@@ -90,6 +92,7 @@ def gate(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
     Returns:
       The gate M, in [0, 1], of the shape of x.
     """
+    x, multiplier, offset = promoted(x, multiplier, offset)
     return 0.5 + 0.5 * jnp.tanh(0.5 * multiplier * x + 0.5 * offset)
 
 
@@ -110,7 +113,8 @@ def gated(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
     Returns:
       The gated array, of the shape of x.
     """
-    return x * gate(x, multiplier, offset)
+    x, m = promoted(x, gate(x, multiplier, offset))
+    return x * m
 
 
 @gated.defjvp
@@ -118,7 +122,7 @@ def _gated_jvp(
     primals: tuple[jax.Array, jax.Array, jax.Array],
     tangents: tuple[jax.Array, jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
-    (x, multiplier, _), (dx, dmultiplier, doffset) = primals, tangents
+    (x, multiplier, _), (dx, dmultiplier, doffset) = promoted(*primals), promoted(*tangents)
     m = gate(*primals)
     y = x * m
     slope = y * (1 - m)
@@ -133,7 +137,7 @@ class NormalizationAttention(AttentionModule, kw_only=True):
     weight_gradient: bool = False
 
     def _affine_of(self, bn: BatchNorm, moments: Moments) -> tuple[jax.Array, jax.Array]:
-        params = bn.variables["params"]
+        params = meta.unbox(bn.variables["params"])
         return gate_affine(
             moments,
             params["scale"],
@@ -287,7 +291,7 @@ class SpatialNAM(NormalizationAttention, kw_only=True):
 
     def _check_map(self, x: jax.Array) -> None:
         self._check_rank(x)
-        own = self.variables.get("params", {}).get("nam_bn")
+        own = meta.unbox(self.variables.get("params", {}).get("nam_bn"))
         if own is not None and own["scale"].shape != x.shape[1:3]:
             expected, actual = ("×".join(map(str, s)) for s in (own["scale"].shape, x.shape[1:3]))
             raise ValueError(

@@ -184,6 +184,14 @@ def test_modules_with_and_without_a_norm():
     assert all(map(statistics_of, ("nam_channel", "nam_spatial", "nam", "bam", "cbam", "tam")))
 
 
+@pytest.fixture
+def mixed_dtypes():
+    # Flax's own layers refuse them where jax_numpy_dtype_promotion is strict.
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.mark.usefixtures("mixed_dtypes")
 @each_name
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_param_dtype_is_that_of_all_parameters(name, dtype):
@@ -379,6 +387,7 @@ def test_height_and_width_are_alike(name, train):
         assert_close(turned[1], transposed(update), 1e-5)
 
 
+@pytest.mark.usefixtures("mixed_dtypes")
 @each_name
 def test_float64_stays_float64(x64, name):
     x = image(dtype=np.float64)
