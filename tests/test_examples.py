@@ -36,6 +36,7 @@ def test_nnx_model_is_nam() -> None:
     np.testing.assert_allclose(block(x, train=False), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_nnx_statistics_run_in_training_only() -> None:
     block = nnx_model.Block(8, 6, nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(1), (2, 6, 6, 8))

@@ -1,7 +1,8 @@
 r"""The size of a network: layer by layer, or with several attentions side by side.
 
 Parameters, and multiply-adds of convolutions and linear layers for one image.
-Nothing is computed, and the dataset need not be on disk.
+Nothing is computed, and the dataset need not be on disk. Weights that are named
+by config.model.pretrained are held against the network.
 
 Example:
   python -m train.summary --config configs/cifar100_resnet50.py \
@@ -18,6 +19,7 @@ from train.core import command_line
 from train.core.config.fields import with_attention
 from train.core.data.sources.registry import source_of
 from train.core.engine.experiment import create_model
+from train.core.engine.pretrained import planned
 from train.core.tables import Table
 
 
@@ -76,6 +78,8 @@ def main(options: Namespace) -> None:
     for name in names:
         model = create_model(with_attention(config, name), num_classes)
         networks[name] = layers(model, image_shape)
+        if config.model.pretrained:
+            planned(config.model, model, image_shape)
     attention = f"attention {names[0]}, " if len(names) == 1 else ""
     print(
         f"{config.model.name}, {attention}stem {config.model.stem}, "

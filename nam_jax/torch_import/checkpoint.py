@@ -3,10 +3,11 @@
 import enum
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from nam_jax.torch_import.restricted_pickle import Items, Placeholder, Tensor, as_key
+from nam_jax.torch_import.wording import listed, shortened
 
 # What training scripts call the network's state dict, or a dict in which it is nested.
 _NETWORK = {
@@ -18,16 +19,17 @@ _AVERAGED = re.compile("(^|_)(ema|swa|avg|averaged?|shadow)(_|$)", re.IGNORECASE
 # The state of an optimiser may have a dict of tensors for every parameter.
 _TRAINING = re.compile("optim|sched", re.IGNORECASE)
 
+# Of the largest one's tensors, a network's state dict has this share at least.
+_LEAST_SHARE = 10
 _MOST_KEYS = 4
 _LONGEST_KEY = 100
-_MOST_LISTED = 10
 
 
 class StateDictKeyError(ValueError):
     """Which of the state dicts in a file is meant has to be said by the key of one."""
 
 
-class Kind(enum.IntEnum):
+class Role(enum.IntEnum):
     """What the keys say of a state dict."""
 
     NETWORK = 0
@@ -40,12 +42,12 @@ class Found(NamedTuple):
 
     Attributes:
       key: Dotted key in the file; that of the whole file is empty.
-      kind: What that key says.
+      role: What that key says.
       entries: All that it holds.
     """
 
     key: str
-    kind: Kind
+    role: Role
     entries: dict[Any, Any]
 
 
@@ -57,15 +59,22 @@ def find(content: Any) -> list[Found]:
 
     Returns:
       Networks under usual names, then averaged ones, then others; the largest of each first.
+      What is far smaller than the largest, such as a random state, is none of the first two.
     """
-    found = []
+    found: list[Found] = []
     for keys, entries in _dicts(content):
-        kind = _kind(keys)
+        role = _role(keys)
         is_pure = all(_is_entry(*item) for item in entries.items())
         # A checkpoint may have a tensor of its own beside the state dict.
-        if is_pure or (keys and kind is Kind.NETWORK and _size(entries)):
-            found.append(Found(".".join(keys), kind, entries))
-    return sorted(found, key=lambda each: (each.kind, -_size(each.entries)))
+        if is_pure or (keys and role is Role.NETWORK and _size(entries)):
+            found.append(Found(".".join(keys), role, entries))
+    largest = max((_size(each.entries) for each in found), default=0)
+
+    def rank(each: Found) -> tuple[Role, int]:
+        size = _size(each.entries)
+        return (each.role if size * _LEAST_SHARE >= largest else Role.OTHER), -size
+
+    return sorted(found, key=rank)
 
 
 def take(content: Any, key: str | None) -> dict[str, Tensor]:
@@ -87,31 +96,54 @@ def take(content: Any, key: str | None) -> dict[str, Tensor]:
     if not found:
         raise ValueError(_nothing(content))
     keys = [each.key for each in found]
-    if key is None and len(found) > 1 and found[0].kind is Kind.OTHER:
-        raise StateDictKeyError(f"it holds several state dicts; give the key of one: {_list(keys)}")
-    check_key(key, keys)
-    taken = found[0] if key is None else found[keys.index(key)]
+    if key is None and len(found) > 1 and found[0].role is Role.OTHER:
+        raise StateDictKeyError(
+            f"it holds several state dicts; give the key of one: {listed(keys)}"
+        )
+    taken = found[0] if key is None else _of_key(found, key)
     others = {name: value for name, value in taken.entries.items() if not _is_entry(name, value)}
     if others:
-        raise ValueError(f"its {taken.key} holds {_described(others)}, and only tensors are read")
+        more = [each for each in keys if each != taken.key]
+        advice = f"; other state dicts: {listed(more)}" if more else ""
+        raise ValueError(
+            f"its {taken.key} holds {_described(others)}, and only tensors are read{advice}"
+        )
     return taken.entries
 
 
-def check_key(key: str | None, keys: list[str]) -> None:
-    """Refuses a key that is none of those of a file's state dicts.
+def below(entries: Mapping[Any, Any], prefix: str) -> dict[str, Any]:
+    """The entries whose names begin with a prefix and a dot, without these.
 
     Args:
-      key: Dotted key; None is fine.
-      keys: Those there are.
-
-    Raises:
-      StateDictKeyError: there is no such key.
+      entries: Values by name.
+      prefix: Beginning of names, such as `model`; an empty one: all.
     """
-    if key is not None and key not in keys:
-        allowed = (
-            "the file is one: leave the key out" if keys == [""] else f"there are {_list(keys)}"
-        )
-        raise StateDictKeyError(f"it has no state dict {key[:_LONGEST_KEY]!r}; {allowed}")
+    start = f"{prefix}." if prefix else ""
+    names = [name for name in entries if type(name) is str and name.startswith(start)]
+    return {name.removeprefix(start): entries[name] for name in names}
+
+
+def unknown_key(key: str, keys: list[str]) -> StateDictKeyError:
+    """The error of a key that is none of a file's state dicts, nor a prefix in one.
+
+    Args:
+      key: Dotted key.
+      keys: Those there are.
+    """
+    allowed = "the file is one: leave the key out" if keys == [""] else f"there are {listed(keys)}"
+    return StateDictKeyError(f"it has no state dict {shortened(key)!r}; {allowed}")
+
+
+def _of_key(found: list[Found], key: str) -> Found:
+    """The state dict of a key, or what in one has the rest of the key as a prefix."""
+    for each in sorted(found, key=lambda each: -len(each.key)):
+        if each.key == key:
+            return each
+        if key.startswith(f"{each.key}.") or not each.key:
+            inner = below(each.entries, key.removeprefix(f"{each.key}."))
+            if _size(inner):
+                return Found(key, each.role, inner)
+    raise unknown_key(key, [each.key for each in found])
 
 
 def _dicts(content: Any) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:
@@ -158,11 +190,11 @@ def _size(entries: dict[Any, Any]) -> int:
     return sum(type(value) is Tensor for value in entries.values())
 
 
-def _kind(keys: Iterable[str]) -> Kind:
+def _role(keys: Iterable[str]) -> Role:
     others = [key for key in keys if key.lower() not in _NETWORK]
     if not others:
-        return Kind.NETWORK
-    return Kind.AVERAGED if all(map(_AVERAGED.search, others)) else Kind.OTHER
+        return Role.NETWORK
+    return Role.AVERAGED if all(map(_AVERAGED.search, others)) else Role.OTHER
 
 
 def _nothing(content: Any) -> str:
@@ -174,16 +206,11 @@ def _nothing(content: Any) -> str:
 
 def _described(entries: dict[Any, Any]) -> str:
     others = [
-        f"{_name(key) if type(key) is Placeholder else key[:_LONGEST_KEY]} ({_name(value)})"
+        f"{_name(key) if type(key) is Placeholder else key} ({_name(value)})"
         for key, value in entries.items()
         if not _is_entry(key, value)
     ]
-    return _list(others)
-
-
-def _list(texts: list[str]) -> str:
-    more = len(texts) - _MOST_LISTED
-    return ", ".join(texts[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+    return listed(others)
 
 
 def _name(value: Any) -> str:

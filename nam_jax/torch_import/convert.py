@@ -14,6 +14,7 @@ from flax import traverse_util
 
 from nam_jax.torch_import import names
 from nam_jax.torch_import.misfit import check, is_real
+from nam_jax.torch_import.wording import listed
 from nam_jax.variables import abstract_variables, initial_variables, is_attention
 
 _log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def variables(
     """
     planned = plan(module, state_dict, input_shape, new_head=new_head)
     if planned.fresh:
-        _log.warning("fresh, not from the state dict: %s", ", ".join(planned.fresh))
+        _log.warning("fresh, not from the state dict: %s", listed(planned.fresh))
     if planned.adaptations:
         _log.info("adapted: %s", "; ".join(planned.adaptations))
     return planned.variables(key)
@@ -222,11 +223,17 @@ def _adapt(state: dict[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]) 
         if name in names.STEMS and state[name].ndim == 4 and is_real(state[name].dtype):
             given, channels = state[name].shape[1], wanted[name][1]
             if channels == 1 < given:
-                state[name] = state[name].sum(1, keepdims=True, dtype=state[name].dtype)
+                state[name] = _summed(state[name])
                 yield f"{name} summed over its {given} channels"
             if given == 1 < channels:
                 state[name] = np.repeat(state[name] / channels, channels, 1)
                 yield f"{name} spread over {channels} channels"
+
+
+def _summed(kernel: np.ndarray) -> np.ndarray:
+    """The sum over the channels; a whole number's own type may be too small for it."""
+    dtype = kernel.dtype if jnp.issubdtype(kernel.dtype, jnp.floating) else np.float32
+    return kernel.sum(1, keepdims=True, dtype=dtype)
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -30,12 +30,14 @@ def read(path: str | os.PathLike[str], key: str | None = None) -> StateDict:
 
     In a checkpoint the network's state dict is found under its usual names (`state_dict`,
     `model`, `net` and the like, also one in another), or else the averaged one (such as
-    `model_ema`), or else the only one; a key takes any other that `list_state_dicts` gives.
+    `model_ema`), or else the only one; a key takes any other that `list_state_dicts` gives, or
+    of one the entries whose names begin alike.
 
     Args:
       path: File of weights.
       key: Dotted key of the state dict in a checkpoint, such as `state_dict_ema` (default: it
-        is found).
+        is found), or such a key and a prefix of names: `state_dict.model` takes `model.fc.weight`
+        as `fc.weight`, and nothing beside `model`.
 
     Returns:
       Arrays by name.
@@ -85,8 +87,11 @@ def _read(path: Path, key: str | None) -> StateDict:
     kind = kinds.kind(path)
     if kind == "torch":
         return torch_save.read(path, key)
-    checkpoint.check_key(key, [""])
-    return _read_npz(path) if kind == "npz" else _read_safetensors(path)
+    arrays = _read_npz(path) if kind == "npz" else _read_safetensors(path)
+    chosen = checkpoint.below(arrays, key or "")
+    if key and not chosen:
+        raise checkpoint.unknown_key(key, [""])
+    return chosen
 
 
 def _checked(path: str | os.PathLike[str]) -> Path:
@@ -111,8 +116,8 @@ def _in_a_line(path: Path) -> Iterator[None]:
         ) from error
     # What a damaged file makes a reader raise is not limited to a few kinds.
     except Exception as error:
-        kind = StateDictKeyError if isinstance(error, StateDictKeyError) else ValueError
-        raise kind(f"{path} cannot be read as weights: {_line(error)}") from error
+        told = StateDictKeyError if isinstance(error, StateDictKeyError) else ValueError
+        raise told(f"{path} cannot be read as weights: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:

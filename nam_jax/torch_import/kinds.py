@@ -57,7 +57,7 @@ def kind(path: Path) -> str:
     if LEGACY_MAGIC.to_bytes(10, "little") in start[:40]:
         return "torch"
     # After the length of the header, which is JSON.
-    if start[8:9] == b"{":
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
         return "safetensors"
     raise ValueError(f"it is {_described(start)}")
 
@@ -70,7 +70,7 @@ def _kind_of_zip(path: Path) -> str:
         raise ValueError(
             "it is a zip archive that is damaged or cut short: fetch it again"
         ) from error
-    if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
+    if any(re.fullmatch(r"[^/]+/constants\.pkl", name) for name in names):
         raise ValueError(f"it is a TorchScript archive: load it with torch.jit.load, and {_SAVE}")
     if any(name.endswith("/data.pkl") for name in names):
         return "torch"

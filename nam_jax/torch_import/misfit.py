@@ -13,12 +13,9 @@ from nam_jax import models
 from nam_jax.models.mobilenet_v2 import MobileNetV2, scaled
 from nam_jax.models.resnet import Bottleneck, ResNet
 from nam_jax.torch_import import names
+from nam_jax.torch_import.wording import listed, shortened
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-# Of each kind of problem, so many are named.
-_MOST_NAMED = 5
-_LONGEST_NAME = 80
 
 _UNKNOWN = "its network, attention, stem or input size may be another"
 
@@ -28,7 +25,8 @@ class Cause(NamedTuple):
 
     Attributes:
       text: What the matter is, a clause.
-      options: Fields of `nam_jax.models.create`, or `new_head`, with which it would fit.
+      options: Fields of `nam_jax.models.create`, `new_head`, or the `key` of `read`, with which
+        it would fit.
     """
 
     text: str
@@ -40,7 +38,8 @@ class MisfitError(ValueError):
 
     Attributes:
       causes: What is most likely the matter, the likeliest first, in one line.
-      options: Fields of `nam_jax.models.create`, or `new_head`, with which it would fit.
+      options: Fields of `nam_jax.models.create`, `new_head`, or the `key` of `read`, with which
+        it would fit.
       lists: A line for each kind of problem, with the first entries that have it.
     """
 
@@ -66,7 +65,7 @@ def check(module: nn.Module, state: Mapping[str, np.ndarray], wanted: Shapes) ->
       MisfitError: Entries are missing, left over, of another shape, or no real numbers.
     """
     actual = {name: value.shape for name, value in state.items()}
-    listed = {
+    problems = {
         "missing": [f"{name} {wanted[name]}" for name in wanted.keys() - actual.keys()],
         "left over": [f"{name} {actual[name]}" for name in actual.keys() - wanted.keys()],
         "misshapen": [
@@ -78,7 +77,7 @@ def check(module: nn.Module, state: Mapping[str, np.ndarray], wanted: Shapes) ->
             f"{name} {value.dtype}" for name, value in state.items() if not is_real(value.dtype)
         ],
     }
-    lists = [f"{kind}: {_some(sorted(them))}" for kind, them in listed.items() if them]
+    lists = [f"{problem}: {listed(sorted(them))}" for problem, them in problems.items() if them]
     if lists:
         raise MisfitError(list(_causes(module, actual, wanted)), lists)
 
@@ -86,16 +85,6 @@ def check(module: nn.Module, state: Mapping[str, np.ndarray], wanted: Shapes) ->
 def is_real(dtype: np.dtype) -> bool:
     """Whether arrays of a dtype hold real numbers."""
     return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
-
-
-def _some(them: list[str]) -> str:
-    """The first few, and how many more there are."""
-    text = ", ".join(_short(each) for each in them[:_MOST_NAMED])
-    return f"{text} and {len(them) - _MOST_NAMED:,} more" if len(them) > _MOST_NAMED else text
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…"
 
 
 def _causes(module: nn.Module, actual: Shapes, wanted: Shapes) -> Iterator[Cause]:
@@ -206,10 +195,12 @@ def _other_head(actual: Shapes, wanted: Shapes) -> Iterator[Cause]:
     layers = {name.rpartition(".")[0] for name in theirs}
     # Of other features too it would be left out in vain: the network is a wider one.
     classes = {actual[name][0] for name in theirs if name in heads and actual[name]}
-    if not heads or (len(layers) == 1 and classes == {wanted[heads[0]][0]}):
+    if not heads or (set(theirs) == set(heads) and classes == {wanted[heads[0]][0]}):
         return
     if len(layers) != 1:
         text = f"its classifier has {len(layers)} layers" if layers else "it has no classifier"
+    elif set(theirs) < set(heads):
+        text = "its classifier has no bias"
     else:
         text = f"its classifier has {max(classes, default='other')} classes"
     yield Cause(text, {"new_head": True})
@@ -224,13 +215,10 @@ def _prefixes(actual: Shapes, wanted: Shapes) -> list[Cause]:
         if name not in wanted and tail in wanted
     )
     # Fewer may be another network's: `layer9.0.` and `conv1.weight`.
-    texts = [
-        f"{count:,} begin with {_short(prefix)!r}"
-        for prefix, count in found.most_common(2)
-        if 2 * count >= len(wanted)
-    ]
+    common = [each for each in found.most_common(2) if 2 * each[1] >= len(wanted)]
+    texts = [f"{count:,} begin with {shortened(prefix)!r}" for prefix, count in common]
     text = f"its names share no prefix, {' and '.join(texts)}: take those alone"
-    return [Cause(text, {})] if texts else []
+    return [Cause(text, {"key": common[0][0].rstrip(".")})] if common else []
 
 
 def _tails(name: str) -> Iterator[str]:
@@ -245,6 +233,5 @@ def _tails(name: str) -> Iterator[str]:
 def _foreign(actual: Shapes) -> Cause:
     if not actual:
         return Cause("it holds no weights", {})
-    firsts = list(dict.fromkeys(_short(name.partition(".")[0]) for name in actual))
-    shown = ", ".join(firsts[:_MOST_NAMED]) + (", …" if len(firsts) > _MOST_NAMED else "")
-    return Cause(f"it is of another kind of network, whose parts are called {shown}", {})
+    firsts = list(dict.fromkeys(name.partition(".")[0] for name in actual))
+    return Cause(f"it is of another kind of network, whose parts are called {listed(firsts)}", {})

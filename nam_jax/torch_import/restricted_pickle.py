@@ -82,9 +82,14 @@ def as_key(value: Any) -> str | Placeholder:
     return value if type(value) in (str, Placeholder) else Placeholder(f"<{type(value).__name__}>")
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor | Placeholder:
+def _tensor(
+    storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any
+) -> Tensor | Placeholder:
     if type(storage) is Placeholder:
         return storage
+    # After requires_grad and hooks: whether the numbers are to be negated or conjugated.
+    if any(rest[2:]):
+        return Placeholder("torch.Tensor with metadata: resolve_neg() or resolve_conj() it first")
     plain = type(storage) is Storage and {type(shape), type(strides)} <= {tuple, list}
     if not plain or len(shape) != len(strides) or len(shape) > _MOST_AXES:
         raise ValueError("it holds a tensor that is none")

@@ -13,10 +13,12 @@ from nam_jax.attention import NAMES as ATTENTIONS
 from train.core.config.fields import FIELDS
 
 
-def with_slow(name: str, values: Iterable[Any], slow: Collection[Any]) -> pytest.MarkDecorator:
+def with_slow(
+    name: str, values: Iterable[Any], slow: Collection[Any], **options: Any
+) -> pytest.MarkDecorator:
     """Runs a test over `values`, over those that are `slow` in `make test-all` alone."""
     cases = [pytest.param(v, marks=pytest.mark.slow) if v in slow else v for v in values]
-    return pytest.mark.parametrize(name, cases)
+    return pytest.mark.parametrize(name, cases, **options)
 
 
 WHOLE = [

@@ -17,9 +17,9 @@ DATA = {"grain", "tensorflow_datasets", "array_record", "sklearn"}
         ("main", NEVER | DATA),
         pytest.param("evaluate", NEVER | DATA, marks=pytest.mark.slow),
         pytest.param("compile", NEVER | DATA, marks=pytest.mark.slow),
-        ("report.__main__", NEVER | DATA),
+        pytest.param("report.__main__", NEVER | DATA, marks=pytest.mark.slow),
         pytest.param("summary", NEVER | DATA | {"orbax", "tensorboardX"}, marks=pytest.mark.slow),
-        ("config", NEVER | DATA | {"orbax", "tensorboardX"}),
+        pytest.param("config", NEVER | DATA | {"orbax", "tensorboardX"}, marks=pytest.mark.slow),
     ],
 )
 def test_heavy_imports(command: str, unused: set[str]) -> None:

@@ -7,6 +7,7 @@ import pytest
 from nam_jax import models
 from nam_jax.models.size import Layer, Size, layers
 from tests.helpers.commands import call
+from tests.helpers.torch_weights import networks
 from train import summary
 
 DIGITS = ("--config", "configs/digits_resnet20.py")
@@ -68,15 +69,28 @@ def test_wrong_list_of_attentions_is_refused_in_one_line(names):
     assert re.fullmatch(pattern, result.err)
 
 
-def test_command_lists_the_layers_of_a_network_with_neither_dataset_nor_weights(tmp_path):
+def test_command_lists_the_layers_of_a_network_without_its_dataset(tmp_path):
     config = "--config=configs/cifar100_resnet20.py"
-    pretrained = "--config.model.pretrained=nowhere.pth"
-    result = call("summary", config, f"--config.data.dir={tmp_path}", pretrained)
+    result = call("summary", config, f"--config.data.dir={tmp_path}")
     assert (result.code, result.err) == (0, "")
     title, table = result.out.rstrip().split("\n\n")
     assert title == ("resnet20, attention nam_channel, stem cifar, images 32 × 32 × 3, 100 classes")
     model = models.create("resnet20", num_classes=100, attention="nam_channel", stem="cifar")
     assert table == summary.layer_table(layers(model, (32, 32, 3)))
+
+
+def test_weights_are_held_against_the_network(tmp_path):
+    model = models.create("resnet20", num_classes=10, attention="se", stem="cifar")
+    networks.save(tmp_path / "w.npz", model, (8, 8, 1))
+    given = f"--config.model.pretrained={tmp_path / 'w.npz'}", "--config.optimizer.sparsity=0"
+    result = call("summary", *DIGITS, *given, "--config.model.attention=se")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith(f"weights from {tmp_path / 'w.npz'}; fresh: nothing\n")
+    result = call("summary", *DIGITS, *given, "--config.model.attention=none")
+    assert result.code == 2
+    assert "w.npz does not fit the network: its attention is se, and not none" in result.err
+    missing = call("summary", *DIGITS, "--config.model.pretrained=nowhere.pth")
+    assert (missing.code, missing.out) == (2, "")
 
 
 def test_command_compares_attentions():

@@ -1,9 +1,12 @@
 """Errors that a user can mend: printed without a traceback, all but one in one line."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import jax
+
+# Names that are told of many.
+FEW = 5
 
 
 class ConfigError(ValueError):
@@ -68,3 +71,9 @@ def reason_and_file(error: Exception) -> str:
     """What went wrong, in one line, and with which file, where it was one."""
     name = getattr(error, "filename", None)
     return f"{name}: {reason(error)}" if name else reason(error)
+
+
+def few(names: Collection[str]) -> str:
+    """The first of many names, and how many more there are."""
+    first = ", ".join(list(names)[:FEW])
+    return f"{first} and {len(names) - FEW:,} more" if len(names) > FEW else first

@@ -1,5 +1,6 @@
 """A few images to look at, as an evaluation has them."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -34,24 +35,52 @@ class Image(NamedTuple):
     label: int | None = None
 
 
-def check_asked(files: Sequence[str], split: str | None) -> None:
-    """Checks what --images and --split ask for.
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What to draw.
+
+    Attributes:
+      files: Names of image files.
+      split: Name of the split of which images are drawn where there are no files.
+      count: Number of its images.
+      layer: Path of the layer whose gates are drawn; None: the last one with NAM.
+    """
+
+    files: Sequence[str] = ()
+    split: str | None = None
+    count: int = 16
+    layer: str | None = None
+
+    def check(self) -> None:
+        """Checks what --images and --split ask for.
+
+        Raises:
+          ConfigError: it is neither of them or both, too many files, or one without a name.
+        """
+        if not all(self.files):
+            raise ConfigError(
+                f"--images: got {','.join(self.files)!r}; allowed: files, with commas between."
+            )
+        if bool(self.files) == (self.split is not None):
+            raise ConfigError("give --images or --split, one of the two.")
+        if len(self.files) > MOST_IMAGES:
+            raise ConfigError(f"--images: {len(self.files)} files; at most {MOST_IMAGES}.")
+
+
+def chosen(asked: Asked, data: DataConfig, shape: tuple[int, int, int]) -> list[Image]:
+    """The images that are asked for.
 
     Args:
-      files: Names of image files.
-      split: Name of a split.
+      asked: What to draw.
+      data: The `data` part of a run's config.
+      shape: Shape (H, W, C) of the images.
 
     Raises:
-      ConfigError: it is neither of them or both, too many files, or one without a name.
+      ConfigError: one cannot be read, or the split is not there or holds none.
     """
-    if not all(files):
-        raise ConfigError(
-            f"--images: got {','.join(files)!r}; allowed: files, with commas between."
-        )
-    if bool(files) == (split is not None):
-        raise ConfigError("give --images or --split, one of the two.")
-    if len(files) > MOST_IMAGES:
-        raise ConfigError(f"--images: {len(files)} files; at most {MOST_IMAGES}.")
+    if asked.split is None:
+        return of_files(asked.files, data, shape)
+    return of_split(asked.split, asked.count, data, shape)
 
 
 def of_files(files: Sequence[str], data: DataConfig, shape: tuple[int, int, int]) -> list[Image]:

@@ -115,7 +115,7 @@ def refuse(
 def assert_refused(path: Path, match: str = "") -> None:
     reason = refusal(path)
     assert reason is not None
-    assert re.search(match, reason)
+    assert re.search(match, reason), reason
 
 
 def refusal(path: Path) -> str | None:

@@ -142,7 +142,7 @@ def affected(name, train, place):
     return (np.full(SHAPE, True) if train else n), False
 
 
-@each_name
+@with_slow("name", NAMES, LARGEST)
 @given(
     seed=st.integers(0, 999),
     place=st.tuples(*(st.integers(0, size - 1) for size in SHAPE)),

@@ -80,7 +80,7 @@ def assert_close(actual: object, expected: object, tolerance: float = 1e-12) -> 
     jax.tree.map(check, actual, expected)
 
 
-@pytest.mark.parametrize("name", CHEAPER)
+@with_slow("name", CHEAPER, set(CHEAPER) - {*QUICK, "depthwise"})
 def test_values_and_gradients_are_those_of_xla(name, x64):
     own, xla = case(name)
     first = [jax.jit(jax.value_and_grad(scalar, (1, 2)), static_argnums=0)(*c) for c in (own, xla)]
@@ -176,7 +176,10 @@ def test_a_batch_of_unknown_size():
     assert_close(exported.call(x, kernel), jax.jit(gradient)(x, kernel), 1e-5)
 
 
-@pytest.mark.parametrize(("network", "attention"), [("mobilenet_v2", "none"), ("resnet20", "bam")])
+@pytest.mark.parametrize(
+    ("network", "attention"),
+    [pytest.param("mobilenet_v2", "none", marks=pytest.mark.slow), ("resnet20", "bam")],
+)
 def test_networks_use_it(network, attention):
     model = models.create(network, num_classes=2, attention=attention, stem="cifar")
     x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)

@@ -198,7 +198,7 @@ def test_serialisation_brings_everything_back(name, attention):
     jax.tree.map(np.testing.assert_array_equal, restored, variables)
 
 
-@pairs(lambda name, attention: (name, attention) == ("resnet18", "bam"))
+@pairs(lambda *_: False)
 def test_jit_changes_nothing(name, attention):
     variables = variables_of(name, attention)
     eager, _ = Called(cut_short(name, attention)).apply(variables, images(), True)

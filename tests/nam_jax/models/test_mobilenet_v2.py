@@ -93,7 +93,10 @@ def test_every_block_has_attention(attention):
     assert set(params) == BLOCKS | {"stem_conv", "stem_bn", "last_conv", "last_bn", "fc"}
 
 
-@pytest.mark.parametrize(("stem", "after"), [("imagenet", (1, 3, 6, 13)), ("cifar", (3, 6, 13))])
+@pytest.mark.parametrize(
+    ("stem", "after"),
+    [pytest.param("imagenet", (1, 3, 6, 13), marks=pytest.mark.slow), ("cifar", (3, 6, 13))],
+)
 def test_bam_stands_where_the_resolution_drops(stem, after):
     params, plain = shapes("bam", stem), shapes("none", stem)
     names = {f"bam{number}" for number in after}
@@ -137,7 +140,12 @@ def residual(features, strides, zero):
 
 
 @pytest.mark.parametrize(
-    ("features", "strides", "is_residual"), [(8, 1, True), (8, 2, False), (16, 1, False)]
+    ("features", "strides", "is_residual"),
+    [
+        (8, 1, True),
+        pytest.param(8, 2, False, marks=pytest.mark.slow),
+        pytest.param(16, 1, False, marks=pytest.mark.slow),
+    ],
 )
 def test_residual_block_starts_as_the_identity(features, strides, is_residual):
     x = np.random.default_rng(0).standard_normal((2, 4, 6, 8)).astype(np.float32)

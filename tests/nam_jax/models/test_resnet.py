@@ -246,7 +246,11 @@ def test_every_block_has_attention(name, stages, attention):
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("resnet20", 2), ("resnet18", 3), pytest.param("resnet50", 3, marks=pytest.mark.slow)],
+    [
+        ("resnet20", 2),
+        pytest.param("resnet18", 3, marks=pytest.mark.slow),
+        pytest.param("resnet50", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_bam_stands_after_all_stages_but_the_last(name, count):
     plain, bam = (shapes(name, attention)["params"] for attention in ("none", "bam"))
@@ -287,6 +291,7 @@ def initial(name, attention="none", leaves="", **options):
     return jax.jit(init)(KEY)
 
 
+@pytest.mark.slow
 def test_convolutions_start_he_uniform():
     kernels = [leaf for leaf in initial("resnet18", "nam").values() if leaf.ndim == 4]
     assert len(kernels) == 1 + 8 * 2 + 3
@@ -315,10 +320,10 @@ def test_norms_start_at_the_identity():
 @pytest.mark.parametrize(
     ("name", "attention", "last"),
     [
-        ("resnet18", "none", "bn2"),
+        pytest.param("resnet18", "none", "bn2", marks=pytest.mark.slow),
         ("resnet18", "nam", "bn2"),
         pytest.param("resnet50", "nam_channel", "bn3", marks=pytest.mark.slow),
-        ("resnet50", "nam_tied", "nam_bn"),
+        pytest.param("resnet50", "nam_tied", "nam_bn", marks=pytest.mark.slow),
     ],
 )
 def test_zero_init_is_of_every_last_norm(name, attention, last, zero):

@@ -131,8 +131,8 @@ BY_HAND = {
         pytest.param("cifar", "se", marks=pytest.mark.slow),
         pytest.param("cifar", "bam", marks=pytest.mark.slow),
         pytest.param("cifar", "cbam", marks=pytest.mark.slow),
-        ("imagenet", "bam"),
-        ("imagenet", "cbam"),
+        pytest.param("imagenet", "bam", marks=pytest.mark.slow),
+        pytest.param("imagenet", "cbam", marks=pytest.mark.slow),
         pytest.param("imagenet", "tam", marks=pytest.mark.slow),
     ],
 )

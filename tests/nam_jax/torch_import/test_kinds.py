@@ -30,6 +30,7 @@ OTHERS = {
     "error of a store": (b'<?xml version="1.0"?><Error><Code>AccessDenied', "web page"),
     "error": (b"404: Not Found", "text that begins with '404: Not Found'"),
     "json": (b'{"metadata": {}, "weight_map": {}}\n', "text that begins with"),
+    "json of an error": (b'{"data":{"message": "no such file"}}', "text that begins with"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(90), "HDF5 file, as Keras writes.*npz"),
     "onnx": (ONNX, "ONNX model: save the network's state_dict"),
     "onnx of a graph": (b"\x08\x0a\x3a\x80\x01" + bytes(200), "ONNX model"),
@@ -66,6 +67,11 @@ def test_what_an_archive_is_is_said(path, name):
         for member in members:
             archive.writestr(member, literal(1))
     assert_refused(path, message)
+
+
+def test_names_of_arrays_may_be_those_of_torchscript(path):
+    np.savez(path.with_suffix(".npz"), **{"a/code/b": np.zeros(1), "b/constants.pkl": np.zeros(1)})
+    assert list(torch_import.read(path.with_suffix(".npz"))) == ["a/code/b", "b/constants.pkl"]
 
 
 def test_torchscript_of_pytorch_is_refused():

@@ -119,6 +119,14 @@ CASES = {
         *(network(), {**weights("resnet18"), "fc.weight": np.zeros((7, 64))}),
         *("its network, attention, stem or input size may be another", {}),
     ),
+    "no bias": (
+        *(network(), without(weights("resnet18"), "fc.bias")),
+        *("its classifier has no bias", {"new_head": True}),
+    ),
+    "stray entry": (
+        *(network(), weights("resnet18", prefix="model.") | {"loss.weight": np.zeros(2)}),
+        *("its names share no prefix, 102 begin with 'model.': take those alone", {"key": "model"}),
+    ),
     "no classifier": (
         *(network(), without(weights("resnet18"), "fc.")),
         *("it has no classifier", {"new_head": True}),
@@ -126,7 +134,7 @@ CASES = {
     "two prefixes": (
         *(network(), weights("resnet18", prefix="q.") | weights("resnet18", prefix="k.")),
         "its names share no prefix, 102 begin with 'q.' and 102 begin with 'k.': take those alone",
-        {},
+        {"key": "q"},
     ),
     "foreign": (
         *(network(), {f"blocks.{i}.attn.qkv.weight": np.zeros(2) for i in range(12)}),

@@ -206,6 +206,12 @@ def test_shortcut_is_another_name_of_downsample():
     assert_same({name.replace("downsample", "shortcut"): v for name, v in stored().items()})
 
 
+def test_whole_numbers_of_colours_are_summed_without_overflow():
+    given = stored() | {"conv1.weight": np.full_like(stored()["conv1.weight"], 100, np.uint8)}
+    grey = torch_import.variables(module(), given, (1, 16, 8, 1))
+    assert (grey["params"]["conv1"]["kernel"] == 300).all()
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_colour_weights_on_grey_images(dtype):
     """The logits are those of the same image in three equal channels."""

@@ -122,6 +122,7 @@ def test_images_do_not_depend_on_one_another_nor_on_jit(x64):
     assert_close(jnp.stack(alone), together)
 
 
+@pytest.mark.slow
 def test_blocks_computed_anew_have_the_same_map(x64):
     fields = {"num_classes": 5, "stem": "cifar", "attention": "nam"}
     kept, anew = FAMILIES["basic"](**fields), FAMILIES["basic"](**fields, remat=True)

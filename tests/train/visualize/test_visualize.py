@@ -33,7 +33,7 @@ from train.core.workdir import directory
 from train.core.workdir.checkpoints import Checkpoints
 from train.core.workdir.storage import write_json
 from train.visualize import gallery, predictions, trained_network
-from train.visualize.images import Image, check_asked, of_files, of_split
+from train.visualize.images import Asked, Image, of_files, of_split
 from train.visualize.predictions import View
 from train.visualize.visualize_run import visualize_pretrained, visualize_run
 
@@ -198,7 +198,7 @@ def test_view_of_an_image(tmp_path, attention, channels, places):
     ("name", "attention", "stem"),
     [
         pytest.param("mobilenet_v2", "nam", "imagenet", marks=pytest.mark.slow),
-        ("resnet18", "se", "imagenet"),
+        pytest.param("resnet18", "se", "imagenet", marks=pytest.mark.slow),
     ],
 )
 def test_other_networks(tmp_path, capsys, name, attention, stem):
@@ -209,14 +209,14 @@ def test_other_networks(tmp_path, capsys, name, attention, stem):
     assert predictions.layers(network) == (
         ["block1/attention", "block2/attention"] if attention == "nam" else []
     )
-    visualize_run(workdir, split="test", count=2)
+    visualize_run(workdir, Asked(split="test", count=2))
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert (workdir / "visualize.png").exists()
 
 
 def test_picture_and_predictions_of_a_split(saved, tmp_path, capsys):
     out = epath.Path(tmp_path / "new.png")
-    visualize_run(saved, split="test", count=3, out=out)
+    visualize_run(saved, Asked(split="test", count=3), out=out)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     labels = registry.open_split(digits().data, "test").load()[1]
@@ -238,7 +238,7 @@ def test_picture_of_files_needs_no_dataset(tmp_path, capsys):
     [jpeg] = imagenet.jpegs(1)
     files[0].write_bytes(jpeg)
     files[1].write_bytes(tfds_writer.encode(imagenet.pictures(2)[1]))
-    visualize_run(workdir, files=[str(file) for file in files])
+    visualize_run(workdir, Asked([str(file) for file in files]))
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines[:2]] == ["cost $5_a_$.jpg", "b.png"]
     assert all(line.endswith(" %)") for line in lines[:2])
@@ -280,7 +280,7 @@ def test_fresh_weights_are_not_drawn(tmp_path):
     networks.save(tmp_path / "w.npz", create_model(digits(), 7), (8, 8, 1))
     config = digits(**{"model.pretrained": str(tmp_path / "w.npz")})
     with pytest.raises(ConfigError, match="has no weights for fc, and with fresh ones the network"):
-        visualize_pretrained(config, split="test", out=epath.Path(tmp_path / "a.png"))
+        visualize_pretrained(config, Asked(split="test"), out=epath.Path(tmp_path / "a.png"))
     assert not (tmp_path / "a.png").exists()
 
 
@@ -290,8 +290,8 @@ def test_dataset_that_has_moved(tmp_path):
     config = imagenet.config(tmp_path / "old", **changes)
     workdir = save(tmp_path / "run", config, num_classes=1000, shape=(16, 16, 3))
     with pytest.raises(ConfigError, match=r"no dataset .imagenet2012. in .*old"):
-        visualize_run(workdir, split="validation")
-    visualize_run(workdir, split="validation", data_dir=str(tmp_path / "new"))
+        visualize_run(workdir, Asked(split="validation"))
+    visualize_run(workdir, Asked(split="validation"), data_dir=str(tmp_path / "new"))
     assert (workdir / "visualize.png").exists()
 
 
@@ -350,7 +350,7 @@ def test_float64_run(run):
 )
 def test_wrong_images_are_refused(files, split, expected):
     with pytest.raises(ConfigError, match=expected):
-        check_asked(files, split)
+        Asked(files, split).check()
 
 
 @pytest.mark.parametrize(
@@ -370,27 +370,27 @@ def test_wrong_images_are_refused(files, split, expected):
 )
 def test_wrong_options(saved, options, expected):
     with pytest.raises(ConfigError, match=expected):
-        visualize_run(saved, **options)
+        visualize_run(saved, Asked(**options))
     assert not (saved / "visualize.png").exists()
 
 
 def test_layer_of_a_network_without_nam(tmp_path):
     workdir = save(tmp_path, digits(**{"model.attention": "se"}))
     with pytest.raises(ConfigError, match="--layer: got 'layer1_0'; allowed: none, se is no NAM"):
-        visualize_run(workdir, split="test", layer="layer1_0")
+        visualize_run(workdir, Asked(split="test", layer="layer1_0"))
 
 
 def test_no_run_and_no_checkpoint(tmp_path):
     workdir = epath.Path(tmp_path)
     with pytest.raises(ConfigError, match="there is no run"):
-        visualize_run(workdir, split="test")
+        visualize_run(workdir, Asked(split="test"))
     directory.claim(workdir, digits())
     for which in ("last", "best"):
         with pytest.raises(RunError, match=f"there is no {which} checkpoint in "):
-            visualize_run(workdir, split="test", which=which)
+            visualize_run(workdir, Asked(split="test"), which=which)
     (workdir / "checkpoints").rmdir()
     with pytest.raises(RunError, match="there is no last checkpoint in "):
-        visualize_run(workdir, split="test")
+        visualize_run(workdir, Asked(split="test"))
 
 
 @pytest.mark.parametrize(

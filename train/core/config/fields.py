@@ -57,7 +57,9 @@ class ModelConfig:
         f"one of {', '.join(SHORTCUTS)}, or an empty text",
         lambda v: v in ("", *SHORTCUTS),
     )
-    width: float = above_zero(1.0, "factor of the number of features, of mobilenet_v2 alone", 10)
+    width: float = above_zero(
+        1.0, "factor of the number of features, of mobilenet_v2 alone", 10, marks=Mark.LATER
+    )
     dtype: Dtype = choice(
         "float32",
         get_args(Dtype),
@@ -82,7 +84,7 @@ class ModelConfig:
         "which state dict of that file, such as model_ema or state.model; empty: it is found",
         "a printable text, or an empty one",
         str.isprintable,
-        marks=Mark.EVALUATION,
+        marks=Mark.EVALUATION | Mark.LATER,
     )
     remat: bool = switch(
         False, "less memory: compute blocks anew in the backward pass", marks=Mark.EVALUATION
@@ -112,13 +114,14 @@ class DataConfig:
         "sorted; with `folder`",
         "a printable file's name, or an empty text",
         str.isprintable,
-        marks=Mark.FREE | Mark.LOCAL,
+        marks=Mark.FREE | Mark.LOCAL | Mark.LATER,
     )
     eval_fraction: float = between(
         0.2,
         0.001,
         0.999,
         "share of the images that is held out as eval_split; with a `folder` without splits",
+        marks=Mark.LATER,
     )
     train_split: str = text("train", "split to train on")
     eval_split: str = text("test", "split to evaluate on", marks=Mark.EVALUATION)

@@ -19,6 +19,8 @@ class Mark(enum.Flag):
     LOCAL = enum.auto()
     # An evaluation may have another value: it does not change what a checkpoint means.
     EVALUATION = enum.auto()
+    # A run that was begun before the field existed has its default; it is not damaged.
+    LATER = enum.auto()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,6 +68,10 @@ def create(config: OptimizerConfig, learning_rate: optax.Schedule) -> optax.Grad
 
     LARS decays and scales kernels only, by the ratio of their norm to that of their update.
 
+    A gradient g moves the parameters by η g / (1 − momentum) in all, since momentum repeats it. So
+    the threshold of the proximal step is p η / (1 − momentum): the minimum is that of the loss
+    plus p Σ|scale|, with or without momentum, and the same as that of the sign update.
+
     Args:
       config: The `optimizer` part of a run's config.
       learning_rate: Learning rate of every update, from `schedule`.
@@ -85,7 +89,8 @@ def create(config: OptimizerConfig, learning_rate: optax.Schedule) -> optax.Grad
         chain.append(add_sparsity_penalty(config.sparsity))
     chain += UPDATES[config.name](config, learning_rate)
     if config.sparsity_mode == "proximal":
-        chain.append(proximal_sparsity(config.sparsity, learning_rate))
+        total = 1 / (1 - config.momentum)
+        chain.append(proximal_sparsity(config.sparsity, lambda step: total * learning_rate(step)))
     return optax.chain(*chain)
 
 

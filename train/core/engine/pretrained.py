@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
 
 from nam_jax import torch_import
-from train.core.data.sources.split import FEW, few
+from train.core.config.fields import ModelConfig
 from train.core.devices import processes
 from train.core.engine.experiment import Evaluation, streams
-from train.core.errors import ConfigError, WeightsError
+from train.core.errors import ConfigError, WeightsError, few
 
 
 def load_pretrained(experiment: Evaluation, *, may_be_fresh: bool = True) -> Any:
@@ -32,23 +33,13 @@ def load_pretrained(experiment: Evaluation, *, may_be_fresh: bool = True) -> Any
         finite, or lacks weights where nothing may be fresh.
       WeightsError: it does not fit the network.
     """
-    config, split = experiment.config.model, experiment.eval_split
+    config = experiment.config.model
     if not config.pretrained:
         return None
-    try:
-        key = streams(experiment.config.seed)["init"]
-        state_dict, source = _read(os.path.expanduser(config.pretrained), config.pretrained_key)
-        shape = (1, *split.image_shape)
-        plan = torch_import.plan(experiment.model, state_dict, shape, new_head=None)
-        if plan.fresh and not may_be_fresh:
-            raise ValueError(_untrained(config.pretrained, plan.fresh))
-        variables = plan.variables(key)
-    except torch_import.StateDictKeyError as error:
-        raise ConfigError(f"config.model.pretrained_key: {error}") from error
-    except torch_import.MisfitError as error:
-        raise WeightsError(explained(config.pretrained, error)) from error
-    except (ImportError, OSError, TypeError, ValueError) as error:
-        raise ConfigError(f"config.model.pretrained: {error}") from error
+    plan = planned(config, experiment.model, experiment.eval_split.image_shape)
+    if plan.fresh and not may_be_fresh:
+        raise ConfigError(f"config.model.pretrained: {_untrained(config.pretrained, plan.fresh)}")
+    variables = plan.variables(streams(experiment.config.seed)["init"])
     # Larger numbers of float64 become infinite.
     with np.errstate(over="ignore"):
         variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables)
@@ -57,37 +48,66 @@ def load_pretrained(experiment: Evaluation, *, may_be_fresh: bool = True) -> Any
             f"config.model.pretrained: {config.pretrained} holds numbers that are not finite in "
             "float32."
         )
-    adapted = f"; adapted: {'; '.join(plan.adaptations)}" if plan.adaptations else ""
-    processes.say(f"weights from {source}; fresh: {', '.join(plan.fresh) or 'nothing'}{adapted}")
     return variables
 
 
-def explained(path: str, error: torch_import.MisfitError) -> str:
+def planned(
+    config: ModelConfig, model: nn.Module, image_shape: tuple[int, int, int]
+) -> torch_import.Plan:
+    """Finds out how a file's weights become those of a network, and prints it.
+
+    Args:
+      config: The `model` part of a config, which names the file.
+      model: Network.
+      image_shape: Shape (H, W, C) of its images.
+
+    Raises:
+      ConfigError: the file cannot be read, or has no such state dict.
+      WeightsError: it does not fit the network.
+    """
+    try:
+        state_dict, source, key = _read(os.path.expanduser(config.pretrained), config)
+        plan = torch_import.plan(model, state_dict, (1, *image_shape), new_head=None)
+    except torch_import.StateDictKeyError as error:
+        raise ConfigError(f"config.model.pretrained_key: {error}") from error
+    except torch_import.MisfitError as error:
+        raise WeightsError(explained(source, key, error)) from error
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        raise ConfigError(f"config.model.pretrained: {error}") from error
+    adapted = f"; adapted: {'; '.join(plan.adaptations)}" if plan.adaptations else ""
+    processes.say(f"weights from {source}; fresh: {few(plan.fresh) or 'nothing'}{adapted}")
+    return plan
+
+
+def explained(source: str, key: str, error: torch_import.MisfitError) -> str:
     """Why weights do not fit, and which options of the command would help, in a few lines.
 
     Args:
-      path: File of the weights.
+      source: Where the weights are from.
+      key: Dotted key of their state dict.
       error: What the library says.
     """
-    fields = {"width_multiplier": "width"}
-    options = [
-        f"--config.model.{fields.get(name, name)}={value}" for name, value in error.options.items()
-    ]
-    remedy = f" Try {' '.join(options)}." if options else ""
-    reason = f"config.model.pretrained: {path} does not fit the network: {error.causes}.{remedy}"
+    fields = {"width_multiplier": "width", "key": "pretrained_key"}
+    options = dict(error.options)
+    if "key" in options:
+        options["key"] = ".".join(filter(None, (key, options["key"])))
+    given = [f"--config.model.{fields.get(name, name)}={value}" for name, value in options.items()]
+    remedy = f" Try {' '.join(given)}." if given else ""
+    reason = f"config.model.pretrained: {source} does not fit the network: {error.causes}.{remedy}"
     return "\n".join([reason, *error.lists])
 
 
-def _read(path: str, key: str) -> tuple[dict[str, np.ndarray], str]:
-    """A state dict, and in words where it is from and how another of the file is taken."""
-    state_dict, keys = torch_import.read(path, key), torch_import.list_state_dicts(path)
-    taken = key or keys[0]
-    others = [other for other in keys if other != taken][:FEW]
+def _read(path: str, config: ModelConfig) -> tuple[dict[str, np.ndarray], str, str]:
+    """A state dict, in words where it is from and how another of the file is taken, and its key."""
+    state_dict = torch_import.read(path, config.pretrained_key)
+    keys = torch_import.list_state_dicts(path)
+    taken = config.pretrained_key or keys[0]
+    others = [other for other in keys if other != taken]
     source = f"{path}: its {taken}" if taken else path
-    if others:
+    if others and others != [""]:
         option = f"--config.model.pretrained_key={others[0]}"
-        source += f", not {', '.join(others)} ({option} takes that)"
-    return state_dict, source
+        source += f", not {few(others)} ({option} takes that)"
+    return state_dict, source, taken
 
 
 def _untrained(path: str, fresh: list[str]) -> str:

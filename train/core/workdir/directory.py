@@ -33,8 +33,7 @@ FIGURES = (
 def _before(fields: Mapping[str, Any]) -> dict[str, Any]:
     """What a run did in place of fields that did not exist when it was begun."""
     is_padded = fields.get("model.name") == "resnet20"
-    new = ("model.width", "model.pretrained_key", "data.classes", "data.eval_fraction")
-    defaults = {name: FIELDS[name].default for name in new}
+    defaults = {name: FIELDS[name].default for name in marked(Mark.LATER)}
     return defaults | {"model.shortcut": "pad_end" if is_padded else ""}
 
 

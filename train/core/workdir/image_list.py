@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from etils import epath
 
 from train.core.data.sources.image_files import normalized, printable
-from train.core.data.sources.split import Split, few
-from train.core.errors import ConfigError, reason
+from train.core.data.sources.split import Split
+from train.core.errors import ConfigError, few, reason
 from train.core.workdir.checkpoint_files import saved_steps
 from train.core.workdir.storage import reporting, write_bytes
 

@@ -258,6 +258,7 @@ def test_interrupted_run_goes_on_with_the_same_bits(directory, tmp_path, monkeyp
     assert [row["loss"] for row in part_rows] == [row["loss"] for row in whole_rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [pytest.param(8, marks=pytest.mark.slow), 6])
 def test_resident_and_streaming_train_to_the_same_bits(tmp_path, monkeypatch, size):
     """Images of one size, as those of CIFAR-100, at their own size and scaled."""

@@ -157,8 +157,8 @@ def test_a_backbone_keeps_the_attention_fresh(
 ) -> None:
     expected = flat(save(tmp_path / "w.npz", 10, "none"))
     actual = load(tmp_path / "w.npz")
-    blocks = [f"layer{stage}_{block}/attention" for stage in (1, 2, 3) for block in range(3)]
-    assert f"fresh: {', '.join(blocks)}\n" in capsys.readouterr().out
+    blocks = [f"layer{i // 3 + 1}_{i % 3}/attention" for i in range(5)]
+    assert f"fresh: {', '.join(blocks)} and 4 more\n" in capsys.readouterr().out
     for name, value in actual.items():
         if "attention" in name:
             fresh = 1.0 if name.endswith(("scale", "var")) else 0.0
@@ -272,11 +272,14 @@ def test_misfit_names_the_options_of_the_command(tmp_path: Path) -> None:
             {"name": "resnet50", "stem": "imagenet"},
             "Try --config.model.name=resnet50 --config.model.stem=imagenet.",
         ),
+        ({"key": "model"}, "Try --config.model.pretrained_key=net.model."),
         ({}, "the reason."),
     ],
 )
 def test_options_are_those_of_the_command(options: dict[str, Any], expected: str) -> None:
-    lines = explained("w.pth", MisfitError([Cause("the reason", options)], ["missing: a", "b"]))
+    lines = explained(
+        "w.pth", "net", MisfitError([Cause("the reason", options)], ["missing: a", "b"])
+    )
     first, *lists = lines.split("\n")
     assert first.startswith("config.model.pretrained: w.pth does not fit the network: the reason.")
     assert first.endswith(expected)

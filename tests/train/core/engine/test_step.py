@@ -100,8 +100,9 @@ def small_experiment(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("mix", [pytest.param(0.0, marks=pytest.mark.slow), 0.4])
+@pytest.mark.parametrize("mix", [0.0, 0.4])
 def test_global_statistics_equal_one_device(mix: float) -> None:
     changes = {"data.mixup": mix, "data.cutmix": mix, "model.dtype": "float64"}
     one, one_metrics = train(1, 3, **{"model.sync_bn_devices": -1}, **changes)

@@ -21,11 +21,10 @@ from train.core.data.sources.split import (
     Arrays,
     ImageShape,
     Split,
-    few,
     loaded_shape,
     local_directory,
 )
-from train.core.errors import ConfigError, UnknownSplitError, named_by, reason
+from train.core.errors import ConfigError, UnknownSplitError, few, named_by, reason
 
 # The folders of a directory that holds splits under names which the config does not have.
 NAMES_OF_SPLITS = {"dev", "test", "testing", "train", "training", "val", "valid", "validation"}

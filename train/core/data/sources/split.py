@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,8 +14,6 @@ from train.core.errors import ConfigError, RunError
 
 Arrays = tuple[np.ndarray, np.ndarray]
 ImageShape = tuple[int, int, int]
-# Names that are told of many.
-FEW = 5
 
 
 def _no_records() -> Records:
@@ -144,9 +142,3 @@ def local_directory(config: DataConfig) -> str:
             "the bucket as one, with gcsfuse (docs/pods.md, section 5), and name that."
         )
     return os.path.expanduser(config.dir)
-
-
-def few(names: Collection[str]) -> str:
-    """The first of many names, and how many more there are."""
-    first = ", ".join(list(names)[:FEW])
-    return f"{first} and {len(names) - FEW:,} more" if len(names) > FEW else first
