@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 import jax
 from flax import nnx
 
-import nam_jax.attention as linen
+from nam_jax.attention import AttentionModule
+from nam_jax.attention import attention as find_attention
+from nam_jax.attention import nam as linen
 from nam_jax.nnx.from_linen import FromLinen
 from nam_jax.nnx.nam import NAM, ChannelNAM, Options, SpatialNAM, TiedNAM
 
@@ -29,7 +31,7 @@ _MODES = {
 
 def attach(
     model: Model,
-    attention: str | linen.AttentionModule,
+    attention: str | AttentionModule,
     *,
     after: str | Selector,
     example: Any = None,
@@ -71,7 +73,7 @@ def attach(
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> from nam_jax.nnx import attach
-      >>> layers = nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0)), nnx.BatchNorm(8, rngs=nnx.Rngs(0))
+      >>> layers = nnx.Linear(3, 8, rngs=nnx.Rngs(0)), nnx.BatchNorm(8, rngs=nnx.Rngs(0))
       >>> model = attach(nnx.Sequential(*layers), "nam_channel", after="layers/1")
       >>> model(jnp.ones((2, 4, 4, 3))).shape, model.layers[1].attention.nam_bn.scale.shape
       ((2, 4, 4, 8), (8,))
@@ -93,11 +95,11 @@ def attach(
     return model
 
 
-def _configured(attention: str | linen.AttentionModule) -> linen.AttentionModule | None:
+def _configured(attention: str | AttentionModule) -> AttentionModule | None:
     if isinstance(attention, str):
-        kind = linen.attention(attention)
+        kind = find_attention(attention)
         return kind and kind(parent=None)
-    if not isinstance(attention, linen.AttentionModule):
+    if not isinstance(attention, AttentionModule):
         raise ValueError(f"attention has to be a name or a linen module; got {attention!r}.")
     return attention
 
@@ -118,7 +120,7 @@ def _select(model: nnx.Module, after: str | Selector) -> dict[str, Any]:
     return chosen
 
 
-def _check(path: str, module: Any, template: linen.AttentionModule, name: str) -> None:
+def _check(path: str, module: Any, template: AttentionModule, name: str) -> None:
     if hasattr(module, name):
         raise ValueError(f"attach, after {path}: it has a {name!r} already; give another name=.")
     if getattr(module, "axis_index_groups", None) is not None:
@@ -165,13 +167,15 @@ def _outputs(
 
 
 def _build(
-    template: linen.AttentionModule,
+    template: AttentionModule,
     path: str,
     module: Any,
     output: jax.ShapeDtypeStruct | None,
     rngs: nnx.Rngs,
 ) -> nnx.Module:
-    options = {key: getattr(template, key) for key in Options.__annotations__ if hasattr(template, key)}
+    options = {
+        key: getattr(template, key) for key in Options.__annotations__ if hasattr(template, key)
+    }
     options["use_running_average"] = bool(template.use_running_average)
     if template.axis_name is None:
         options["axis_name"] = getattr(module, "axis_name", None)
@@ -179,18 +183,18 @@ def _build(
     if kind is linen.TiedNAM:
         own = ("weight_gradient", "gate_scale", "dtype")
         return TiedNAM(**{key: options[key] for key in own if key in options})
-    if kind is linen.ChannelNAM:
-        shape = (module.num_features,) if output is None else output.shape
-        return ChannelNAM(shape[-1], **options)
+    num_features = getattr(module, "num_features", None) if output is None else output.shape[-1]
+    if kind is linen.ChannelNAM and num_features is not None:
+        return ChannelNAM(num_features, **options)
     if output is None:
         raise ValueError(
-            f"attach, after {path}: {kind.__name__} depends on the size of the map; give example=, "
+            f"attach, after {path}: {kind.__name__} depends on the module's output; give example=, "
             "an input of the model."
         )
     if kind is linen.SpatialNAM:
         return SpatialNAM(output.shape[1:3], **options)
     if kind is linen.NAM:
-        return NAM(output.shape[-1], output.shape[1:3], **options)
+        return NAM(num_features, output.shape[1:3], **options)
     return FromLinen(template.clone(axis_name=options["axis_name"]), output, rngs=rngs)
 
 

@@ -31,8 +31,8 @@ class FromLinen(nnx.Module):
       >>> from flax import nnx
       >>> from nam_jax.nnx import FromLinen
       >>> x = jnp.ones((2, 4, 4, 32))
-      >>> module = FromLinen(nam_jax.CBAM(reduction=8), x, rngs=nnx.Rngs(0))
-      >>> module(x).shape, module.channel["fc1"]["kernel"].shape
+      >>> module = FromLinen(nam_jax.SqueezeExcite(reduction=8), x, rngs=nnx.Rngs(0))
+      >>> module(x).shape, module.mlp["fc1"]["kernel"].shape
       ((2, 4, 4, 32), (32, 4))
     """
 

@@ -120,7 +120,7 @@ class NormalizationAttention(nnx.Module):
             moments = batch_moments(x, axes, self.axis_name)
             for variable, new in ((norm.mean, moments.mean), (norm.var, moments.var)):
                 average = running_average(variable[...], new, self.momentum)
-                variable[...] = jax.lax.stop_gradient(average)
+                variable[...] = jax.lax.stop_gradient(average).astype(variable.dtype)
         return gate_affine(
             moments,
             norm.scale[...],
@@ -154,7 +154,7 @@ class ChannelNAM(NormalizationAttention):
         (num_features,) = self.nam_bn.scale.shape
         if x.shape[-1] != num_features:
             raise ValueError(f"ChannelNAM is for {num_features} channels; got {x.shape[-1]}.")
-        affine = self._affine(x, range(x.ndim - 1), use_running_average)
+        affine = self._affine(x, tuple(range(x.ndim - 1)), use_running_average)
         return _scaled(gated(x, *affine), self.gate_scale)
 
 

@@ -40,8 +40,10 @@ each_transformation = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("suite", ["attention/test_every_module.py", "models/test_every_network.py"])
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "suite", ["attention/test_every_module.py", "models/test_every_network.py"]
+)
 def test_every_module_and_network_under_all_strict_flags(suite):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / suite)]
     environment = {**os.environ, **STRICT}

@@ -186,7 +186,7 @@ def test_modules_with_and_without_a_norm():
 
 @pytest.fixture
 def mixed_dtypes():
-    # Flax's own layers refuse them where jax_numpy_dtype_promotion is strict.
+    # Float32 parameters with others: Flax's own layers refuse them where promotion is strict.
     with jax.numpy_dtype_promotion("standard"):
         yield
 
@@ -395,6 +395,7 @@ def test_float64_stays_float64(x64, name):
     assert y.dtype == np.float64
 
 
+@pytest.mark.usefixtures("mixed_dtypes")
 @but_the_largest
 def test_four_devices_are_one_batch(x64, name):
     x, cotangent = (image((8, 5, 3, 32), seed, np.float64) for seed in (0, 1))
