@@ -68,8 +68,8 @@ def _check_not_stacked(names: Names, shapes: Mapping[Names, tuple[int, ...]]) ->
     ndim = len(shapes[names])
     if ndim > (axes or 2) or (ndim == 2 and axes is None and _is_stacked(names, shapes)):
         raise ValueError(
-            f"{'/'.join(names)}, of the shape {shapes[names]}, has the scales of several layers, as "
-            "nn.scan or nn.vmap stack them: call jax.vmap(nam_jax.saliency) with their parameters."
+            f"{'/'.join(names)}, of the shape {shapes[names]}, has the scales of several layers, "
+            "stacked by nn.scan or vmap: call jax.vmap(nam_jax.saliency) with their parameters."
         )
 
 
@@ -156,7 +156,6 @@ def gates(
 
     Source: https://arxiv.org/abs/2111.12419, equations 2 and 3.
     """
-
     called = set()
 
     def record(method: Any, args: Any, kwargs: Any, context: Any) -> Any:

@@ -1,7 +1,7 @@
 """Equation 4: the sparsity penalty on NAM's scales, and its optax transformations.
 
-A NAM scale is every parameter whose path ends in `nam_bn/scale`, whatever owns it; `scales=` selects
-others, such as those of a foreign model that the tied form reads.
+A NAM scale is every parameter whose path ends in `nam_bn/scale`, whatever owns it; `scales=`
+selects others, such as those of a foreign model that the tied form reads.
 """
 
 import re

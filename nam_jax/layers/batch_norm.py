@@ -111,6 +111,9 @@ class BatchNorm(nn.Module):
 
     E[y] = bias,  Var[y] = scale² var / (var + epsilon)
 
+    Of Flax's fields `use_bias`, `use_scale`, `use_fast_variance` and `axis_index_groups` are
+    missing, and `mask` at the call.
+
     Attributes:
       use_running_average: Whether to normalise with the running statistics instead of the
         batch's; given either here or at the call.

@@ -98,7 +98,7 @@ def attach(
 def _configured(attention: str | AttentionModule) -> AttentionModule | None:
     if isinstance(attention, str):
         kind = find_attention(attention)
-        return kind and kind(parent=None)
+        return None if kind is None else kind(parent=None)
     if not isinstance(attention, AttentionModule):
         raise ValueError(f"attention has to be a name or a linen module; got {attention!r}.")
     return attention
@@ -194,11 +194,11 @@ def _build(
     if kind is linen.SpatialNAM:
         return SpatialNAM(output.shape[1:3], **options)
     if kind is linen.NAM:
-        return NAM(num_features, output.shape[1:3], **options)
+        return NAM(output.shape[-1], output.shape[1:3], **options)
     return FromLinen(template.clone(axis_name=options["axis_name"]), output, rngs=rngs)
 
 
-def _attend(module: Any, attention: nnx.Module, name: str) -> None:
+def _attend(module: nnx.Module, attention: nnx.Module, name: str) -> None:
     setattr(module, name, attention)
     module.__class__ = _attended_class(type(module), name)
 

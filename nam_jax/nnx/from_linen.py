@@ -14,7 +14,7 @@ _COLLECTIONS = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
 class FromLinen(nnx.Module):
     """A linen attention module, such as `nam_jax.CBAM()`, as an NNX one.
 
-    What NAM is compared with stays in linen. Flax's own bridge, `nnx.bridge.ToNNX`, takes it as well,
+    What NAM is compared with stays in linen. Flax's own bridge, `nnx.bridge.ToNNX`, takes it too,
     with three traps that this class avoids: without `mutable=["batch_stats"]` at every call running
     statistics stay as they are; `train()` and `eval()` do not reach the module; and it counts its
     calls in random state, which is one more thing to split, to save and to broadcast.

@@ -1,4 +1,4 @@
-"""Attention in NNX models that nobody edits: a ResNet with attention by hand, and its plain twin."""
+"""Attention in NNX models that nobody edits: a ResNet, and one with attention by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +87,7 @@ def test_equal_to_attention_by_hand(name):
     hand = redrawn(ResNet(BY_HAND[name]))
     attached = redrawn(attach(ResNet(), name, after=NORMS, example=X))
     expected, actual = step(hand), step(attached)
-    assert list(sorted(actual[1])) == list(sorted(expected[1]))
+    assert sorted(actual[1]) == sorted(expected[1])
     assert_close(actual, jax.device_get(expected), 1e-5)
     hand.eval()
     attached.eval()
