@@ -111,8 +111,8 @@ class BatchNorm(nn.Module):
 
     E[y] = bias,  Var[y] = scale² var / (var + epsilon)
 
-    Of Flax's fields `use_bias`, `use_scale`, `use_fast_variance` and `axis_index_groups` are
-    missing, and `mask` at the call.
+    Of Flax's fields `use_bias`, `use_scale`, `use_fast_variance`, `axis_index_groups` and
+    `force_float32_reductions` (as it is always here) are missing, and `mask` at the call.
 
     Attributes:
       use_running_average: Whether to normalise with the running statistics instead of the
