@@ -117,7 +117,7 @@ class Command(NamedTuple):
 WORKDIR = Options(["new", "~/new", "~nobody_here/new", "新しい", "a b"], DIRECTORIES)
 JSON = Options(["new.json"], FILES)
 ATTENTION = Options(["nam", "none,se,nam_tied"], WRONG_NAMES)
-WHICH = Options(["last", "best"], ["worst", "LAST", "last,best", " "])
+WHICH = Options(["last", "best", "best_ema"], ["worst", "LAST", "last,best", " "])
 
 COMMANDS = {
     "main": Command(
