@@ -49,7 +49,9 @@ def map_scales(function: Callable[..., Any], scales: Scales, tree: Any, *rest: A
         # As everywhere in optax: what is not trained has no gradient, and stays so.
         if leaf is None or not is_selected(path, scales):
             return leaf
-        return function(leaf, *partners)
+        # Updates and parameters may have different dtypes, whatever JAX is told to refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            return function(leaf, *partners)
 
     return jax.tree_util.tree_map_with_path(visit, tree, *rest, is_leaf=lambda leaf: leaf is None)
 
@@ -87,9 +89,10 @@ def sparsity_penalty(
     """
     _check_not_negative("The sparsity strength", strength)
     total = jnp.zeros((), jnp.float32)
-    for scale in nam_scales(params, scales):
-        total += magnitude(scale).sum()
-    return strength * total
+    with jax.numpy_dtype_promotion("standard"):
+        for scale in nam_scales(params, scales):
+            total += magnitude(scale).sum()
+        return strength * total
 
 
 def add_sparsity_penalty(

@@ -105,6 +105,22 @@ def test_parameters_without_a_gradient_stay(tx):
         jax.tree.map(np.testing.assert_array_equal, updates, expected_rest)
 
 
+@pytest.mark.parametrize(
+    "tx", [nam_jax.add_sparsity_penalty(0.1), nam_jax.proximal_sparsity(0.1, 0.1)]
+)
+@pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_strict_promotion_changes_no_update(tx, dtypes):
+    gradients, params = (
+        {"nam_bn": {"scale": jnp.array([0.5, -0.25], dtype)}, "k": jnp.ones(3, jnp.float32)}
+        for dtype in dtypes
+    )
+    state = tx.init(params)
+    expected, _ = tx.update(gradients, state, params)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        actual, _ = tx.update(gradients, state, params)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
 # Scales of other names.
 
 FOREIGN = {
