@@ -3,6 +3,7 @@
 from nam_jax import models, torch_import
 from nam_jax.attention import BAM, CBAM, SqueezeExcite, TripletAttention, attention
 from nam_jax.attention.nam import NAM, ChannelNAM, SpatialNAM
+from nam_jax.export import export, export_onnx
 from nam_jax.inspection import gates, saliency
 from nam_jax.layers.batch_norm import BatchNorm, Moments
 from nam_jax.layers.convolution import convolution
@@ -24,6 +25,8 @@ __all__ = [
     "add_sparsity_penalty",
     "attention",
     "convolution",
+    "export",
+    "export_onnx",
     "gates",
     "models",
     "proximal_sparsity",

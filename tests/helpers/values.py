@@ -132,6 +132,16 @@ COMMANDS = {
         },
     ),
     "evaluate": Command([CONFIG], {"workdir": WORKDIR, "which": WHICH, "json": JSON}),
+    "export": Command(
+        ["--workdir=new", "--out=new.onnx"],
+        {
+            "workdir": WORKDIR,
+            "which": WHICH,
+            "out": Options(["new", "new.onnx"], [*FILES, "README.md"]),
+            "format": Options(["stablehlo", "onnx"], ["ONNX", "onnx,stablehlo", " "]),
+            "data_dir": Options(["new"], []),
+        },
+    ),
     "summary": Command([CONFIG], {"attention": ATTENTION}),
     "prepare": Command(
         ["check", "--config=configs/cifar100_resnet20.py"], {"out": Options(["new"], [])}

@@ -4,10 +4,11 @@ from etils import epath
 
 from train.core import plotting
 from train.core.config.fields import Config
+from train.core.engine import trained_network
+from train.core.engine.trained_network import Trained
 from train.core.workdir import storage
-from train.visualize import gallery, images, predictions, trained_network
+from train.visualize import gallery, images, predictions
 from train.visualize.images import Asked
-from train.visualize.trained_network import Trained
 
 
 def visualize_run(

@@ -27,13 +27,14 @@ from train.core.config.fields import replaced
 from train.core.data import crop, on_device
 from train.core.data.sources import registry
 from train.core.devices.mesh import by_rows, create, replicated
+from train.core.engine import trained_network
 from train.core.engine.experiment import create_model
 from train.core.errors import ConfigError, RunError
 from train.core.plotting import png
 from train.core.workdir import directory
 from train.core.workdir.checkpoints import Checkpoints
 from train.core.workdir.storage import write_json
-from train.visualize import gallery, predictions, trained_network
+from train.visualize import gallery, predictions
 from train.visualize.images import Asked, Image, of_files, of_split
 from train.visualize.predictions import View
 from train.visualize.visualize_run import visualize_pretrained, visualize_run
@@ -326,7 +327,7 @@ def test_dataset_that_has_moved(tmp_path):
 def test_last_and_best_checkpoint(saved):
     last, best = (trained_network.of_run(saved, which) for which in ("last", "best"))
     assert (last.step, best.step) == (2, 1)
-    averaged = trained_network.load(saved, "best_ema")
+    averaged = trained_network.of_run(saved, "best_ema")
     assert averaged.step == 2
     for actual, leaf in zip(
         *map(jax.tree.leaves, (averaged.variables, last.variables)), strict=True
