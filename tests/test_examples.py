@@ -33,10 +33,11 @@ def test_nnx_model_learns() -> None:
 def test_nnx_model_is_nam() -> None:
     block = nnx_model.Block(8, 6, nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(1), (2, 6, 6, 8))
-    y = block.norm(block.conv(x), use_running_average=True)
+    block.eval()
+    y = block.norm(block.conv(x))
     module = nam_jax.NAM(use_running_average=True)
     expected = nnx.relu(x + module.apply(module.init(jax.random.key(0), y), y))
-    np.testing.assert_allclose(block(x, train=False), expected, atol=1e-6)
+    np.testing.assert_allclose(block(x), expected, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -49,9 +50,11 @@ def test_nnx_statistics_run_in_training_only() -> None:
         return [np.array(leaf) for leaf in jax.tree.leaves(state)]
 
     before = statistics()
-    block(x, train=False)
+    block.eval()
+    block(x)
     assert all(np.array_equal(a, b) for a, b in zip(statistics(), before, strict=True))
-    block(x, train=True)
+    block.train()
+    block(x)
     assert not any(np.array_equal(a, b) for a, b in zip(statistics(), before, strict=True))
 
 

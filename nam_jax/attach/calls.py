@@ -14,6 +14,7 @@ from flax import linen as nn
 from flax.core import meta
 
 from nam_jax.attention import AttentionModule, TiedNAM
+from nam_jax.attention.base import uses_running_average
 from nam_jax.layers.batch_norm import BatchNorm, Moments
 
 Selector = Callable[[str, nn.Module], bool]
@@ -23,16 +24,6 @@ Trains = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], bool]
 # Part of the key of JAX's caches: the plain model and the attached one would else take each
 # other's trace of a module under nn.jit, wherever the variables of the two are alike.
 _attached = jax.make_user_context(())
-
-# What a module's call or fields name its mode, and whether it then normalises with the running
-# statistics.
-_MODES = {
-    "use_running_average": True,
-    "train": False,
-    "training": False,
-    "is_training": False,
-    "deterministic": True,
-}
 
 
 class Calls:
@@ -136,12 +127,8 @@ class Calls:
         call = inspect.signature(type(module).__call__).bind(module, *args, **kwargs)
         call.apply_defaults()
         fields = {f.name: getattr(module, f.name, None) for f in dataclasses.fields(module)}
-        values: dict[str, Any]
-        for values in ({**call.arguments, **call.kwargs}, fields):
-            for key, runs in _MODES.items():
-                if values.get(key) is not None:
-                    return values[key] if runs else not values[key]
-        return not module.is_mutable_collection("batch_stats")
+        told = uses_running_average({**call.arguments, **call.kwargs}, fields)
+        return not module.is_mutable_collection("batch_stats") if told is None else told
 
     def _reserve_name(self, module: Any) -> None:
         mark = f"attached {id(self)}"

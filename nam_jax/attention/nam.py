@@ -9,15 +9,16 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import meta
 
 from nam_jax.attention.base import AttentionModule, shared_fields
 from nam_jax.layers.batch_norm import BatchNorm, Moments, batch_norm_affine, to_reduce
-from nam_jax.layers.dtypes import widened
+from nam_jax.layers.dtypes import promoted, widened
 
 
 def magnitude(scale: jax.Array) -> jax.Array:
     """|scale|, at least float32, with the gradient 0 at 0, where that of jnp.abs is 1."""
-    scale = widened(scale)
+    scale = widened(meta.unbox(scale))
     return scale * jnp.sign(scale)
 
 
@@ -77,7 +78,8 @@ def gate_affine(
       The multiplier and the offset, of the shape of scale, at least float32.
     """
     weights = attention_weights(scale, gradient=weight_gradient)
-    multiplier, offset = batch_norm_affine(moments, scale, bias, epsilon=epsilon)
+    affine = batch_norm_affine(moments, scale, bias, epsilon=epsilon)
+    weights, multiplier, offset = promoted(weights, *affine)
     return weights * multiplier, weights * offset
 
 
@@ -92,6 +94,7 @@ def gate(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
     Returns:
       The gate M, in [0, 1], of the shape of x.
     """
+    x, multiplier, offset = promoted(x, multiplier, offset)
     return 0.5 + 0.5 * jnp.tanh(0.5 * multiplier * x + 0.5 * offset)
 
 
@@ -112,7 +115,8 @@ def gated(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
     Returns:
       The gated array, of the shape of x.
     """
-    return x * gate(x, multiplier, offset)
+    x, m = promoted(x, gate(x, multiplier, offset))
+    return x * m
 
 
 @gated.defjvp
@@ -120,11 +124,26 @@ def _gated_jvp(
     primals: tuple[jax.Array, jax.Array, jax.Array],
     tangents: tuple[jax.Array, jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
-    (x, multiplier, _), (dx, dmultiplier, doffset) = primals, tangents
+    (x, multiplier, _), (dx, dmultiplier, doffset) = promoted(*primals), promoted(*tangents)
     m = gate(*primals)
     y = x * m
     slope = y * (1 - m)
     return y, (m + multiplier * slope) * dx + slope * (x * dmultiplier + doffset)
+
+
+def scaled(y: jax.Array, gate_scale: float) -> jax.Array:
+    """What a gate has let through, times a factor.
+
+    Args:
+      y: Gated array, of any shape.
+      gate_scale: Factor, above 0.
+
+    Raises:
+      ValueError: gate_scale is not above 0, or infinite.
+    """
+    if not 0 < gate_scale < math.inf:
+        raise ValueError(f"gate_scale has to be above 0 and finite; got {gate_scale!r}.")
+    return y if gate_scale == 1 else y * gate_scale
 
 
 class NormalizationAttention(AttentionModule, kw_only=True):
@@ -135,14 +154,8 @@ class NormalizationAttention(AttentionModule, kw_only=True):
     weight_gradient: bool = False
     gate_scale: float = 1.0
 
-    def _scaled(self, y: jax.Array) -> jax.Array:
-        """What a gate has let through, times `gate_scale`."""
-        if not 0 < self.gate_scale < math.inf:
-            raise ValueError(f"gate_scale has to be above 0 and finite; got {self.gate_scale!r}.")
-        return y if self.gate_scale == 1 else y * self.gate_scale
-
     def _affine_of(self, bn: BatchNorm, moments: Moments) -> tuple[jax.Array, jax.Array]:
-        params = bn.variables["params"]
+        params = meta.unbox(bn.variables["params"])
         return gate_affine(
             moments,
             params["scale"],
@@ -202,7 +215,7 @@ class ChannelNAM(NormalizationAttention, kw_only=True):
           Gated input M_c x, of the shape of x.
         """
         affine = self.affine(x, use_running_average, moments, scale)
-        return self._result(x, self._scaled(gated(x, *affine)))
+        return self._result(x, scaled(gated(x, *affine), self.gate_scale))
 
     @nn.compact
     def affine(
@@ -290,7 +303,7 @@ class SpatialNAM(NormalizationAttention, kw_only=True):
             module was initialised for.
         """
         affine = self.affine(to_reduce(x, moments), use_running_average)
-        return self._result(x, self._scaled(gated(x, *affine)))
+        return self._result(x, scaled(gated(x, *affine), self.gate_scale))
 
     @nn.compact
     def affine(self, x: jax.Array, use_running_average: bool | None) -> tuple[jax.Array, jax.Array]:
@@ -302,7 +315,7 @@ class SpatialNAM(NormalizationAttention, kw_only=True):
 
     def _check_map(self, x: jax.Array) -> None:
         self._check_rank(x)
-        own = self.variables.get("params", {}).get("nam_bn")
+        own = meta.unbox(self.variables.get("params", {}).get("nam_bn"))
         if own is not None and own["scale"].shape != x.shape[1:3]:
             expected, actual = ("×".join(map(str, s)) for s in (own["scale"].shape, x.shape[1:3]))
             raise ValueError(
@@ -365,7 +378,7 @@ class NAM(NormalizationAttention, kw_only=True):
         fields = shared_fields(self, NormalizationAttention)
         channel = ChannelNAM(**fields, name="channel").affine(x, use_running_average, moments)
         spatial = SpatialNAM(**fields, name="spatial").affine(
-            self._scaled(gated(to_reduce(x, moments), *channel)), use_running_average
+            scaled(gated(to_reduce(x, moments), *channel), self.gate_scale), use_running_average
         )
-        z = self._scaled(gated(x, *channel))
-        return self._result(x, self._scaled(gated(z, *spatial)))
+        z = scaled(gated(x, *channel), self.gate_scale)
+        return self._result(x, scaled(gated(z, *spatial), self.gate_scale))
