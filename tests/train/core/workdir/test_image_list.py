@@ -3,6 +3,7 @@
 import gzip
 import json
 import unicodedata
+from functools import partial
 
 import pytest
 from etils import epath
