@@ -1,7 +1,17 @@
 """Normalization-based attention (NAM) for Flax."""
 
 from nam_jax import models, torch_import
-from nam_jax.attention import BAM, CBAM, SqueezeExcite, TripletAttention, attention
+from nam_jax.attention import (
+    BAM,
+    CBAM,
+    ECA,
+    CoordinateAttention,
+    HalfGate,
+    SimAM,
+    SqueezeExcite,
+    TripletAttention,
+    attention,
+)
 from nam_jax.attention.nam import NAM, ChannelNAM, SpatialNAM
 from nam_jax.inspection import gates, saliency
 from nam_jax.layers.batch_norm import BatchNorm, Moments
@@ -14,10 +24,14 @@ __version__ = "0.1.0"
 __all__ = [
     "BAM",
     "CBAM",
+    "ECA",
     "NAM",
     "BatchNorm",
     "ChannelNAM",
+    "CoordinateAttention",
+    "HalfGate",
     "Moments",
+    "SimAM",
     "SpatialNAM",
     "SqueezeExcite",
     "TripletAttention",

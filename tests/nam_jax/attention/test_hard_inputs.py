@@ -40,6 +40,7 @@ FIELDS = {
     "bam": {"reduction": 2, "dilation": 1},
     "cbam": {"reduction": 2, "kernel_size": 3},
     "tam": {"kernel_size": 3},
+    "eca": {"kernel_size": 3},
 }
 
 
@@ -126,17 +127,23 @@ def affected(name, train, place):
     distance = [np.abs(axis - at) for axis, at in zip(np.indices(SHAPE), place, strict=True)]
     n, h, w, c = (d == 0 for d in distance)
     near_h, near_w, near_c = (d <= 1 for d in distance[1:])
-    if name in ("bam", "cbam", "tam", "nam") and train:
+    if name in ("bam", "cbam", "tam", "nam", "coordatt") and train:
         return np.full(SHAPE, True), True
     if name in ("se", "bam", "cbam"):
         return n, True
     if name == "tam":
         return n & (near_h & near_w | near_h & near_c | near_w & near_c), True
+    if name == "eca":
+        return n & near_c, True
+    if name == "simam":
+        return n & c, True
+    if name == "coordatt":
+        return n & (h | w), True
     if name in ("bn", "nam_channel") and train:
         return c, True
     if name == "nam_spatial" and train:
         return h & w, True
-    if name in ("bn", "nam_channel", "nam_spatial", "nam", "nam_tied"):
+    if name in ("bn", "nam_channel", "nam_spatial", "nam", "nam_tied", "half"):
         return n & h & w & c, True
     # Of any other module it is known that, in evaluation, images do not meet.
     return (np.full(SHAPE, True) if train else n), False
