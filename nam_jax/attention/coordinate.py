@@ -32,10 +32,10 @@ class CoordinateAttention(AttentionModule, kw_only=True):
 
     Example:
       >>> import jax, jax.numpy as jnp, nam_jax
-      >>> x = jnp.ones((2, 4, 4, 32))
       >>> module = nam_jax.CoordinateAttention(use_running_average=True)
-      >>> variables = module.init(jax.random.key(0), x)
-      >>> module.apply(variables, x).shape, sorted(variables["params"])
+      >>> init = lambda x: module.init_with_output(jax.random.key(0), x)
+      >>> y, variables = jax.eval_shape(init, jnp.ones((2, 4, 4, 32)))
+      >>> y.shape, sorted(variables["params"])
       ((2, 4, 4, 32), ['bn1', 'conv1', 'conv_h', 'conv_w'])
 
     Source: Q. Hou, D. Zhou and J. Feng, Coordinate Attention for Efficient Mobile Network

@@ -28,7 +28,7 @@ class SimAM(AttentionModule, kw_only=True):
       >>> import jax, jax.numpy as jnp, nam_jax
       >>> x = jnp.array([0.0, 0.0, 0.0, 8.0]).reshape(1, 2, 2, 1)
       >>> print((nam_jax.SimAM().apply({}, x) / 8).ravel())
-      [0.        0.        0.        0.7549146]
+      [0.        0.        0.        0.7431674]
 
     Source: L. Yang, R.-Y. Zhang, L. Li and X. Xie, SimAM: A Simple, Parameter-Free Attention
     Module for Convolutional Neural Networks, ICML 2021,
@@ -75,7 +75,8 @@ class SimAM(AttentionModule, kw_only=True):
 class HalfGate(AttentionModule, kw_only=True):
     """The constant 1/2 in the place of gates: y = x / 2.
 
-    What attention gains over this is due to its gates; fresh gates of most modules are near 1/2.
+    What attention gains over this is due to its gates. NAM's channel or spatial part with scales
+    of 0 does the same; both, one after the other, halve twice.
 
     Attributes:
       use_running_average, dtype, param_dtype, axis_name: see `AttentionModule`;

@@ -31,8 +31,8 @@ pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.faults]
 SHAPE = (2, 3, 5, 4)
 NAMES = ["bn", *MODULES]
 each_name = pytest.mark.parametrize("name", NAMES)
-# CBAM stands for the two others that take long to compile.
-LARGEST = ("bam", "tam")
+# CBAM stands for the others that take long to compile, SE for ECA.
+LARGEST = ("bam", "tam", "coordatt", "eca")
 # A kernel of 7 would see all of a map.
 FIELDS = {
     "bn": {"momentum": 0.9},
