@@ -38,10 +38,9 @@ class ECA(AttentionModule, kw_only=True):
 
     Example:
       >>> import jax, jax.numpy as jnp, nam_jax
-      >>> x = jnp.ones((2, 4, 4, 32))
-      >>> module = nam_jax.ECA()
-      >>> variables = module.init(jax.random.key(0), x)
-      >>> module.apply(variables, x).shape, variables["params"]["conv"]["kernel"].shape
+      >>> init = lambda x: nam_jax.ECA().init_with_output(jax.random.key(0), x)
+      >>> y, variables = jax.eval_shape(init, jnp.ones((2, 4, 4, 32)))
+      >>> y.shape, variables["params"]["conv"]["kernel"].shape
       ((2, 4, 4, 32), (3, 1, 1))
 
     Source: Q. Wang, B. Wu, P. Zhu, P. Li, W. Zuo and Q. Hu, ECA-Net: Efficient Channel

@@ -42,8 +42,8 @@ def all_but(*dear):
     return with_slow("name", MODULES, dear)
 
 
-# CBAM stands for the others that take long.
-but_the_largest = all_but("bam", "tam", "coordatt")
+# CBAM stands for the others that take long, SE for what is simpler.
+but_the_largest = all_but("bam", "tam", "half", "eca", "simam", "coordatt")
 COMMON = ("use_running_average", "dtype", "param_dtype", "axis_name")
 
 

@@ -62,7 +62,7 @@ FEW = (
     ("mobilenet_v2", "se"),
 )
 # SE and CBAM stand for these.
-DEAR = ("half", "eca", "coordatt")
+DEAR = ("half", "eca", "simam", "coordatt")
 each_pair = pairs(
     lambda name, attention: (
         (name == FAMILIES[0] and attention not in DEAR) or (name, attention) in FEW
