@@ -6,7 +6,7 @@ by config.model.pretrained are held against the network.
 
 Example:
   python -m train.summary --config configs/cifar100_resnet50.py \
-      --attention none,se,bam,cbam,tam,eca,simam,nam_channel,nam_spatial,nam
+      --attention none,se,bam,cbam,tam,nam_channel,nam_spatial,nam
 
 Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 """

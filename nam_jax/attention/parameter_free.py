@@ -48,8 +48,8 @@ class SimAM(AttentionModule, kw_only=True):
         Args:
           x: Input (N, H, W, C).
           use_running_average: Not used: no statistics are kept.
-          moments: Moments of x, as `nam_jax.BatchNorm` returns them, of which only the array
-            `moments.of` is used, in place of x in reductions.
+          moments: Moments of x, as `nam_jax.BatchNorm` returns them: the array `moments.of` is used
+            in place of x in reductions, and the mean to lose fewer digits in them.
 
         Returns:
           Gated input M x, of the shape of x.
@@ -60,9 +60,11 @@ class SimAM(AttentionModule, kw_only=True):
         del use_running_average
         self._check_rank(x)
         reduced = widened(to_reduce(x, moments))
-        # Whatever is taken from all values, their variance is the same. With one of themselves,
-        # E[x²] − E[x]² is exact however far from 0 the map is.
-        origin = jax.lax.stop_gradient(reduced[:, :1, :1])
+        # Whatever is taken from all values, their variance is the same. With one of themselves, or
+        # the mean of all images, E[x²] − E[x]² is exact however far from 0 the map is. On a TPU a
+        # value of a map would have the whole of it written first: three passes more.
+        origin = reduced[:, :1, :1] if moments is None else moments.mean[None, None, None]
+        origin = jax.lax.stop_gradient(origin)
         mean, var, _ = batch_moments(reduced - origin, (1, 2))
         pixels = x.shape[1] * x.shape[2]
         unbiased = var * (pixels / max(1, pixels - 1))
