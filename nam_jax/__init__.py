@@ -13,6 +13,7 @@ from nam_jax.attention import (
     attention,
 )
 from nam_jax.attention.nam import NAM, ChannelNAM, SpatialNAM
+from nam_jax.export import export, export_onnx
 from nam_jax.inspection import gates, saliency
 from nam_jax.layers.batch_norm import BatchNorm, Moments
 from nam_jax.layers.convolution import convolution
@@ -38,6 +39,8 @@ __all__ = [
     "add_sparsity_penalty",
     "attention",
     "convolution",
+    "export",
+    "export_onnx",
     "gates",
     "models",
     "proximal_sparsity",

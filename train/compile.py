@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from train.core import command_line
-from train.core.command_line.values import text
+from train.core.command_line.values import not_empty
 from train.core.config.fields import Config
 from train.core.data.loaders import LOADERS
 from train.core.data.sources.registry import source_of
@@ -139,7 +139,7 @@ def parser() -> command_line.Parser:
     parser.add_argument(
         "--topology",
         metavar="NAME",
-        type=text,
+        type=not_empty,
         help="generation and chips, such as v5e:16x16, v4:2x2x1",
     )
     parser.add_json()

@@ -14,7 +14,7 @@ from argparse import Namespace
 
 from train import BEGIN
 from train.core import command_line
-from train.core.command_line.values import text, whole_number
+from train.core.command_line.values import not_empty, whole_number
 from train.core.config.fields import flatten, marked
 from train.core.config.spec import MOST_STEPS, Mark
 from train.core.devices import compilation_cache, processes
@@ -36,11 +36,11 @@ def parser() -> command_line.Parser:
     parser.add_argument(
         "--profile",
         metavar="START:STOP",
-        type=text,
+        type=not_empty,
         help="writes a trace of these steps (not to a bucket)",
     )
     parser.add_argument(
-        "--coordinator", metavar="HOST:PORT", type=text, help="address of the first process"
+        "--coordinator", metavar="HOST:PORT", type=not_empty, help="address of the first process"
     )
     parser.add_argument(
         "--num_processes", metavar="N", type=whole_number(1, MOST_STEPS), help="processes in all"

@@ -89,6 +89,26 @@ def convolution(
     return jax.lax.platform_dependent(x, kernel, cpu=cheaper, default=default)
 
 
+def window(
+    x: jax.Array, start: Sequence[int], size: Sequence[int], strides: Sequence[int]
+) -> jax.Array:
+    """Every so manyth pixel of a part of the map.
+
+    It is what indexing gives, which for a batch of symbolic size would gather pixel by pixel.
+
+    Args:
+      x: Input (N, H, W, C).
+      start: Row and column of the first pixel.
+      size: Height and width of the part, in pixels.
+      strides: Rows and columns from one pixel to the next.
+    """
+    height, width = size
+    # An empty part may begin beyond the map.
+    i, j = (0, 0) if 0 in size else start
+    limits = (x.shape[0], i + height, j + width, x.shape[3])
+    return jax.lax.slice(x, (0, i, j, 0), limits, (1, *strides, 1))
+
+
 def _has_layout(x: jax.Array, kernel: jax.Array, dimension_numbers: Any) -> bool:
     shapes = x.shape, kernel.shape
     actual, wanted = (
@@ -130,7 +150,7 @@ def _keeps_size(
 
 def _pointwise(x: jax.Array, kernel: jax.Array, *, strides: Sequence[int]) -> jax.Array:
     """A 1×1 convolution: a product with the pixels as rows of one matrix."""
-    x = x[:, :: strides[0], :: strides[1]]
+    x = window(x, (0, 0), x.shape[1:3], strides)
     # Of matrices only: XLA's product over several axes at once is slow.
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     return (rows @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
@@ -146,9 +166,9 @@ def _depthwise(
     """A convolution of every channel by itself: a sum of shifted products."""
     padded = widened(jnp.pad(x, ((0, 0), *padding, (0, 0))))
     height, width = kernel.shape[:2]
-    ends = (max(0, padded.shape[1] - height + 1), max(0, padded.shape[2] - width + 1))
+    sizes = (max(0, padded.shape[1] - height + 1), max(0, padded.shape[2] - width + 1))
     shifted = (
-        padded[:, i : i + ends[0] : strides[0], j : j + ends[1] : strides[1]] * kernel[i, j, 0]
+        window(padded, (i, j), sizes, strides) * kernel[i, j, 0]
         for i in range(height)
         for j in range(width)
     )

@@ -16,7 +16,7 @@ from argparse import Namespace
 from train.compare.runs import asked
 from train.compare.train_all import train_all, write_tables
 from train.core import command_line, plotting
-from train.core.command_line.values import listed, text
+from train.core.command_line.values import listed, not_empty
 from train.core.errors import ConfigError
 
 
@@ -39,7 +39,7 @@ def parser() -> command_line.Parser:
     add(
         "--only",
         metavar="K/N",
-        type=text,
+        type=not_empty,
         help="every Nth run from the Kth on: N machines share the work",
     )
     add("--report", action="store_true", help="only the tables, of the runs that are in DIR")

@@ -18,7 +18,7 @@ from train.core.errors import ConfigError
 from train.core.workdir import directory, storage
 
 # What the runs of a comparison may differ in.
-AXES = ("model.attention", "optimizer.sparsity", "seed")
+VARIED = ("model.attention", "optimizer.sparsity", "seed")
 
 Number = TypeVar("Number", int, float)
 
@@ -188,7 +188,7 @@ def read_runs(workdir: epath.Path, config: Config | None = None) -> list[Compare
             continue
         run = ComparedRun(_config(path), directory.summary(path))
         config = run.config if config is None else config
-        directory.check_config(path, config, marked(Mark.FREE) | set(AXES))
+        directory.check_config(path, config, marked(Mark.FREE) | set(VARIED))
         if path.name != run.name:
             raise ConfigError(f"{path} holds the run {run.name}; give the directory that name.")
         runs.append(run)

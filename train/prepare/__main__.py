@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2
 
 from train.core import command_line
-from train.core.command_line.values import text
+from train.core.command_line.values import not_empty
 from train.core.data.feed import cpu_cores
 from train.core.data.sources.folder import Folder
 from train.core.data.sources.registry import source_of
@@ -42,7 +42,10 @@ def parser() -> command_line.Parser:
     parser.add_argument("action", nargs="?", help=SUPPRESS)
     parser.add_config("an experiment with the dataset; configs/ has examples")
     parser.add_argument(
-        "--out", metavar="DIR", type=text, help="where the copy goes: the data.dir of later runs"
+        "--out",
+        metavar="DIR",
+        type=not_empty,
+        help="where the copy goes: the data.dir of later runs",
     )
     return parser
 

@@ -24,7 +24,7 @@ from train.report.weight_plots import Weights
 Fields = Mapping[str, Any]
 
 # By the number of dimensions of their weights.
-KINDS = {1: "channels", 2: "pixels"}
+WEIGHTED = {1: "channels", 2: "pixels"}
 # Older versions may have had fewer fields, but these.
 NEEDED = {"model.name", "model.attention", "data.name", "epochs", "steps"}
 
@@ -136,7 +136,7 @@ def _nam(workdir: epath.Path, rows: Sequence[Row], folder: epath.Path) -> str:
 def _by_kind(weights: Weights) -> dict[str, Weights]:
     kinds = {
         kind: {path: layer for path, layer in weights.items() if layer.ndim == ndim}
-        for ndim, kind in KINDS.items()
+        for ndim, kind in WEIGHTED.items()
     }
     return {kind: layers for kind, layers in kinds.items() if layers}
 
@@ -179,7 +179,7 @@ def _tables(weights: Weights) -> str:
         for kind, layers in _by_kind(weights).items()
     ]
     total.append(("all weights", *_counts(list(weights.values()))))
-    lines = [(path, KINDS[layer.ndim], *_counts([layer])) for path, layer in weights.items()]
+    lines = [(path, WEIGHTED[layer.ndim], *_counts([layer])) for path, layer in weights.items()]
     by_layer = Table(("layer", "of", *header), lines).html("NAM weights by layer")
     return "\n".join(
         [

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 # W by the path of its module: of the channels, (C,), or of the pixels, (H, W).
 Weights = Mapping[str, np.ndarray]
 
-# Columns of the heat map: fewer would blur the end where the small weights lie.
-COLUMNS = 256
+# Columns of pixels in the heat map: fewer would blur the end where the small weights lie.
+SAMPLES = 256
 MAPS_A_ROW = 4
 # Colours end at twice the mean, which puts the mean in the middle.
 HIGHEST = 2.0
@@ -173,4 +173,4 @@ def _sorted(layer: np.ndarray) -> np.ndarray:
 
 
 def _resampled(layer: np.ndarray) -> np.ndarray:
-    return np.interp(_percent(COLUMNS), _percent(layer.size), _sorted(layer))
+    return np.interp(_percent(SAMPLES), _percent(layer.size), _sorted(layer))

@@ -14,7 +14,7 @@ from argparse import Namespace
 from etils import epath
 
 from train.core import command_line, plotting
-from train.core.command_line.values import listed, output, text, whole_number
+from train.core.command_line.values import listed, not_empty, output, whole_number
 from train.core.errors import ConfigError
 from train.visualize.images import MOST_IMAGES, Asked
 from train.visualize.visualize_run import visualize_pretrained, visualize_run
@@ -29,7 +29,7 @@ def parser() -> command_line.Parser:
     add = parser.add_argument
     parser.add_workdir("the directory of the run; its config is used")
     add("--images", metavar="FILE,...", type=listed, default=[], help="image files, such as JPEG")
-    add("--split", metavar="NAME", type=text, help="or images of a split, such as test")
+    add("--split", metavar="NAME", type=not_empty, help="or images of a split, such as test")
     add(
         "--count",
         metavar="N",
@@ -40,14 +40,14 @@ def parser() -> command_line.Parser:
     add(
         "--layer",
         metavar="PATH",
-        type=text,
+        type=not_empty,
         help="whose NAM gates are drawn, such as layer4_2/attention; default: the last one's",
     )
     parser.add_which()
     add(
         "--data_dir",
         metavar="DIR",
-        type=text,
+        type=not_empty,
         help="where the dataset of the run lies now, if elsewhere",
     )
     add("--out", metavar="FILE", type=output, help="default: visualize.png in the run's directory")

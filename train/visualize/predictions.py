@@ -9,12 +9,12 @@ import numpy as np
 
 from nam_jax import gates
 from train.core.data import on_device
+from train.core.engine.trained_network import Trained
 from train.core.errors import ConfigError
 from train.visualize.grad_cam import grad_cam
-from train.visualize.trained_network import Trained
 
 # What the gate is of, by the attention that has but one.
-KINDS = {"nam_channel": "channel", "nam_tied": "channel", "nam_spatial": "spatial"}
+GATED = {"nam_channel": "channel", "nam_tied": "channel", "nam_spatial": "spatial"}
 
 
 class View(NamedTuple):
@@ -110,4 +110,4 @@ def _profiles(
 
 def _layer_and_kind(path: str, attention: str) -> tuple[str, str]:
     layer, _, last = path.rpartition("/")
-    return (layer, last) if attention == "nam" else (path, KINDS[attention])
+    return (layer, last) if attention == "nam" else (path, GATED[attention])

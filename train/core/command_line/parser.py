@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from etils import epath
 
-from train.core.command_line.values import attentions, output, text, whole_number
+from train.core.command_line.values import attentions, not_empty, output, whole_number
 from train.core.config import parsing
 from train.core.config.checks import validate
 from train.core.config.fields import FIELDS, replaced
@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
           is_needed: Whether the command line is wrong without it.
         """
         self._needs_config = is_needed
-        self.add_argument("--config", metavar="FILE", type=text, action=_Once, help=what)
+        self.add_argument("--config", metavar="FILE", type=not_empty, action=_Once, help=what)
         self.add_argument(
             "--config.FIELD",
             metavar="VALUE",
@@ -70,7 +70,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_workdir(self, what: str) -> None:
         """Adds --workdir; `workdir` and `named_workdir` make a directory of it."""
-        self.add_argument("--workdir", metavar="DIR", type=text, help=what)
+        self.add_argument("--workdir", metavar="DIR", type=not_empty, help=what)
 
     def add_attention(self, what: str) -> None:
         """Adds --attention: names of attentions, with commas between."""
@@ -97,9 +97,9 @@ class Parser(argparse.ArgumentParser):
         """Adds --which: a checkpoint."""
         self.add_argument(
             "--which",
-            choices=("last", "best"),
+            choices=("last", "best", "best_ema"),
             default="last",
-            help="the latest checkpoint, or that of the lowest error",
+            help="the latest checkpoint, or that of the lowest error (of averaged weights)",
         )
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:

@@ -11,7 +11,7 @@ from nam_jax.attention import NAMES as ATTENTIONS
 Number = TypeVar("Number", int, float)
 
 
-def text(value: str) -> str:
+def not_empty(value: str) -> str:
     """A value that is not empty: an empty one would mean the default."""
     if not value:
         raise ArgumentTypeError("is empty; give it a value, or leave it out.")
@@ -20,7 +20,7 @@ def text(value: str) -> str:
 
 def listed(value: str) -> list[str]:
     """Texts with commas between."""
-    return [part.strip() for part in text(value).split(",")]
+    return [part.strip() for part in not_empty(value).split(",")]
 
 
 def attentions(value: str) -> list[str]:
@@ -49,7 +49,7 @@ def _between(
 ) -> Callable[[str], Number]:
     def parsed(value: str) -> Number:
         try:
-            result = kind(text(value))
+            result = kind(not_empty(value))
         except ValueError:
             result = None
         # What is no number at all is not within its bounds either.
@@ -62,7 +62,7 @@ def _between(
 
 def output(value: str) -> Path:
     """A file that can be written: found out before the work whose figures it is for."""
-    path = Path(os.path.expanduser(text(value)))
+    path = Path(os.path.expanduser(not_empty(value)))
     try:
         is_right = path.is_file() or (path.parent.is_dir() and not path.exists())
         is_right = is_right and os.access(path if path.exists() else path.parent, os.W_OK)

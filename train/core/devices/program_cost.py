@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-KINDS = (
+COLLECTIVES = (
     "all-gather",
     "all-reduce",
     "all-to-all",
@@ -19,7 +19,7 @@ KINDS = (
 # The names of operations in the metadata are anything.
 _QUOTED = re.compile(r'"[^"]*"')
 # An operation, or the second half of one in two halves: `-start` gives its operands as well.
-_INSTRUCTION = re.compile(rf" = (.*?) ({'|'.join(KINDS)})(?:-done)?\(")
+_INSTRUCTION = re.compile(rf" = (.*?) ({'|'.join(COLLECTIVES)})(?:-done)?\(")
 # An array such as bf16[3,3,64]{2,1,0:T(8,128)}; token[] has no size.
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]")
 

@@ -7,6 +7,7 @@ import optax
 
 from nam_jax import add_sparsity_penalty, proximal_sparsity
 from train.core.config.fields import OptimizerConfig, OptimizerName
+from train.core.errors import ConfigError
 
 
 def batch_size_scale(config: OptimizerConfig, batch_size: int) -> float:
@@ -60,6 +61,26 @@ def schedule(
     return optax.join_schedules([warmup, after], [warmup_steps])
 
 
+def warmup_steps(config: OptimizerConfig, steps_per_epoch: int, total_steps: int) -> int:
+    """Number of the first updates in which the learning rate rises.
+
+    Args:
+      config: The `optimizer` part of a run's config.
+      steps_per_epoch: Number of updates of an epoch.
+      total_steps: Number of updates of the run.
+
+    Raises:
+      ConfigError: the run is not longer than that.
+    """
+    steps = round(config.warmup_epochs * steps_per_epoch)
+    if steps >= total_steps:
+        raise ConfigError(
+            f"config.optimizer.warmup_epochs: {config.warmup_epochs:g} epochs are {steps:.4g} "
+            f"steps, but the run has {total_steps} (config.steps, config.epochs)."
+        )
+    return steps
+
+
 def create(config: OptimizerConfig, learning_rate: optax.Schedule) -> optax.GradientTransformation:
     """The optax chain; the order of its parts decides what they mean.
 
@@ -67,6 +88,10 @@ def create(config: OptimizerConfig, learning_rate: optax.Schedule) -> optax.Grad
     lars: clip → penalty → weight decay → trust ratio → learning rate → momentum → proximal
 
     LARS decays and scales kernels only, by the ratio of their norm to that of their update.
+
+    A gradient g moves the parameters by η g / (1 − momentum) in all, since momentum repeats it. So
+    the threshold of the proximal step is p η / (1 − momentum): the minimum is that of the loss
+    plus p Σ|scale|, with or without momentum, and the same as that of the sign update.
 
     Args:
       config: The `optimizer` part of a run's config.
@@ -85,7 +110,8 @@ def create(config: OptimizerConfig, learning_rate: optax.Schedule) -> optax.Grad
         chain.append(add_sparsity_penalty(config.sparsity))
     chain += UPDATES[config.name](config, learning_rate)
     if config.sparsity_mode == "proximal":
-        chain.append(proximal_sparsity(config.sparsity, learning_rate))
+        total = 1 / (1 - config.momentum)
+        chain.append(proximal_sparsity(config.sparsity, lambda step: total * learning_rate(step)))
     return optax.chain(*chain)
 
 

@@ -117,7 +117,8 @@ def by_numpy(config, steps):
             direction, momenta[path] = _direction(config, path, p, grads[path], norm, momenta[path])
             new = p - rate(step) * direction
             if config.sparsity_mode == "proximal" and is_nam_scale(path):
-                new = np.sign(new) * np.maximum(np.abs(new) - config.sparsity * rate(step), 0)
+                threshold = config.sparsity * rate(step) / (1 - config.momentum)
+                new = np.sign(new) * np.maximum(np.abs(new) - threshold, 0)
             params[path] = new
     return params
 
@@ -181,6 +182,33 @@ def test_scales_are_penalised_and_not_decayed_where_kernels_alone_are(x64, mode)
     for path, leaf in change.items():
         expected = -0.1 if is_nam_scale(path) else -0.5 if path[-1] == "kernel" else 0.0
         np.testing.assert_allclose(leaf, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["sign", "proximal"])
+@pytest.mark.parametrize(
+    ("name", "momentum", "nesterov"),
+    [("sgd", 0.0, False), ("sgd", 0.9, False), ("sgd", 0.9, True), ("lars", 0.9, False)],
+)
+def test_penalty_has_the_minimum_of_its_formula(x64, mode, name, momentum, nesterov):
+    """Of (x − 1)² / 2 + |x| / 2, which is at 1/2."""
+    config = optimizer_config(
+        name=name,
+        sparsity_mode=mode,
+        sparsity=0.5,
+        momentum=momentum,
+        nesterov=nesterov,
+        weight_decay=0.0,
+    )
+    tx = optimizer.create(config, optax.constant_schedule(0.01))
+    params = {"nam_bn": {"scale": jnp.ones(1)}}
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(jax.tree.map(lambda x: x - 1, params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=4000)
+    np.testing.assert_allclose(params["nam_bn"]["scale"], 0.5, rtol=1e-9)
 
 
 def test_proximal_mode_reaches_exact_zeros(x64):
