@@ -1,6 +1,7 @@
 """Normalization-based attention (NAM) for Flax."""
 
 from nam_jax import models, torch_import
+from nam_jax.attach import attach
 from nam_jax.attention import (
     BAM,
     CBAM,
@@ -37,6 +38,7 @@ __all__ = [
     "SqueezeExcite",
     "TripletAttention",
     "add_sparsity_penalty",
+    "attach",
     "attention",
     "convolution",
     "export",

@@ -4,18 +4,21 @@ Y. Liu, Z. Shao, Y. Teng and N. Hoffmann, NAM: Normalization-based Attention Mod
 https://arxiv.org/abs/2111.12419. Equation numbers below are the paper's.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import meta
 
 from nam_jax.attention.base import AttentionModule, shared_fields
 from nam_jax.layers.batch_norm import BatchNorm, Moments, batch_norm_affine, to_reduce
-from nam_jax.layers.dtypes import widened
+from nam_jax.layers.dtypes import promoted, widened
 
 
 def magnitude(scale: jax.Array) -> jax.Array:
     """|scale|, at least float32, with the gradient 0 at 0, where that of jnp.abs is 1."""
-    scale = widened(scale)
+    scale = widened(meta.unbox(scale))
     return scale * jnp.sign(scale)
 
 
@@ -75,7 +78,8 @@ def gate_affine(
       The multiplier and the offset, of the shape of scale, at least float32.
     """
     weights = attention_weights(scale, gradient=weight_gradient)
-    multiplier, offset = batch_norm_affine(moments, scale, bias, epsilon=epsilon)
+    affine = batch_norm_affine(moments, scale, bias, epsilon=epsilon)
+    weights, multiplier, offset = promoted(weights, *affine)
     return weights * multiplier, weights * offset
 
 
@@ -90,6 +94,7 @@ def gate(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
     Returns:
       The gate M, in [0, 1], of the shape of x.
     """
+    x, multiplier, offset = promoted(x, multiplier, offset)
     return 0.5 + 0.5 * jnp.tanh(0.5 * multiplier * x + 0.5 * offset)
 
 
@@ -110,7 +115,8 @@ def gated(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
     Returns:
       The gated array, of the shape of x.
     """
-    return x * gate(x, multiplier, offset)
+    x, m = promoted(x, gate(x, multiplier, offset))
+    return x * m
 
 
 @gated.defjvp
@@ -118,22 +124,38 @@ def _gated_jvp(
     primals: tuple[jax.Array, jax.Array, jax.Array],
     tangents: tuple[jax.Array, jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
-    (x, multiplier, _), (dx, dmultiplier, doffset) = primals, tangents
+    (x, multiplier, _), (dx, dmultiplier, doffset) = promoted(*primals), promoted(*tangents)
     m = gate(*primals)
     y = x * m
     slope = y * (1 - m)
     return y, (m + multiplier * slope) * dx + slope * (x * dmultiplier + doffset)
 
 
+def scaled(y: jax.Array, gate_scale: float) -> jax.Array:
+    """What a gate has let through, times a factor.
+
+    Args:
+      y: Gated array, of any shape.
+      gate_scale: Factor, above 0.
+
+    Raises:
+      ValueError: gate_scale is not above 0, or infinite.
+    """
+    if not 0 < gate_scale < math.inf:
+        raise ValueError(f"gate_scale has to be above 0 and finite; got {gate_scale!r}.")
+    return y if gate_scale == 1 else y * gate_scale
+
+
 class NormalizationAttention(AttentionModule, kw_only=True):
-    """What the three modules share: the fields of their BatchNorm, and of its weights."""
+    """What the three modules share: the fields of their BatchNorm, of its weights and gates."""
 
     momentum: float = 0.9
     epsilon: float = 1e-5
     weight_gradient: bool = False
+    gate_scale: float = 1.0
 
     def _affine_of(self, bn: BatchNorm, moments: Moments) -> tuple[jax.Array, jax.Array]:
-        params = bn.variables["params"]
+        params = meta.unbox(bn.variables["params"])
         return gate_affine(
             moments,
             params["scale"],
@@ -157,6 +179,8 @@ class ChannelNAM(NormalizationAttention, kw_only=True):
       epsilon: Small positive number added to the variance.
       weight_gradient: Whether gradients flow through W_γ. The authors' code detaches it;
         γ still learns through BN's own affine.
+      gate_scale: Factor of the gate, above 0. Fresh gates are near 0.5: with 2 a fresh module
+        is nearly the identity, as a pretrained network needs it.
       use_running_average, dtype, param_dtype, axis_name: see `AttentionModule`.
 
     Example:
@@ -190,7 +214,8 @@ class ChannelNAM(NormalizationAttention, kw_only=True):
         Returns:
           Gated input M_c x, of the shape of x.
         """
-        return self._result(x, gated(x, *self.affine(x, use_running_average, moments, scale)))
+        affine = self.affine(x, use_running_average, moments, scale)
+        return self._result(x, scaled(gated(x, *affine), self.gate_scale))
 
     @nn.compact
     def affine(
@@ -241,6 +266,8 @@ class SpatialNAM(NormalizationAttention, kw_only=True):
       momentum: Decay rate for the running statistics, in [0, 1].
       epsilon: Small positive number added to the variance.
       weight_gradient: Whether gradients flow through W_λ.
+      gate_scale: Factor of the gate, above 0. Fresh gates are near 0.5: with 2 a fresh module
+        is nearly the identity, as a pretrained network needs it.
       use_running_average, dtype, param_dtype, axis_name: see `AttentionModule`.
 
     Example:
@@ -275,7 +302,8 @@ class SpatialNAM(NormalizationAttention, kw_only=True):
           ValueError: x is no (N, H, W, C) array, or its map has not the size that the
             module was initialised for.
         """
-        return self._result(x, gated(x, *self.affine(to_reduce(x, moments), use_running_average)))
+        affine = self.affine(to_reduce(x, moments), use_running_average)
+        return self._result(x, scaled(gated(x, *affine), self.gate_scale))
 
     @nn.compact
     def affine(self, x: jax.Array, use_running_average: bool | None) -> tuple[jax.Array, jax.Array]:
@@ -287,7 +315,7 @@ class SpatialNAM(NormalizationAttention, kw_only=True):
 
     def _check_map(self, x: jax.Array) -> None:
         self._check_rank(x)
-        own = self.variables.get("params", {}).get("nam_bn")
+        own = meta.unbox(self.variables.get("params", {}).get("nam_bn"))
         if own is not None and own["scale"].shape != x.shape[1:3]:
             expected, actual = ("×".join(map(str, s)) for s in (own["scale"].shape, x.shape[1:3]))
             raise ValueError(
@@ -308,6 +336,8 @@ class NAM(NormalizationAttention, kw_only=True):
       momentum: Decay rate for the running statistics, in [0, 1].
       epsilon: Small positive number added to the variance.
       weight_gradient: Whether gradients flow through W_γ and W_λ.
+      gate_scale: Factor of either gate, above 0. Fresh gates are near 0.5: with 2 a fresh module
+        is nearly the identity, as a pretrained network needs it.
       use_running_average, dtype, param_dtype, axis_name: see `AttentionModule`.
 
     Example:
@@ -348,6 +378,7 @@ class NAM(NormalizationAttention, kw_only=True):
         fields = shared_fields(self, NormalizationAttention)
         channel = ChannelNAM(**fields, name="channel").affine(x, use_running_average, moments)
         spatial = SpatialNAM(**fields, name="spatial").affine(
-            gated(to_reduce(x, moments), *channel), use_running_average
+            scaled(gated(to_reduce(x, moments), *channel), self.gate_scale), use_running_average
         )
-        return self._result(x, gated(gated(x, *channel), *spatial))
+        z = scaled(gated(x, *channel), self.gate_scale)
+        return self._result(x, scaled(gated(z, *spatial), self.gate_scale))

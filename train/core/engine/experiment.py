@@ -245,4 +245,6 @@ def _total_steps(config: Config, steps_per_epoch: int) -> int:
 def streams(seed: int) -> dict[str, jax.Array]:
     """The independent random keys of a run."""
     names = ("init", "order", "augment")
-    return dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
+    # What some others draw for a row depends on how many devices share the batch.
+    key = jax.random.key(seed, impl="threefry2x32")
+    return dict(zip(names, jax.random.split(key, len(names)), strict=True))
