@@ -67,7 +67,8 @@ class SimAM(AttentionModule, kw_only=True):
         origin = jax.lax.stop_gradient(origin)
         mean, var, _ = batch_moments(reduced - origin, (1, 2))
         pixels = x.shape[1] * x.shape[2]
-        unbiased = var * (pixels / max(1, pixels - 1))
+        # Not Python's max: sizes that an export leaves open are compared with nothing.
+        unbiased = var * (pixels / jax.core.max_dim(1, pixels - 1))
         # The root before the square: gradients would overflow from 1e12 on.
         factor = 0.5 * jax.lax.rsqrt(unbiased + self.epsilon)
         distance = (widened(x) - origin - mean[:, None, None]) * factor[:, None, None]

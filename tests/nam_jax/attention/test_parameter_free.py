@@ -1,6 +1,7 @@
 """SimAM on maps that are hard for its variance, and the constant that is the control of all."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -78,3 +79,12 @@ def test_half_is_what_nam_does_with_scales_of_zero(x64, name):
     np.testing.assert_array_equal(half, x / 2)
     nam = jax.jit(module.apply)({**variables, "params": zeros}, x)
     assert_close(half, np.asarray(nam), 1e-12)
+
+
+def test_simam_of_maps_of_open_size():
+    height, width = jax.export.symbolic_shape("h, w")
+    shape = jax.ShapeDtypeStruct((2, height, width, 4), jnp.float32)
+    exported = jax.export.export(jax.jit(lambda x: SimAM().apply({}, x)))(shape)
+    x = image((2, 6, 5, 4))
+    np.testing.assert_allclose(exported.call(x), formula(x), rtol=1e-5)
+    np.testing.assert_allclose(exported.call(x[:, :1, :1]), x[:, :1, :1] * LEAST, rtol=1e-6)
