@@ -1,16 +1,10 @@
-r"""Writes a trained network into one file that runs without Flax and without this code.
+"""Writes a trained network into one file, StableHLO for JAX or ONNX.
 
-StableHLO, for programs with JAX, on CPUs and the GPUs and TPUs that JAX knows; or
-ONNX, for onnxruntime and others. The file takes uint8 images (N, H, W, channels),
-any number of them, and gives logits. What else a service has to know stands in the
-properties of an ONNX file, and in FILE.json beside a StableHLO file. Needs
-'.[train,export]'.
+It takes uint8 images (N, H, W, channels) and gives logits. FILE.json or the
+properties of an ONNX file say the rest. Needs '.[train,export]'.
 
 Example:
-  python -m train.export --workdir runs/digits_resnet20 --which best --out digits.onnx
-  python -m train.export --config configs/imagenet_mobilenet_v2.py \
-      --config.model.attention=none --config.model.pretrained=mobilenet_v2.pth \
-      --out mobilenet_v2.stablehlo
+  python -m train.export --workdir runs/digits_resnet20 --out digits.onnx
 
 Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 """
@@ -123,8 +117,9 @@ def parser() -> command_line.Parser:
     add("--out", metavar="FILE", type=output, help="file to write")
     add(
         "--format",
+        metavar="NAME",
         choices=tuple(PACKAGES),
-        help="default: onnx for a name that ends so, stablehlo for others",
+        help="stablehlo or onnx; default: as the name ends",
     )
     add("--raw", help="takes normalised float32 images", **switch)
     add("--probabilities", help="gives the softmax of the logits", **switch)

@@ -97,9 +97,10 @@ class Parser(argparse.ArgumentParser):
         """Adds --which: a checkpoint."""
         self.add_argument(
             "--which",
+            metavar="NAME",
             choices=("last", "best", "best_ema"),
             default="last",
-            help="the latest checkpoint, or that of the lowest error (of averaged weights)",
+            help="last, best, or best_ema of averaged weights",
         )
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
