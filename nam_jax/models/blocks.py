@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
@@ -105,6 +106,21 @@ def between_stages(
       name: Name of the module.
     """
     return BAM(**options, name=name)(x) if attention_name == "bam" else x
+
+
+@jax.custom_jvp
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0), whose derivative reads the result: x need not be kept, or computed anew, for it."""
+    return nn.relu(x)
+
+
+@relu.defjvp
+def _relu_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    y, (dx,) = relu(*primals), tangents
+    # XLA would make y > 0 the same of x again.
+    return y, jnp.where(y != 0, dx, 0)
 
 
 def head(x: jax.Array, num_classes: int) -> jax.Array:

@@ -1,0 +1,235 @@
+"""How NAM gates a map, in forms of which compilers write nothing to memory but the result.
+
+A compiler computes a short chain of cheap operations anew in every pass over the data that needs
+it, but writes the result of a long one, or of a division, to memory. XLA's model of a GPU finds any
+gate long, and writes it, in float32. There every sum of the derivative therefore begins from a copy
+of its own of the few numbers per channel or pixel that the gate is made of. The compiler does not
+see that the copies are equal, so that no two passes have a gate in common. On TPUs and CPUs the
+plain derivative moves less.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nam_jax.layers.batch_norm import AxisNames, Moments, moments_of_means
+
+# What BatchNorm and gates are made of: a multiplier and an offset of each, per channel or pixel.
+Affines = tuple[jax.Array, ...]
+
+
+def gate(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
+    """The gate of both equations: M = sigmoid(multiplier x + offset).
+
+    Args:
+      x: Array of any shape.
+      multiplier: Factor of x, of a shape that broadcasts to that of x.
+      offset: Summand, of a shape that broadcasts to that of x.
+
+    Returns:
+      The gate M, in [0, 1], of the shape of x.
+    """
+    return 0.5 + 0.5 * jnp.tanh(0.5 * multiplier * x + 0.5 * offset)
+
+
+@jax.custom_jvp
+def gated(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
+    """What both equations do with their gate: y = x sigmoid(multiplier x + offset).
+
+    By tanh, for sigmoid(x) = (1 + tanh(x / 2)) / 2, which is exact to 1e-7 but not relative to a
+    gate near 0, and with a derivative in as few operations as there can be.
+
+    Args:
+      x: Array of any shape.
+      multiplier: Factor of x, of a shape that broadcasts to that of x.
+      offset: Summand, of a shape that broadcasts to that of x.
+
+    Returns:
+      The gated array, of the shape of x.
+    """
+    return x * gate(x, multiplier, offset)
+
+
+@gated.defjvp
+def _gated_jvp(
+    primals: tuple[jax.Array, jax.Array, jax.Array],
+    tangents: tuple[jax.Array, jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    (x, multiplier, _), (dx, dmultiplier, doffset) = primals, tangents
+    m = gate(*primals)
+    y = x * m
+    slope = y * (1 - m)
+    return y, (m + multiplier * slope) * dx + slope * (x * dmultiplier + doffset)
+
+
+@functools.partial(jax.jit, inline=True)
+def gated_channels(x: jax.Array, *affines: jax.Array) -> jax.Array:
+    """A BatchNorm and the gate of channels in one: y = z sigmoid(a z + b), z = A x + B.
+
+    Args:
+      x: Array (N, ..., C), at least float32.
+      affines: A, B, a, b, each (C,).
+
+    Returns:
+      The gated array, of the shape of x.
+    """
+    return _by_platform(normalized, functools.partial(_apart, normalized), x, *affines)
+
+
+@functools.partial(jax.jit, inline=True)
+def gated_pixels(x: jax.Array, *affines: jax.Array) -> jax.Array:
+    """The same with the gate of pixels over it, or over a BatchNorm alone.
+
+    Args:
+      x: Array (N, H, W, C), at least float32.
+      affines: A, B, and a, b where channels are gated, each (C,); then multiplier and offset of the
+        pixels' gate, each (H, W, 1).
+
+    Returns:
+      The gated array, of the shape of x.
+    """
+    return _by_platform(_gated_twice, functools.partial(_apart, _gated_twice), x, *affines)
+
+
+class PixelNorm(NamedTuple):
+    """How the gate of pixels follows from the moments of the map that it gates.
+
+    Attributes:
+      affine: `nam_jax.attention.nam.gate_affine`.
+      epsilon: Small positive number added to the variance.
+      weight_gradient: Whether gradients flow through the weights.
+      axis_name: Mapped axis (or axes) of devices to average the moments over.
+    """
+
+    affine: Callable[..., tuple[jax.Array, jax.Array]]
+    epsilon: float
+    weight_gradient: bool
+    axis_name: AxisNames | None
+
+    def gate(
+        self, means: jax.Array, scale: jax.Array, bias: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Multiplier and offset, (H, W, 1)."""
+        options = {"epsilon": self.epsilon, "weight_gradient": self.weight_gradient}
+        multiplier, offset = self.affine(moments_of_means(means), scale, bias, **options)
+        return multiplier[..., None], offset[..., None]
+
+    def averaged(self, means: jax.Array) -> jax.Array:
+        """Means over all devices."""
+        return means if self.axis_name is None else jax.lax.pmean(means, self.axis_name)
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def gated_by_own_moments(
+    norm: PixelNorm, x: jax.Array, affines: Affines, scale: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, Moments]:
+    """`gated_pixels` with the statistics of this batch.
+
+    Args:
+      norm: How the gate follows from moments, scale and bias.
+      x: Array (N, H, W, C), at least float32.
+      affines: A, B, and a, b where channels are gated, each (C,).
+      scale: Scales λ (H, W).
+      bias: Shifts (H, W).
+
+    Returns:
+      The gated array, of the shape of x, and the moments (H, W) of what the pixels' gate is over.
+    """
+    plain, joint = (functools.partial(form, norm) for form in (_plain, _joint))
+    y, means = _by_platform(plain, joint, x, affines, scale, bias)
+    return y, moments_of_means(means)
+
+
+def normalized(x: jax.Array, multiplier: jax.Array, offset: jax.Array, *gate: jax.Array) -> Any:
+    """BatchNorm's output, and where there is a gate, what it lets through."""
+    y = multiplier * x + offset
+    return gated(y, *gate) if gate else y
+
+
+def _gated_twice(x: jax.Array, *affines: jax.Array) -> jax.Array:
+    return gated(normalized(x, *affines[:-2]), *affines[-2:])
+
+
+def _by_platform(plain: Callable[..., Any], joint: Callable[..., Any], *arguments: Any) -> Any:
+    return jax.lax.platform_dependent(*arguments, cuda=joint, default=plain)
+
+
+def _plain(
+    norm: PixelNorm, x: jax.Array, affines: Affines, scale: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    # Computed twice, for the two gradients join only behind BatchNorm's own reductions, which the
+    # compiler makes in fewer passes of each alone than of their sum.
+    means = norm.averaged(_means(normalized(x, *affines)))
+    return _gated_twice(x, *affines, *norm.gate(means, scale, bias)), means
+
+
+def _means(z: jax.Array) -> jax.Array:
+    return jnp.stack([z.mean((0, 3)), jnp.square(z).mean((0, 3))])
+
+
+# What follows is for GPUs.
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _apart(function: Callable[..., Any], x: jax.Array, *affines: jax.Array) -> Any:
+    """function(x, *affines), with the derivative by each argument computed from its own copies."""
+    return function(x, *affines)
+
+
+@_apart.defjvp
+def _apart_jvp(
+    function: Callable[..., Any], primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
+) -> tuple[Any, Any]:
+    y, (x, *affines) = function(*primals), primals
+    parts = []
+    for number, tangent in enumerate(tangents):
+        affines = jax.lax.optimization_barrier(affines)
+        parts.append(_derivative(function, (x, *affines), number, tangent)[1])
+    return y, sum(parts)
+
+
+def _derivative(
+    function: Callable[..., Any], arguments: Sequence[jax.Array], number: int, tangent: jax.Array
+) -> tuple[Any, Any]:
+    """The value of a function, and its derivative by one argument."""
+
+    def of_one(argument: jax.Array) -> Any:
+        return function(*arguments[:number], argument, *arguments[number + 1 :])
+
+    return jax.jvp(of_one, (arguments[number],), (tangent,))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _joint(
+    norm: PixelNorm, x: jax.Array, affines: Affines, scale: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    means = []
+    for power in (1, 2):
+        means.append((normalized(x, *affines) ** power).mean((0, 3)))
+        affines = jax.lax.optimization_barrier(affines)
+    averaged = norm.averaged(jnp.stack(means))
+    return _gated_twice(x, *affines, *norm.gate(averaged, scale, bias)), averaged
+
+
+@_joint.defjvp
+def _joint_jvp(norm: PixelNorm, primals: Any, tangents: Any) -> Any:
+    """The gradient at z, of the map and of its moments, is computed for each argument anew."""
+    (x, affines, scale, bias), (dx, daffines, dscale, dbias) = primals, tangents
+    y, means = _joint(norm, *primals)
+    pixels = norm.gate(means, scale, bias)
+    parts, dmeans = [], []
+    for number, tangent in enumerate((dx, *daffines)):
+        affines, pixels = jax.lax.optimization_barrier((affines, pixels))
+        z, dz = _derivative(normalized, (x, *affines), number, tangent)
+        dmeans.append(jax.jvp(_means, (z,), (dz,))[1])
+        parts.append(_derivative(gated, (z, *pixels), 0, dz)[1])
+    averaged = norm.averaged(sum(dmeans))
+    _, dpixels = jax.jvp(norm.gate, (means, scale, bias), (averaged, dscale, dbias))
+    for number, tangent in enumerate(dpixels, 1):
+        affines, pixels = jax.lax.optimization_barrier((affines, pixels))
+        arguments = normalized(x, *affines), *pixels
+        parts.append(_derivative(gated, arguments, number, tangent)[1])
+    return (y, means), (sum(parts), averaged)
