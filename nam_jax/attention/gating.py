@@ -2,13 +2,14 @@
 
 A compiler computes a short chain of cheap operations anew in every pass over the data that needs
 it, but writes the result of a long one, or of a division, to memory. XLA's model of a GPU finds any
-gate long, and writes it, in float32. There every sum of the derivative therefore begins from a copy
-of its own of the few numbers per channel or pixel that the gate is made of. The compiler does not
-see that the copies are equal, so that no two passes have a gate in common. On TPUs and CPUs the
-plain derivative moves less.
+gate long, and writes it, in float32. On GPUs every pass of the derivative therefore begins from a
+copy of its own of the few numbers per channel or pixel that the gate is made of. The compiler does
+not see that the copies are equal, so that no two passes have a gate in common. On TPUs and CPUs,
+which do not write gates, the plain derivative moves less.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -162,20 +163,20 @@ def _plain(
 ) -> tuple[jax.Array, jax.Array]:
     # Computed twice, for the two gradients join only behind BatchNorm's own reductions, which the
     # compiler makes in fewer passes of each alone than of their sum.
-    means = norm.averaged(_means(normalized(x, *affines)))
+    z = normalized(x, *affines)
+    means = norm.averaged(jnp.stack([z.mean((0, 3)), jnp.square(z).mean((0, 3))]))
     return _gated_twice(x, *affines, *norm.gate(means, scale, bias)), means
-
-
-def _means(z: jax.Array) -> jax.Array:
-    return jnp.stack([z.mean((0, 3)), jnp.square(z).mean((0, 3))])
 
 
 # What follows is for GPUs.
 
+# XLA has room for two sums of columns in a kernel, but for any number that are as short as this.
+FEW_ROWS = 31
+
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _apart(function: Callable[..., Any], x: jax.Array, *affines: jax.Array) -> Any:
-    """function(x, *affines), with the derivative by each argument computed from its own copies."""
+    """function(x, *affines), with the derivative by each pair computed from its own copies."""
     return function(x, *affines)
 
 
@@ -183,35 +184,63 @@ def _apart(function: Callable[..., Any], x: jax.Array, *affines: jax.Array) -> A
 def _apart_jvp(
     function: Callable[..., Any], primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
 ) -> tuple[Any, Any]:
-    y, (x, *affines) = function(*primals), primals
+    x, *affines = primals
     parts = []
-    for number, tangent in enumerate(tangents):
+    for number in (0, *range(1, len(primals), 2)):
         affines = jax.lax.optimization_barrier(affines)
-        parts.append(_derivative(function, (x, *affines), number, tangent)[1])
-    return y, sum(parts)
+        parts.append(_derivative(function, (x, *affines), number, tangents)[1])
+    return function(*primals), sum(parts)
 
 
 def _derivative(
-    function: Callable[..., Any], arguments: Sequence[jax.Array], number: int, tangent: jax.Array
+    function: Callable[..., Any],
+    arguments: Sequence[jax.Array],
+    number: int,
+    tangents: Sequence[jax.Array],
 ) -> tuple[Any, Any]:
-    """The value of a function, and its derivative by one argument."""
+    """The value of a function of a map and affines, and its derivative by one of these.
 
-    def of_one(argument: jax.Array) -> Any:
-        return function(*arguments[:number], argument, *arguments[number + 1 :])
+    Args:
+      function: Function of a map and of multipliers and offsets.
+      arguments: Its arguments.
+      number: 0 for the map, or that of a multiplier, with the offset behind it.
+      tangents: Tangents of all arguments.
+    """
+    count, shape = 2 if number else 1, arguments[0].shape
+    end = number + count
 
-    return jax.jvp(of_one, (arguments[number],), (tangent,))
+    def of_some(*some: jax.Array) -> Any:
+        return function(*arguments[:number], *some, *arguments[end:])
+
+    some = [jnp.broadcast_to(argument, shape) for argument in arguments[number:end]]
+    if not number:
+        return jax.jvp(of_some, some, [tangents[0]])
+    # As one complex number, so that one sum makes both gradients and computes the gate once.
+    both = _spread(jax.lax.complex(*tangents[number:end]), shape)
+    return jax.jvp(of_some, some, [both.real, both.imag])
+
+
+def _spread(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Broadcasts values; those of channels in two steps, so that the sum in reverse has two."""
+    rows, channels = math.prod(shape[:-1]), shape[-1]
+    if values.shape[-1] != channels or values.size != channels:
+        return jnp.broadcast_to(values, shape)
+    # A number of rows that is not known yet is not divided.
+    sizes = range(1, FEW_ROWS + 1) if isinstance(rows, int) else (1,)
+    part = max(size for size in sizes if rows % size == 0)
+    parts = jnp.broadcast_to(values.reshape(1, 1, channels), (rows // part, 1, channels))
+    # The compiler would make one step of both.
+    parts = jax.lax.optimization_barrier(parts)
+    return jnp.broadcast_to(parts, (rows // part, part, channels)).reshape(shape)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _joint(
     norm: PixelNorm, x: jax.Array, affines: Affines, scale: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    means = []
-    for power in (1, 2):
-        means.append((normalized(x, *affines) ** power).mean((0, 3)))
-        affines = jax.lax.optimization_barrier(affines)
-    averaged = norm.averaged(jnp.stack(means))
-    return _gated_twice(x, *affines, *norm.gate(averaged, scale, bias)), averaged
+    means = norm.averaged(_means(normalized(x, *affines)))
+    affines = jax.lax.optimization_barrier(affines)
+    return _gated_twice(x, *affines, *norm.gate(means, scale, bias)), means
 
 
 @_joint.defjvp
@@ -221,15 +250,20 @@ def _joint_jvp(norm: PixelNorm, primals: Any, tangents: Any) -> Any:
     y, means = _joint(norm, *primals)
     pixels = norm.gate(means, scale, bias)
     parts, dmeans = [], []
-    for number, tangent in enumerate((dx, *daffines)):
+    for number in (0, *range(1, len(affines) + 1, 2)):
         affines, pixels = jax.lax.optimization_barrier((affines, pixels))
-        z, dz = _derivative(normalized, (x, *affines), number, tangent)
+        z, dz = _derivative(normalized, (x, *affines), number, (dx, *daffines))
         dmeans.append(jax.jvp(_means, (z,), (dz,))[1])
-        parts.append(_derivative(gated, (z, *pixels), 0, dz)[1])
+        parts.append(_derivative(gated, (z, *pixels), 0, (dz,))[1])
     averaged = norm.averaged(sum(dmeans))
     _, dpixels = jax.jvp(norm.gate, (means, scale, bias), (averaged, dscale, dbias))
-    for number, tangent in enumerate(dpixels, 1):
-        affines, pixels = jax.lax.optimization_barrier((affines, pixels))
-        arguments = normalized(x, *affines), *pixels
-        parts.append(_derivative(gated, arguments, number, tangent)[1])
+    affines, pixels = jax.lax.optimization_barrier((affines, pixels))
+    z = normalized(x, *affines)
+    parts.append(_derivative(gated, (z, *pixels), 1, (z, *dpixels))[1])
     return (y, means), (sum(parts), averaged)
+
+
+def _means(z: jax.Array) -> jax.Array:
+    # As complex numbers for the same reason.
+    means = jax.lax.complex(z, jnp.square(z)).mean((0, 3))
+    return jnp.stack([means.real, means.imag])

@@ -89,7 +89,7 @@ class NormalizationAttention(AttentionModule, kw_only=True):
     weight_gradient: bool = False
 
     def _map(self, x: jax.Array, moments: Moments | None) -> Affine:
-        """x as a multiply-add, of itself where its moments do not tell of what."""
+        """The input as a multiply-add, of itself where its moments do not tell of what."""
         x = widened(jnp.asarray(x))
         one = jnp.ones(x.shape[-1:], x.dtype)
         return as_affine(x, moments) or Affine(x, one, jnp.zeros_like(one))

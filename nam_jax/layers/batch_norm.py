@@ -57,7 +57,7 @@ def to_reduce(x: jax.Array, moments: Moments | None) -> jax.Array:
 
 
 def as_affine(x: jax.Array, moments: Moments | None) -> Affine | None:
-    """x as the multiply-add that it is, where its moments tell.
+    """The array as the multiply-add that it is, where its moments tell.
 
     Raises:
       ValueError: the moments are those of an array of another shape.

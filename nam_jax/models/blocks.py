@@ -110,14 +110,12 @@ def between_stages(
 
 @jax.custom_jvp
 def relu(x: jax.Array) -> jax.Array:
-    """max(x, 0), whose derivative reads the result: x need not be kept, or computed anew, for it."""
+    """max(x, 0), whose derivative reads the result: x need be neither kept nor computed anew."""
     return nn.relu(x)
 
 
 @relu.defjvp
-def _relu_jvp(
-    primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
+def _relu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     y, (dx,) = relu(*primals), tangents
     # XLA would make y > 0 the same of x again.
     return y, jnp.where(y != 0, dx, 0)

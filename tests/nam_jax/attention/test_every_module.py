@@ -14,6 +14,7 @@ from flax import serialization, traverse_util
 import nam_jax
 from nam_jax import Moments, add_sparsity_penalty
 from nam_jax.attention import NAMES, attention, has_nam_scales
+from nam_jax.layers.batch_norm import Affine
 from tests.helpers.arrays import assert_close
 from tests.helpers.networks import (
     MODULES,
