@@ -1,4 +1,4 @@
-"""NAM in a Flax NNX model, through Flax's bridge from linen.
+"""NAM in a Flax NNX model.
 
 python examples/nnx_model.py
 
@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from flax.nnx import bridge
 
 import nam_jax
+from nam_jax.nnx import NAM
 
 
 class Block(nnx.Module):
@@ -20,16 +20,11 @@ class Block(nnx.Module):
     def __init__(self, features: int, image_size: int, rngs: nnx.Rngs):
         self.conv = nnx.Conv(features, features, (3, 3), use_bias=False, rngs=rngs)
         self.norm = nnx.BatchNorm(features, momentum=0.9, rngs=rngs)
-        self.attention = bridge.ToNNX(nam_jax.NAM(), rngs=rngs)
-        # A linen module learns its shapes from an input: spatial NAM is tied to its map.
-        x = jnp.ones((1, image_size, image_size, features))
-        self.attention.lazy_init(x, use_running_average=True)
+        # Spatial NAM is tied to the size of its map.
+        self.attention = NAM(features, (image_size, image_size), rngs=rngs)
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        y = self.norm(self.conv(x), use_running_average=not train)
-        # `mutable`, as in linen: without it the running statistics would stay as they are.
-        mutable = ["batch_stats"] if train else False
-        return nnx.relu(x + self.attention(y, use_running_average=not train, mutable=mutable))
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nnx.relu(x + self.attention(self.norm(self.conv(x))))
 
 
 class Network(nnx.Module):
@@ -40,10 +35,10 @@ class Network(nnx.Module):
         self.blocks = nnx.List([Block(16, image_size, rngs) for _ in range(2)])
         self.head = nnx.Linear(16, num_classes, rngs=rngs)
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         x = self.stem(x)
         for block in self.blocks:
-            x = block(x, train)
+            x = block(x)
         return self.head(x.mean((1, 2)))
 
 
@@ -54,7 +49,7 @@ def step(
     """One update; returns the loss before it."""
 
     def loss(model: Network) -> jax.Array:
-        logits = model(images, train=True)
+        logits = model(images)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     value, grads = nnx.value_and_grad(loss)(model)
@@ -67,6 +62,7 @@ def train(steps: int = 10) -> list[float]:
     model = Network(num_classes=4, image_size=16, rngs=nnx.Rngs(0))
     tx = optax.chain(nam_jax.add_sparsity_penalty(1e-4), optax.sgd(0.1, momentum=0.9))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    model.train()  # and model.eval() to evaluate
     images = jax.random.normal(jax.random.key(1), (32, 16, 16, 3))
     labels = jnp.arange(32) % 4
     return [float(step(model, optimizer, images, labels)) for _ in range(steps)]

@@ -1,8 +1,10 @@
 """Normalization-based attention (NAM) for Flax."""
 
 from nam_jax import models, torch_import
+from nam_jax.attach import attach
 from nam_jax.attention import BAM, CBAM, SqueezeExcite, TripletAttention, attention
 from nam_jax.attention.nam import NAM, ChannelNAM, SpatialNAM
+from nam_jax.export import export, export_onnx
 from nam_jax.inspection import gates, saliency
 from nam_jax.layers.batch_norm import BatchNorm, Moments
 from nam_jax.layers.convolution import convolution
@@ -22,8 +24,11 @@ __all__ = [
     "SqueezeExcite",
     "TripletAttention",
     "add_sparsity_penalty",
+    "attach",
     "attention",
     "convolution",
+    "export",
+    "export_onnx",
     "gates",
     "models",
     "proximal_sparsity",

@@ -1,6 +1,6 @@
 """What NAM has learned and what it does: its weights by layer, its gates by image."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,9 @@ from flax.traverse_util import flatten_dict
 from nam_jax.attention.gating import gate
 from nam_jax.attention.nam import ChannelNAM, SpatialNAM, attention_weights
 from nam_jax.layers.dtypes import widened
-from nam_jax.sparsity import is_nam_scale, path_names
+from nam_jax.sparsity import NAM_SCALES, Scales, is_selected, path_names
+
+Names = tuple[str, ...]
 
 # A weight is small below this fraction of the mean of its layer.
 SMALL_WEIGHT = 0.1
@@ -19,7 +21,7 @@ SMALL_WEIGHT = 0.1
 _GATES = "nam_gates"
 
 
-def saliency(params: Any) -> dict[str, jax.Array]:
+def saliency(params: Any, *, scales: Scales = NAM_SCALES) -> dict[str, jax.Array]:
     """The weights of equations 2 and 3 in every NAM module of a network.
 
     W = |scale| / Σ|scale|
@@ -27,12 +29,18 @@ def saliency(params: Any) -> dict[str, jax.Array]:
     A channel or pixel whose weight is near 0 has a gate that hardly depends on it.
 
     Args:
-      params: Parameters of a model.
+      params: Parameters of a model. Those of stacked layers or of an ensemble, with one axis more,
+        are for `jax.vmap(nam_jax.saliency)`.
+      scales: Scales that weigh: a regular expression that matches all of a path such as
+        `layer1_0/bn3/scale`, or a function that tells of a path whether it is meant.
 
     Returns:
       Weights W by the path of the module that owns the scale, such as `layer1_0/attention/channel`,
       in the order of the parameters: (C,) of channels, (H, W) of pixels, in [0, 1], with the
       sum 1, or all 0 where every scale is 0. Empty without NAM.
+
+    Raises:
+      ValueError: a scale is stacked.
 
     Example:
       >>> import jax.numpy as jnp, nam_jax
@@ -42,11 +50,40 @@ def saliency(params: Any) -> dict[str, jax.Array]:
 
     Source: https://arxiv.org/abs/2111.12419, equations 2 and 3.
     """
-    return {
-        "/".join(path_names(path)[:-2]): attention_weights(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        if is_nam_scale(path)
-    }
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    shapes = {tuple(path_names(path)): leaf.shape for path, leaf in leaves}
+    weights = {}
+    for path, scale in leaves:
+        if is_selected(path, scales):
+            *owner, _ = names = tuple(path_names(path))
+            _check_not_stacked(names, shapes)
+            weights["/".join(owner[:-1] if owner[-1:] == ["nam_bn"] else owner)] = (
+                attention_weights(scale)
+            )
+    return weights
+
+
+def _check_not_stacked(names: Names, shapes: Mapping[Names, tuple[int, ...]]) -> None:
+    """Refuses the scales of several layers in one array: their sum would be that of all."""
+    axes = {"channel": 1, "spatial": 2}.get(names[-3] if len(names) > 2 else "")
+    ndim = len(shapes[names])
+    if ndim > (axes or 2) or (ndim == 2 and axes is None and _is_stacked(names, shapes)):
+        raise ValueError(
+            f"{'/'.join(names)}, of the shape {shapes[names]}, has the scales of several layers, "
+            "stacked by nn.scan or vmap: call jax.vmap(nam_jax.saliency) with their parameters."
+        )
+
+
+def _is_stacked(names: Names, shapes: Mapping[Names, tuple[int, ...]]) -> bool:
+    """Whether all that is around a norm, in the nearest module with more in it, has its first axis.
+
+    By themselves, the scales of a map look the same as those of the channels of several layers.
+    """
+    for end in range(len(names) - 2, -1, -1):
+        around = [path for path in shapes if path[:end] == names[:end]]
+        if any(path[:-1] != names[:-1] for path in around):
+            return all(shapes[path][:1] == shapes[names][:1] for path in around)
+    return False
 
 
 _compiled_saliency = jax.jit(saliency)
@@ -103,8 +140,13 @@ def gates(
         `nam_jax.models`, `use_running_average=True` for a NAM module.
 
     Returns:
-      Gates M, in [0, 1], by the path of their module, such as `layer1_0/attention/channel`:
-      (N, H', W', C'), of the shape of what it gates, at least float32. Empty without NAM.
+      Gates M, in [0, 1], not times `gate_scale`, by the path of their module, such as
+      `layer1_0/attention/channel`: (N, H', W', C'), of the shape of what it gates, at least
+      float32. Empty without NAM. Of a module that is called several times, each call has its
+      number: `attention/0`.
+
+    Raises:
+      ValueError: gates are inside a lifted transformation that does not hand them on.
 
     Example:
       >>> import jax, jax.numpy as jnp, nam_jax
@@ -116,16 +158,28 @@ def gates(
 
     Source: https://arxiv.org/abs/2111.12419, equations 2 and 3.
     """
+    called = set()
 
     def record(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
         output = method(*args, **kwargs)
         owner = context.module
         if isinstance(owner, ChannelNAM | SpatialNAM) and context.method_name == "affine":
+            called.add("/".join(owner.path))
             # A variable, for values cannot leave a rematerialised block in another way.
-            owner.sow(_GATES, _GATES, gate(widened(args[0]), *output), reduce_fn=lambda _, m: m)
+            owner.sow(_GATES, _GATES, gate(widened(args[0]), *output))
         return output
 
     changed = [mutable] if isinstance(mutable, str) else mutable
     with nn.intercept_methods(record):
         _, state = module.apply(variables, x, mutable=[_GATES, *changed], **kwargs)
-    return {"/".join(path[:-1]): m for path, m in flatten_dict(state.get(_GATES, {})).items()}
+    found = {"/".join(path[:-1]): m for path, m in flatten_dict(state.get(_GATES, {})).items()}
+    if missing := sorted(called - found.keys()):
+        raise ValueError(
+            f"The gates of {', '.join(missing)} do not leave the nn.scan or nn.vmap around them: "
+            f'add "{_GATES}": 0 to its variable_axes, for an axis of layers in front.'
+        )
+    return {
+        path if len(calls) == 1 else f"{path}/{number}": m
+        for path, calls in found.items()
+        for number, m in enumerate(calls)
+    }

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
+from flax.core import meta
 
 from nam_jax.variables import abstract_variables
 
@@ -43,10 +44,11 @@ def resize_spatial(
     """
     if len(input_shape) != 4 or not all(type(n) is int and n > 0 for n in input_shape):
         raise ValueError(f"input_shape has to be (N, H, W, C), each at least 1; got {input_shape}.")
-    wanted = traverse_util.flatten_dict(abstract_variables(module, input_shape))
+    wanted = traverse_util.flatten_dict(meta.unbox(abstract_variables(module, input_shape)))
+    arrays = traverse_util.flatten_dict(meta.unbox(variables))
     resized = {
         path: _resized(path, leaf, wanted[path].shape) if _is_spatial(path, wanted) else leaf
-        for path, leaf in traverse_util.flatten_dict(variables).items()
+        for path, leaf in arrays.items()
     }
     differing = sorted(
         f"{'/'.join(path)} {_shape(resized, path)} instead of {_shape(wanted, path)}"
@@ -57,7 +59,7 @@ def resize_spatial(
         raise ValueError(
             f"The variables are not of this module; these differ: {', '.join(differing)}."
         )
-    return traverse_util.unflatten_dict(resized)
+    return meta.replace_boxed(variables, traverse_util.unflatten_dict(resized))
 
 
 def _shape(variables: Mapping[tuple[str, ...], Any], path: tuple[str, ...]) -> Any:

@@ -1,14 +1,15 @@
 """Equation 4: the sparsity penalty on NAM's scales, and its optax transformations.
 
-A NAM scale is every parameter whose path ends in `nam_bn/scale`, whatever owns it.
+A NAM scale is every parameter whose path ends in `nam_bn/scale`, whatever owns it; `scales=`
+selects others, such as those of a foreign model that the tied form reads.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from nam_jax.attention.nam import magnitude
@@ -16,8 +17,10 @@ from nam_jax.layers.dtypes import widened
 
 # A schedule takes the number of updates so far.
 ScalarOrSchedule = float | Callable[[jax.Array], jax.Array]
-# What is known when a transformation is made; an array of JAX may be traced.
-_NUMBERS = (int, float, np.number)
+# A regular expression for the whole path of a parameter, or whether a path is meant.
+Scales = str | Callable[[str], bool]
+
+NAM_SCALES = "(.*/)?nam_bn/scale"
 
 
 class ScheduleState(NamedTuple):
@@ -33,32 +36,42 @@ def path_names(path: tuple[Any, ...]) -> list[str]:
     return [str(getattr(key, "key", getattr(key, "name", key))) for key in keys]
 
 
-def is_nam_scale(path: tuple[Any, ...]) -> bool:
-    """Whether a key path of `jax.tree_util` leads to a NAM scale."""
-    return path_names(path)[-2:] == ["nam_bn", "scale"]
+def is_selected(path: tuple[Any, ...], scales: Scales) -> bool:
+    """Whether a key path of `jax.tree_util` leads to one of these scales."""
+    name = "/".join(path_names(path))
+    return scales(name) if callable(scales) else re.fullmatch(scales, name, re.DOTALL) is not None
 
 
-def map_nam_scales(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """Applies function to every NAM scale (and its partners in rest), leaving all else."""
+def map_scales(function: Callable[..., Any], scales: Scales, tree: Any, *rest: Any) -> Any:
+    """Applies function to every selected scale (and its partners in rest), leaving all else."""
 
     def visit(path: tuple[Any, ...], leaf: Any, *partners: Any) -> Any:
-        return function(leaf, *partners) if is_nam_scale(path) else leaf
+        # As everywhere in optax: what is not trained has no gradient, and stays so.
+        if leaf is None or not is_selected(path, scales):
+            return leaf
+        # Updates and parameters may have different dtypes, whatever JAX is told to refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            return function(leaf, *partners)
 
-    return jax.tree_util.tree_map_with_path(visit, tree, *rest)
+    return jax.tree_util.tree_map_with_path(visit, tree, *rest, is_leaf=lambda leaf: leaf is None)
 
 
-def nam_scales(params: optax.Params) -> list[jax.Array]:
-    """All NAM scales of a parameter tree, in the tree's order."""
+def nam_scales(params: optax.Params, scales: Scales = NAM_SCALES) -> list[jax.Array]:
+    """All NAM scales of a parameter tree, or those selected, in the tree's order."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return [leaf for path, leaf in leaves if is_nam_scale(path)]
+    return [leaf for path, leaf in leaves if is_selected(path, scales)]
 
 
-def sparsity_penalty(params: optax.Params, strength: float | jax.Array) -> jax.Array:
+def sparsity_penalty(
+    params: optax.Params, strength: float | jax.Array, *, scales: Scales = NAM_SCALES
+) -> jax.Array:
     """The penalty of equation 4: p (Σ|γ| + Σ|λ|) over all NAM scales.
 
     Args:
       params: Parameters of a model.
       strength: Strength p of the penalty, at least 0.
+      scales: Scales that are penalised: a regular expression that matches all of a path such as
+        `layer1_0/bn3/scale`, or a function that tells of a path whether it is meant.
 
     Returns:
       A scalar, at least float32; 0 where params hold no NAM scale.
@@ -76,12 +89,15 @@ def sparsity_penalty(params: optax.Params, strength: float | jax.Array) -> jax.A
     """
     _check_not_negative("The sparsity strength", strength)
     total = jnp.zeros((), jnp.float32)
-    for scale in nam_scales(params):
-        total += magnitude(scale).sum()
-    return strength * total
+    with jax.numpy_dtype_promotion("standard"):
+        for scale in nam_scales(params, scales):
+            total += magnitude(scale).sum()
+        return strength * total
 
 
-def add_sparsity_penalty(strength: ScalarOrSchedule) -> optax.GradientTransformation:
+def add_sparsity_penalty(
+    strength: ScalarOrSchedule, *, scales: Scales = NAM_SCALES
+) -> optax.GradientTransformation:
     """Adds the penalty's gradient, p sign(scale), to the gradient of every NAM scale.
 
     For the front of an optax chain, before weight decay and momentum, where it is the same
@@ -89,12 +105,13 @@ def add_sparsity_penalty(strength: ScalarOrSchedule) -> optax.GradientTransforma
 
     Args:
       strength: Strength p of the penalty, at least 0, or a schedule of the number of updates.
+      scales: Scales that are penalised, see `sparsity_penalty`.
 
     Returns:
       A transformation whose update needs params.
 
     Raises:
-      ValueError: strength is negative; or, at init, it is not 0 and params hold no NAM scale.
+      ValueError: strength is negative; or, at init, it is not 0 and params hold no such scale.
 
     Example:
       >>> import jax.numpy as jnp, nam_jax, optax
@@ -120,14 +137,14 @@ def add_sparsity_penalty(strength: ScalarOrSchedule) -> optax.GradientTransforma
             # Without a penalty, adding 0 would still make 0 of −0.
             return jnp.where(p == 0, g, penalised.astype(g.dtype))
 
-        updates = map_nam_scales(add, updates, params)
+        updates = map_scales(add, scales, updates, params)
         return updates, ScheduleState(optax.safe_increment(state.step))
 
-    return optax.GradientTransformation(_checked_init(strength), update)
+    return optax.GradientTransformation(_checked_init(strength, scales), update)
 
 
 def proximal_sparsity(
-    strength: ScalarOrSchedule, learning_rate: ScalarOrSchedule
+    strength: ScalarOrSchedule, learning_rate: ScalarOrSchedule, *, scales: Scales = NAM_SCALES
 ) -> optax.GradientTransformation:
     """Moves every NAM scale by the proximal step of the penalty: a soft threshold.
 
@@ -142,13 +159,14 @@ def proximal_sparsity(
     Args:
       strength: Strength p of the penalty, at least 0, or a schedule of the number of updates.
       learning_rate: Learning rate η of the chain before, at least 0, or its schedule.
+      scales: Scales that are penalised, see `sparsity_penalty`.
 
     Returns:
       A transformation whose update needs params.
 
     Raises:
       ValueError: strength or learning rate is negative; or, at init, strength is not 0 and
-        params hold no NAM scale.
+        params hold no such scale.
 
     Example:
       >>> import jax.numpy as jnp, nam_jax, optax
@@ -176,32 +194,47 @@ def proximal_sparsity(
             # Without a penalty the update is kept as it is, not rounded by adding the scale.
             return jnp.where(threshold == 0, u, shrunk - scale)
 
-        updates = map_nam_scales(soft_threshold, updates, params)
+        updates = map_scales(soft_threshold, scales, updates, params)
         return updates, ScheduleState(optax.safe_increment(state.step))
 
     _check_not_negative("The learning rate", learning_rate)
-    return optax.GradientTransformation(_checked_init(strength), update)
+    return optax.GradientTransformation(_checked_init(strength, scales), update)
 
 
 def _value(scalar_or_schedule: ScalarOrSchedule, count: jax.Array) -> Any:
     return scalar_or_schedule(count) if callable(scalar_or_schedule) else scalar_or_schedule
 
 
+def _is_known(value: Any) -> bool:
+    """Whether this is a number already; a schedule is not, nor what is traced."""
+    return not callable(value) and not isinstance(value, jax.core.Tracer)
+
+
 def _check_not_negative(what: str, value: Any) -> None:
-    if isinstance(value, _NUMBERS) and not value >= 0:
+    if _is_known(value) and not value >= 0:
         raise ValueError(f"{what} must be at least 0; got {value}.")
 
 
-def _checked_init(strength: ScalarOrSchedule) -> Callable[[optax.Params], ScheduleState]:
+def _checked_init(
+    strength: ScalarOrSchedule, scales: Scales
+) -> Callable[[optax.Params], ScheduleState]:
     _check_not_negative("The sparsity strength", strength)
-    is_off = isinstance(strength, _NUMBERS) and strength == 0
+    # A traced strength may be 0.
+    may_be_off = not callable(strength) and not (_is_known(strength) and strength != 0)
 
     def init(params: optax.Params) -> ScheduleState:
-        if not is_off and not nam_scales(params):
-            raise ValueError(
-                "The sparsity penalty would do nothing: no parameter path ends in "
-                "nam_bn/scale. Use a model with NAM attention, or set the strength to 0."
-            )
+        # A tree without leaves is what optax asks with for the structure of the state.
+        if not may_be_off and jax.tree.leaves(params) and not nam_scales(params, scales):
+            raise ValueError(f"The sparsity penalty would do nothing: {_nothing_found(scales)}")
         return ScheduleState(jnp.zeros((), jnp.int32))
 
     return init
+
+
+def _nothing_found(scales: Scales) -> str:
+    if scales == NAM_SCALES:
+        return (
+            "no parameter path ends in nam_bn/scale. Use a model with NAM attention, or set the "
+            "strength to 0; scales= selects those of other names."
+        )
+    return f"scales={scales!r} selects no parameter. It has to match a path in full."

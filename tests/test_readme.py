@@ -24,14 +24,16 @@ PHOTOGRAPHS = README.parent / "docs/photographs.md"
 def namespace(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     names: dict[str, Any] = {}
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     # In place of weights that would have to be downloaded: random ones, of the same names.
     weights = tmp_path_factory.mktemp("weights") / "resnet50.npz"
     np.savez(weights, **resnet50())
-    blocks[2] = blocks[2].replace("resnet50.pth", str(weights))
+    blocks[3] = blocks[3].replace("resnet50.pth", str(weights))
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
-        names.setdefault("trained", names["variables"])
+        names.setdefault("attached", names["variables"])
+        if "step" in names:
+            names.setdefault("trained", names["variables"])
     return names
 
 
@@ -46,6 +48,12 @@ def resnet50() -> dict[str, np.ndarray]:
         else np.zeros(leaf.shape[::-1], np.float32)
         for path, leaf in traverse_util.flatten_dict(shapes).items()
     }
+
+
+def test_model_of_others_has_attention(namespace: dict[str, Any]) -> None:
+    params = namespace["attached"]["params"]["layers_1"]["attention"]
+    assert params["channel"]["nam_bn"]["scale"].shape == (8,)
+    assert params["spatial"]["nam_bn"]["scale"].shape == (16, 16)
 
 
 def test_block_trains(namespace: dict[str, Any]) -> None:

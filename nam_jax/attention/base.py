@@ -1,16 +1,26 @@
 """What all attention modules share."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.dtypes import canonicalize_dtype
 from flax.typing import Dtype
 
 from nam_jax.layers.batch_norm import AxisNames, BatchNorm
+from nam_jax.layers.dtypes import promoted, result_dtype
+
+# What the calls and the fields of modules name their mode, and whether they then normalise with the
+# running statistics.
+_MODES = {
+    "use_running_average": True,
+    "train": False,
+    "training": False,
+    "is_training": False,
+    "deterministic": True,
+}
 
 
 class AttentionModule(nn.Module, kw_only=True):
@@ -47,11 +57,12 @@ class AttentionModule(nn.Module, kw_only=True):
             raise ValueError(f"{name} takes (N, H, W, C) arrays; got the shape {x.shape}.")
 
     def _gated(self, x: jax.Array, gate: jax.Array) -> jax.Array:
-        return self._result(x, x * gate)
+        wide, gate = promoted(x, gate)
+        return self._result(x, wide * gate)
 
     def _result(self, x: jax.Array, y: jax.Array) -> jax.Array:
         params = jax.tree.leaves(self.variables.get("params", {}))
-        return y.astype(canonicalize_dtype(x, *params, dtype=self.dtype))
+        return y.astype(result_dtype(x, *params, dtype=self.dtype))
 
 
 def shared_fields(module: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:
@@ -59,6 +70,22 @@ def shared_fields(module: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:
     own = {field.name for field in dataclasses.fields(module)} - {"parent", "name"}
     names = own & {field.name for field in dataclasses.fields(kind)}
     return {name: getattr(module, name) for name in names}
+
+
+def uses_running_average(*named: Mapping[str, Any]) -> bool | None:
+    """Whether a module normalises with the running statistics, as the first name of a mode says.
+
+    Args:
+      *named: Arguments of its call, then its fields, by name.
+
+    Returns:
+      None where nothing tells of a mode.
+    """
+    for values in named:
+        for name, is_running in _MODES.items():
+            if values.get(name) is not None:
+                return values[name] if is_running else not values[name]
+    return None
 
 
 def check_at_least_1(module: nn.Module, *names: str) -> None:

@@ -7,7 +7,7 @@ from flax import linen as nn
 from nam_jax.attention.base import AttentionModule, shared_fields
 from nam_jax.attention.parts import MLP, PooledGate, mean_and_maximum
 from nam_jax.layers.batch_norm import Moments, to_reduce
-from nam_jax.layers.dtypes import widened
+from nam_jax.layers.dtypes import promoted, widened
 
 
 class CBAM(AttentionModule, kw_only=True):
@@ -69,7 +69,8 @@ class CBAM(AttentionModule, kw_only=True):
         reduced = to_reduce(x, moments)
         channel_gate = self._channel_gate(reduced)
         spatial = PooledGate(**shared_fields(self, PooledGate), pooled_axis=3, name="spatial")
-        spatial_gate = spatial(reduced * channel_gate, use_running_average)
+        reduced, gate = promoted(reduced, channel_gate)
+        spatial_gate = spatial(reduced * gate, use_running_average)
         return self._gated(x, channel_gate * spatial_gate)
 
     def _channel_gate(self, x: jax.Array) -> jax.Array:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from nam_jax.layers.batch_norm import AxisNames, Moments, moments_of_means
+from nam_jax.layers.dtypes import promoted
 
 # What BatchNorm and gates are made of: a multiplier and an offset of each, per channel or pixel.
 Affines = tuple[jax.Array, ...]
@@ -33,6 +34,7 @@ def gate(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
     Returns:
       The gate M, in [0, 1], of the shape of x.
     """
+    x, multiplier, offset = promoted(x, multiplier, offset)
     return 0.5 + 0.5 * jnp.tanh(0.5 * multiplier * x + 0.5 * offset)
 
 
@@ -51,7 +53,8 @@ def gated(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
     Returns:
       The gated array, of the shape of x.
     """
-    return x * gate(x, multiplier, offset)
+    x, m = promoted(x, gate(x, multiplier, offset))
+    return x * m
 
 
 @gated.defjvp
@@ -59,11 +62,26 @@ def _gated_jvp(
     primals: tuple[jax.Array, jax.Array, jax.Array],
     tangents: tuple[jax.Array, jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
-    (x, multiplier, _), (dx, dmultiplier, doffset) = primals, tangents
+    (x, multiplier, _), (dx, dmultiplier, doffset) = promoted(*primals), promoted(*tangents)
     m = gate(*primals)
     y = x * m
     slope = y * (1 - m)
     return y, (m + multiplier * slope) * dx + slope * (x * dmultiplier + doffset)
+
+
+def scaled(y: jax.Array, gate_scale: float) -> jax.Array:
+    """What a gate has let through, times a factor.
+
+    Args:
+      y: Gated array, of any shape.
+      gate_scale: Factor, above 0.
+
+    Raises:
+      ValueError: gate_scale is not above 0, or infinite.
+    """
+    if not 0 < gate_scale < math.inf:
+        raise ValueError(f"gate_scale has to be above 0 and finite; got {gate_scale!r}.")
+    return y if gate_scale == 1 else y * gate_scale
 
 
 @functools.partial(jax.jit, inline=True)
@@ -146,6 +164,7 @@ def gated_by_own_moments(
 
 def normalized(x: jax.Array, multiplier: jax.Array, offset: jax.Array, *gate: jax.Array) -> Any:
     """BatchNorm's output, and where there is a gate, what it lets through."""
+    x, multiplier, offset = promoted(x, multiplier, offset)
     y = multiplier * x + offset
     return gated(y, *gate) if gate else y
 

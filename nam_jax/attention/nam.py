@@ -7,17 +7,18 @@ https://arxiv.org/abs/2111.12419. Equation numbers below are the paper's.
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import meta
 from flax.linen.module import merge_param
 
 from nam_jax.attention import gating
 from nam_jax.attention.base import AttentionModule, shared_fields
 from nam_jax.layers.batch_norm import Affine, BatchNorm, Moments, as_affine, batch_norm_affine
-from nam_jax.layers.dtypes import widened
+from nam_jax.layers.dtypes import promoted, widened
 
 
 def magnitude(scale: jax.Array) -> jax.Array:
     """|scale|, at least float32, with the gradient 0 at 0, where that of jnp.abs is 1."""
-    scale = widened(scale)
+    scale = widened(meta.unbox(scale))
     return scale * jnp.sign(scale)
 
 
@@ -77,16 +78,18 @@ def gate_affine(
       The multiplier and the offset, of the shape of scale, at least float32.
     """
     weights = attention_weights(scale, gradient=weight_gradient)
-    multiplier, offset = batch_norm_affine(moments, scale, bias, epsilon=epsilon)
+    affine = batch_norm_affine(moments, scale, bias, epsilon=epsilon)
+    weights, multiplier, offset = promoted(weights, *affine)
     return weights * multiplier, weights * offset
 
 
 class NormalizationAttention(AttentionModule, kw_only=True):
-    """What the three modules share: the fields of their BatchNorm, and of its weights."""
+    """What the three modules share: the fields of their BatchNorm, of its weights and gates."""
 
     momentum: float = 0.9
     epsilon: float = 1e-5
     weight_gradient: bool = False
+    gate_scale: float = 1.0
 
     def _map(self, x: jax.Array, moments: Moments | None) -> Affine:
         """The input as a multiply-add, of itself where its moments do not tell of what."""
@@ -95,7 +98,7 @@ class NormalizationAttention(AttentionModule, kw_only=True):
         return as_affine(x, moments) or Affine(x, one, jnp.zeros_like(one))
 
     def _affine_of(self, bn: BatchNorm, moments: Moments) -> tuple[jax.Array, jax.Array]:
-        params = bn.variables["params"]
+        params = meta.unbox(bn.variables["params"])
         return gate_affine(
             moments,
             params["scale"],
@@ -119,6 +122,8 @@ class ChannelNAM(NormalizationAttention, kw_only=True):
       epsilon: Small positive number added to the variance.
       weight_gradient: Whether gradients flow through W_γ. The authors' code detaches it;
         γ still learns through BN's own affine.
+      gate_scale: Factor of the gate, above 0. Fresh gates are near 0.5: with 2 a fresh module
+        is nearly the identity, as a pretrained network needs it.
       use_running_average, dtype, param_dtype, axis_name: see `AttentionModule`.
 
     Example:
@@ -153,7 +158,8 @@ class ChannelNAM(NormalizationAttention, kw_only=True):
           Gated input M_c x, of the shape of x.
         """
         gate = self.affine(x, use_running_average, moments, scale)
-        return self._result(x, gating.gated_channels(*self._map(x, moments), *gate))
+        y = gating.gated_channels(*self._map(x, moments), *gate)
+        return self._result(x, gating.scaled(y, self.gate_scale))
 
     @nn.compact
     def affine(
@@ -204,6 +210,8 @@ class SpatialNAM(NormalizationAttention, kw_only=True):
       momentum: Decay rate for the running statistics, in [0, 1].
       epsilon: Small positive number added to the variance.
       weight_gradient: Whether gradients flow through W_λ.
+      gate_scale: Factor of the gate, above 0. Fresh gates are near 0.5: with 2 a fresh module
+        is nearly the identity, as a pretrained network needs it.
       use_running_average, dtype, param_dtype, axis_name: see `AttentionModule`.
 
     Example:
@@ -239,7 +247,8 @@ class SpatialNAM(NormalizationAttention, kw_only=True):
             module was initialised for.
         """
         source, *affines = self._map(x, moments)
-        return self._result(x, self.gated(source, tuple(affines), use_running_average))
+        y = self.gated(source, tuple(affines), use_running_average)
+        return self._result(x, gating.scaled(y, self.gate_scale))
 
     def gated(
         self, x: jax.Array, affines: gating.Affines, use_running_average: bool | None
@@ -252,7 +261,7 @@ class SpatialNAM(NormalizationAttention, kw_only=True):
             return gating.gated_pixels(x, *affines, *self.affine(z, use_running_average))
         self._check_map(z)
         norm = gating.PixelNorm(gate_affine, self.epsilon, self.weight_gradient, self.axis_name)
-        params = self.variables["params"]["nam_bn"]
+        params = meta.unbox(self.variables["params"]["nam_bn"])
         y, moments = gating.gated_by_own_moments(norm, x, affines, params["scale"], params["bias"])
         self.affine(z, use_running_average, moments)
         return y
@@ -278,7 +287,7 @@ class SpatialNAM(NormalizationAttention, kw_only=True):
 
     def _check_map(self, x: jax.Array) -> None:
         self._check_rank(x)
-        own = self.variables.get("params", {}).get("nam_bn")
+        own = meta.unbox(self.variables.get("params", {}).get("nam_bn"))
         if own is not None and own["scale"].shape != x.shape[1:3]:
             expected, actual = ("×".join(map(str, s)) for s in (own["scale"].shape, x.shape[1:3]))
             raise ValueError(
@@ -299,6 +308,8 @@ class NAM(NormalizationAttention, kw_only=True):
       momentum: Decay rate for the running statistics, in [0, 1].
       epsilon: Small positive number added to the variance.
       weight_gradient: Whether gradients flow through W_γ and W_λ.
+      gate_scale: Factor of either gate, above 0. Fresh gates are near 0.5: with 2 a fresh module
+        is nearly the identity, as a pretrained network needs it.
       use_running_average, dtype, param_dtype, axis_name: see `AttentionModule`.
 
     Example:
@@ -339,6 +350,10 @@ class NAM(NormalizationAttention, kw_only=True):
         fields = shared_fields(self, NormalizationAttention)
         channel = ChannelNAM(**fields, name="channel").affine(x, use_running_average, moments)
         spatial = SpatialNAM(**fields, name="spatial")
-        source, *affines = self._map(x, moments)
-        y = spatial.gated(source, (*affines, *channel), use_running_average)
-        return self._result(x, y)
+        source, *affine = self._map(x, moments)
+        # What the gate of channels lets through is scaled with what it is over.
+        affine = [gating.scaled(value, self.gate_scale) for value in affine]
+        multiplier, offset = channel
+        gate = multiplier / self.gate_scale, offset
+        y = spatial.gated(source, (*affine, *gate), use_running_average)
+        return self._result(x, gating.scaled(y, self.gate_scale))

@@ -103,7 +103,7 @@ class PooledGate(nn.Module, kw_only=True):
         )
         bn = BatchNorm(**shared_fields(self, BatchNorm), name="bn")
         gate = nn.sigmoid(bn(conv(pooled), use_running_average))
-        return jnp.expand_dims(gate[..., 0], self.pooled_axis)
+        return jnp.expand_dims(gate.squeeze(-1), self.pooled_axis)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

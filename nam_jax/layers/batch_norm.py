@@ -1,16 +1,16 @@
 """Batch normalisation that can hand on the moments of its own output."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.dtypes import canonicalize_dtype
+from flax.core import meta
 from flax.linen.module import merge_param
 from flax.typing import Dtype, Initializer
 
-from nam_jax.layers.dtypes import widened
+from nam_jax.layers.dtypes import promoted, result_dtype, widened
 
 AxisNames = str | Sequence[str]
 
@@ -53,7 +53,10 @@ def to_reduce(x: jax.Array, moments: Moments | None) -> jax.Array:
       ValueError: the moments are those of an array of another shape.
     """
     affine = as_affine(x, moments)
-    return x if affine is None else affine.multiplier * affine.x + affine.offset
+    if affine is None:
+        return x
+    x, multiplier, offset = promoted(*affine)
+    return multiplier * x + offset
 
 
 def as_affine(x: jax.Array, moments: Moments | None) -> Affine | None:
@@ -91,8 +94,9 @@ def batch_norm_affine(
     Returns:
       The multiplier and the offset, of the shape of the mean.
     """
-    multiplier = scale * jax.lax.rsqrt(moments.var + epsilon)
-    return multiplier, bias - moments.mean * multiplier
+    mean, var, scale, bias = promoted(moments.mean, moments.var, scale, bias)
+    multiplier = scale * jax.lax.rsqrt(var + epsilon)
+    return multiplier, bias - mean * multiplier
 
 
 def batch_moments(x: jax.Array, axes: Sequence[int], axis_name: AxisNames | None = None) -> Moments:
@@ -124,6 +128,12 @@ def moments_of_means(means: jax.Array) -> Moments:
     return Moments(mean, jnp.maximum(0.0, mean_of_squares - jnp.square(mean)))
 
 
+def running_average(value: jax.Array, new: jax.Array, momentum: float) -> jax.Array:
+    """A running statistic after one more batch: momentum value + (1 − momentum) new."""
+    value, new = promoted(value, new)
+    return momentum * value + (1 - momentum) * new
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation: y = scale (x − mean) / sqrt(var + epsilon) + bias.
 
@@ -132,6 +142,9 @@ class BatchNorm(nn.Module):
     request; they follow from the parameters and need no pass over y:
 
     E[y] = bias,  Var[y] = scale² var / (var + epsilon)
+
+    Of Flax's fields `use_bias`, `use_scale`, `use_fast_variance`, `axis_index_groups` and
+    `force_float32_reductions` (as it is always here) are missing, and `mask` at the call.
 
     Attributes:
       use_running_average: Whether to normalise with the running statistics instead of the
@@ -207,8 +220,7 @@ class BatchNorm(nn.Module):
         """
         wide = widened(x)
         moments = self.statistics(wide, use_running_average)
-        params = self.variables["params"].values()
-        dtype = canonicalize_dtype(x, *params, dtype=self.dtype)
+        dtype = result_dtype(x, *self._params().values(), dtype=self.dtype)
         y = self._normalize(wide, moments).astype(dtype)
         if not return_moments:
             return y
@@ -248,9 +260,15 @@ class BatchNorm(nn.Module):
             axis_name = None if self.is_initializing() else self.axis_name
             moments = batch_moments(x, axes, axis_name)
         if not self.is_initializing():
-            mean.value = self.momentum * mean.value + (1 - self.momentum) * moments.mean
-            var.value = self.momentum * var.value + (1 - self.momentum) * moments.var
+            mean.value = running_average(mean.value, moments.mean, self.momentum)
+            var.value = running_average(var.value, moments.var, self.momentum)
         return moments
+
+    def _params(self) -> Mapping[str, jax.Array]:
+        # By name: attention may be attached to this module, with parameters of its own below it.
+        own = {name: self.variables["params"][name] for name in ("scale", "bias")}
+        # Those of a partitioned initialiser are boxed, with the names of their axes.
+        return meta.unbox(own)
 
     def _use_running_average(self, at_call: bool | None) -> bool:
         return merge_param("use_running_average", self.use_running_average, at_call)
@@ -266,16 +284,17 @@ class BatchNorm(nn.Module):
         return jnp.expand_dims(value, tuple(sorted(others)))
 
     def _affine(self, x: jax.Array, moments: Moments) -> Affine:
-        params = self.variables["params"]
+        params = self._params()
         affine = batch_norm_affine(moments, params["scale"], params["bias"], epsilon=self.epsilon)
-        return Affine(x, *(self._broadcast(value, x.ndim) for value in affine))
+        return Affine(*promoted(x, *(self._broadcast(value, x.ndim) for value in affine)))
 
     def _normalize(self, x: jax.Array, moments: Moments) -> jax.Array:
-        _, multiplier, offset = self._affine(x, moments)
+        x, multiplier, offset = self._affine(x, moments)
         return multiplier * x + offset
 
     def _output_moments(self, x: jax.Array, moments: Moments) -> Moments:
-        scale, bias = (self.variables["params"][name] for name in ("scale", "bias"))
-        # The square alone would be rounded to the parameters' dtype, and overflow in float16.
-        var = scale * (moments.var / (moments.var + self.epsilon)) * scale
-        return Moments(bias.astype(var.dtype), var, self._affine(x, moments))
+        params = self._params()
+        # Promoted: the square alone would overflow in float16.
+        scale, bias, var = promoted(params["scale"], params["bias"], moments.var)
+        var = scale * (var / (var + self.epsilon)) * scale
+        return Moments(bias, var, self._affine(x, moments))

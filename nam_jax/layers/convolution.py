@@ -1,6 +1,7 @@
 """Convolutions, on CPUs in the forms that XLA computes fastest there."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nam_jax.layers.dtypes import widened
+from nam_jax.layers.dtypes import promoted, widened
 
 # With fewer channels XLA's own gradient of the kernel is the faster one.
 FEW_CHANNELS = 8
@@ -83,10 +84,37 @@ def convolution(
     pads = padding
     if isinstance(pads, str):
         pads = jax.lax.padtype_to_pads(x.shape[1:3], window, strides, pads)
+    # Of a map whose size is not known yet, each form would write a new size in its own way.
+    if not _is_known(x.shape[1:3]) and not _keeps_size(kernel, strides, pads):
+        return default(x, kernel)
     cheaper = _cheaper_on_cpu(x, kernel, strides, pads, feature_group_count, default)
     if cheaper is None or precision is not None or x.dtype != kernel.dtype:
         return default(x, kernel)
     return jax.lax.platform_dependent(x, kernel, cpu=cheaper, default=default)
+
+
+def _is_known(shape: tuple[Any, ...]) -> bool:
+    return all(isinstance(size, int) for size in shape)
+
+
+def window(
+    x: jax.Array, start: Sequence[int], size: Sequence[int], strides: Sequence[int]
+) -> jax.Array:
+    """Every so manyth pixel of a part of the map.
+
+    It is what indexing gives, which for a batch of symbolic size would gather pixel by pixel.
+
+    Args:
+      x: Input (N, H, W, C).
+      start: Row and column of the first pixel.
+      size: Height and width of the part, in pixels.
+      strides: Rows and columns from one pixel to the next.
+    """
+    height, width = size
+    # An empty part may begin beyond the map.
+    i, j = (0, 0) if 0 in size else start
+    limits = (x.shape[0], i + height, j + width, x.shape[3])
+    return jax.lax.slice(x, (0, i, j, 0), limits, (1, *strides, 1))
 
 
 def _has_layout(x: jax.Array, kernel: jax.Array, dimension_numbers: Any) -> bool:
@@ -124,13 +152,14 @@ def _keeps_size(
     kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]]
 ) -> bool:
     height, width = kernel.shape[:2]
-    is_centred = [tuple(pads) for pads in padding] == [(height // 2,) * 2, (width // 2,) * 2]
-    return is_centred and height % 2 == width % 2 == 1 and tuple(strides) == (1, 1)
+    if max(strides) > 1 or height % 2 == 0 or width % 2 == 0:
+        return False
+    return [tuple(pads) for pads in padding] == [(height // 2,) * 2, (width // 2,) * 2]
 
 
 def _pointwise(x: jax.Array, kernel: jax.Array, *, strides: Sequence[int]) -> jax.Array:
     """A 1×1 convolution: a product with the pixels as rows of one matrix."""
-    x = x[:, :: strides[0], :: strides[1]]
+    x = window(x, (0, 0), x.shape[1:3], strides)
     # Of matrices only: XLA's product over several axes at once is slow.
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     return (rows @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
@@ -146,13 +175,12 @@ def _depthwise(
     """A convolution of every channel by itself: a sum of shifted products."""
     padded = widened(jnp.pad(x, ((0, 0), *padding, (0, 0))))
     height, width = kernel.shape[:2]
-    ends = (max(0, padded.shape[1] - height + 1), max(0, padded.shape[2] - width + 1))
-    shifted = (
-        padded[:, i : i + ends[0] : strides[0], j : j + ends[1] : strides[1]] * kernel[i, j, 0]
-        for i in range(height)
-        for j in range(width)
-    )
-    return functools.reduce(jnp.add, shifted).astype(x.dtype)
+    sizes = (max(0, padded.shape[1] - height + 1), max(0, padded.shape[2] - width + 1))
+    products = []
+    for start in itertools.product(range(height), range(width)):
+        shifted, tap = promoted(window(padded, start, sizes, strides), kernel[*start, 0])
+        products.append(shifted * tap)
+    return functools.reduce(jnp.add, products).astype(x.dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -174,12 +202,13 @@ def _same_jvp(
 def _in_parts(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`_by_rows` of a few images at a time, whose shifted copies stay in the cache."""
     count = x.shape[0]
-    # A batch whose size is not known yet is not divided.
-    num_parts = math.gcd(count, PARTS) if isinstance(count, int) and count else 1
+    # Images whose number or size is not known yet are not divided.
+    num_parts = math.gcd(count, PARTS) if _is_known(x.shape[:-1]) and count else 1
+    if num_parts == 1:
+        return _by_rows(x, kernel)
     # The gradients of the parts, as large as the kernel, are added up: that has to cost little
     # beside the shifted copies.
-    is_worthwhile = math.prod(x.shape[:-1]) // num_parts >= kernel.shape[0] * kernel.shape[-1]
-    if num_parts == 1 or not is_worthwhile:
+    if math.prod(x.shape[:-1]) // num_parts < kernel.shape[0] * kernel.shape[-1]:
         return _by_rows(x, kernel)
     parts = x.reshape(num_parts, count // num_parts, *x.shape[1:])
     # Widened, for its gradient is their sum. Without checkpoints the copies would be made

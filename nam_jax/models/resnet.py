@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from nam_jax.layers.batch_norm import AxisNames
+from nam_jax.layers.convolution import window
 from nam_jax.models import blocks
 
 STEMS = ("imagenet", "cifar")
@@ -43,7 +44,7 @@ class _Block(nn.Module):
         if self.shortcut == "projection":
             x = self._conv(features, 1, self.strides, name="downsample_conv")(x)
             return blocks.batch_norm(self.options, name="downsample_bn")(x)
-        x = x[:, :: self.strides, :: self.strides]
+        x = window(x, (0, 0), x.shape[1:3], (self.strides, self.strides))
         zeros = features - x.shape[-1]
         before = {"pad_end": 0, "pad_centre": zeros // 2}[self.shortcut]
         return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, zeros - before)))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import meta
 from flax.traverse_util import flatten_dict
 
 from nam_jax.variables import is_attention
@@ -70,7 +71,7 @@ def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
     with nn.intercept_methods(_recorder(shapes)):
         closed = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, images)
     params, products = collections.Counter[Path](), collections.Counter[Path]()
-    for path, leaf in flatten_dict(variables.get("params", {})).items():
+    for path, leaf in flatten_dict(meta.unbox(variables.get("params", {}))).items():
         params[_owner(path, shapes)] += leaf.size
     for scopes, count in _products(closed.jaxpr):
         products[_owner(scopes, shapes)] += count

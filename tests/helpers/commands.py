@@ -50,6 +50,8 @@ WORK = (
     ("train.core.devices.compilation_cache", "enable"),
     ("train.evaluate", "build_evaluation"),
     ("train.evaluate", "build_experiment"),
+    ("train.core.engine.trained_network", "of_run"),
+    ("train.core.engine.trained_network", "of_file"),
     ("train.summary", "source_of"),
     ("train.prepare.__main__", "check_dataset"),
     ("train.prepare.__main__", "shrink"),

@@ -117,7 +117,7 @@ class Command(NamedTuple):
 WORKDIR = Options(["new", "~/new", "~nobody_here/new", "新しい", "a b"], DIRECTORIES)
 JSON = Options(["new.json"], FILES)
 ATTENTION = Options(["nam", "none,se,nam_tied"], WRONG_NAMES)
-WHICH = Options(["last", "best"], ["worst", "LAST", "last,best", " "])
+WHICH = Options(["last", "best", "best_ema"], ["worst", "LAST", "last,best", " "])
 
 COMMANDS = {
     "main": Command(
@@ -132,6 +132,16 @@ COMMANDS = {
         },
     ),
     "evaluate": Command([CONFIG], {"workdir": WORKDIR, "which": WHICH, "json": JSON}),
+    "export": Command(
+        ["--workdir=new", "--out=new.onnx"],
+        {
+            "workdir": WORKDIR,
+            "which": WHICH,
+            "out": Options(["new", "new.onnx"], [*FILES, "README.md"]),
+            "format": Options(["stablehlo", "onnx"], ["ONNX", "onnx,stablehlo", " "]),
+            "data_dir": Options(["new"], []),
+        },
+    ),
     "summary": Command([CONFIG], {"attention": ATTENTION}),
     "prepare": Command(
         ["check", "--config=configs/cifar100_resnet20.py"], {"out": Options(["new"], [])}

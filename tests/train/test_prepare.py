@@ -1,6 +1,7 @@
 """train.prepare: what a check finds, and a smaller copy that is safe to interrupt."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -242,7 +243,7 @@ def test_classes_without_splits_are_divided_alike_in_the_copy(tmp_path):
 def test_interrupted_copy_of_a_folder_is_not_there_and_goes_on(
     photographs, tmp_path, monkeypatch, capsys
 ):
-    out, partial = tmp_path / "small", tmp_path / "small.tmp"
+    out = tmp_path / "small"
 
     def interrupted(files, index):
         if index == 4:
@@ -253,32 +254,61 @@ def test_interrupted_copy_of_a_folder_is_not_there_and_goes_on(
         patch.setattr("train.prepare.shrink_folder._shrunk", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_shrink_folder(photographs, out)
-    assert not out.exists()
-    finished = {path: path.stat().st_mtime_ns for path in partial.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match="is a copy that is not whole"):
+        open_split(folders.config(out).data, "train")
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("*/**/*") if path.is_file()}
     assert len(finished) == 4
-    # What a kill leaves, and what is no longer in the folder.
-    for name in ("2.png.0123abcd.tmp", "3.png"):
-        (partial / "train/cat" / name).touch()
+    # What a kill leaves, and what is somebody's own.
+    (out / "train/cat/2.png.0123abcd.tmp").touch()
+    folders.write(out, ["mine.txt", "train/cat/mine.tmp"], b"mine")
+    # Of other files it is no part.
+    folders.write(photographs, ["val/owl/new.png"])
+    with pytest.raises(ConfigError, match=r"^--out .*small holds part of a copy of other images"):
+        run_shrink_folder(photographs, out)
+    (photographs / "val/owl/new.png").unlink()
     run_shrink_folder(photographs, out)
     now = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     for path, time in finished.items():
-        assert now.pop(out / path.relative_to(partial)) == time
-    assert len(now) == 14 - 4
-    assert not partial.exists()
+        assert now.pop(path) == time
+    assert len(now) == 14 - 4 + 2
+    assert {path.name for path in now if path.suffix != ".png"} >= {"mine.txt", "mine.tmp"}
     run_shrink_folder(photographs, out)
     assert "is there already" in capsys.readouterr().out
 
 
 def test_places_that_are_refused_for_a_copy_of_a_folder(photographs, tmp_path):
-    for place in (photographs, photographs / "train/small"):
-        with pytest.raises(ConfigError, match=r"^--out .* lies in the folder itself"):
+    for place in (photographs, photographs / "train/small", tmp_path):
+        with pytest.raises(ConfigError, match=r"^--out .* the folder itself lie in each other"):
             run_shrink_folder(photographs, place)
     folders.write(tmp_path / "other", ["train/a/1.png", "train/b/1.png"])
-    (tmp_path / "file").touch()
-    for place in ("other", "file"):
+    folders.write(tmp_path, ["file", "notes/mine.txt"], b"mine")
+    for place in ("other", "file", "notes"):
         with pytest.raises(ConfigError, match=r"^--out .* holds something else"):
             run_shrink_folder(photographs, tmp_path / place)
+    assert (tmp_path / "notes/mine.txt").read_bytes() == b"mine"
     arguments = ("shrink", *FOLDER, f"--config.data.dir={photographs}", "--out=gs://bucket/small")
     result = call("prepare", *arguments)
     assert (result.code, result.out) == (2, "")
     assert "--out: got 'gs://bucket/small'" in result.err
+
+
+def test_places_and_names_that_a_copy_of_a_folder_may_have(tmp_path, monkeypatch):
+    # As long as a file system takes them.
+    names = ["x" * 251, "日" * 83 + "xx"]
+    paths = [
+        f"{split}/{c}/{name}.png" for split in ("train", "val") for c in "ab" for name in names
+    ]
+    source = folders.write(tmp_path / "small.tmp", paths)
+    folders.write(source, ["labels.csv"], b"mine")
+    for name in ("here", "real"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "to nowhere").symlink_to("new")
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (".", "../link", "../to nowhere", "../small", f"../{names[0]}wxyz"):
+        run_shrink_folder(source, Path(out))
+    for out in ("here", "real", "new", "small", f"{names[0]}wxyz"):
+        found = open_split(folders.config(tmp_path / out).data, "train").files
+        assert list(found.paths()) == sorted(paths[:4])
+        assert sorted(path.name for path in (tmp_path / out).iterdir()) == ["train", "val"]
+    assert (source / "labels.csv").read_bytes() == b"mine"

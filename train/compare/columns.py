@@ -45,6 +45,7 @@ class Column:
         is one.
       is_paired: Whether it compares with no attention; in the CSV these come last.
       meaning: What the legend says of it.
+      needs: Figure that all runs have to have for it to be shown.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Column:
     parts: tuple[str, ...] = ()
     is_paired: bool = False
     meaning: str = ""
+    needs: str = "top1_error"
 
     def names(self) -> list[str]:
         """Its names in the CSV."""
@@ -65,7 +67,7 @@ class Column:
         return [getattr(value, part, None) for part in self.parts] or [value]
 
 
-def _mean(field: str, title: str, meaning: str = "") -> Column:
+def _mean(field: str, title: str, meaning: str = "", needs: str = "top1_error") -> Column:
     return Column(
         field,
         title,
@@ -73,6 +75,7 @@ def _mean(field: str, title: str, meaning: str = "") -> Column:
         _spread,
         ("mean", "deviation"),
         meaning=meaning,
+        needs=needs,
     )
 
 
@@ -105,6 +108,12 @@ COLUMNS = (
         "differ by the same.",
     ),
     _mean("best_top1_error", "best top-1 error, % (chosen on the test set)"),
+    _mean(
+        "ema_top1_error",
+        "top-1 error of averaged weights, %",
+        "The averaged weights are evaluated at the same step.",
+        needs="ema_top1_error",
+    ),
     Column(
         "images_per_second_vs_none",
         "images/s vs none",
@@ -114,21 +123,32 @@ COLUMNS = (
         meaning="Images/s are those of the training steps.",
     ),
 )
-LEGEND = " ".join(column.meaning for column in COLUMNS if column.meaning)
+
+
+def shown(variants: Sequence[Variant]) -> list[Column]:
+    """The columns for which all runs of the variants have figures."""
+    summaries = [summary for variant in variants for summary in variant.summaries.values()]
+    return [column for column in COLUMNS if all(column.needs in each for each in summaries)]
+
+
+def legend(variants: Sequence[Variant]) -> str:
+    """What the columns mean."""
+    return " ".join(column.meaning for column in shown(variants) if column.meaning)
 
 
 def table(variants: Sequence[Variant]) -> Table:
     """The table of the variants, for people."""
+    columns = shown(variants)
     rows = [
-        [column.cell(column.value(variant), len(variant.summaries)) for column in COLUMNS]
+        [column.cell(column.value(variant), len(variant.summaries)) for column in columns]
         for variant in variants
     ]
-    return Table([column.title for column in COLUMNS], rows)
+    return Table([column.title for column in columns], rows)
 
 
 def csv_text(variants: Sequence[Variant]) -> str:
     """The table as CSV: all figures in full, empty where there is none."""
-    columns = sorted(COLUMNS, key=lambda column: column.is_paired)
+    columns = sorted(shown(variants), key=lambda column: column.is_paired)
     rows = [[part for each in columns for part in each.figures(row)] for row in variants]
     return Table([name for each in columns for name in each.names()], rows).csv()
 
@@ -140,7 +160,7 @@ def markdown(variants: Sequence[Variant], caption: str) -> str:
       variants: Variants of a comparison, at least one.
       caption: What was trained, and how many runs are finished.
     """
-    return "\n".join([caption, "", table(variants).markdown(), "", LEGEND, ""])
+    return "\n".join([caption, "", table(variants).markdown(), "", legend(variants), ""])
 
 
 def caption(runs: Sequence[ComparedRun]) -> str:

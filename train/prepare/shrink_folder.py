@@ -1,11 +1,12 @@
 """A smaller copy of a folder of images, with the same paths.
 
 A file keeps its name even if it becomes a JPEG: by their paths files are divided into splits, and
-what reads images tells their format by the content. The copy is made beside its place, which it
-takes when it is whole.
+what reads images tells their format by the content. Until the copy is whole a file in it says what
+it is a copy of, and it is not taken for a dataset.
 """
 
 import dataclasses
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,12 +16,11 @@ from etils import epath
 from tqdm import tqdm
 
 from train.core.config.fields import DataConfig
-from train.core.data.sources.folder import Folder
+from train.core.data.sources.folder import UNFINISHED, Folder
 from train.core.data.sources.image_files import ImageFiles
 from train.core.data.sources.records import BadRecordError
-from train.core.data.sources.split import Split
 from train.core.errors import ConfigError, named_by
-from train.core.workdir.storage import TEMPORARY, atomic
+from train.core.workdir.storage import TEMPORARY_NAMES, atomic, write_text
 from train.prepare.shrink import shrink_image
 
 FILES_OF_A_TASK = 64
@@ -36,60 +36,79 @@ def shrink_folder(config: DataConfig, dataset: Folder, out: Path, workers: int) 
       workers: Number of threads that decode and encode.
 
     Raises:
-      ConfigError: the folder cannot be used, the copy would lie in it, or something else is there.
+      ConfigError: the folder cannot be used, it and the copy would lie in each other, or something
+        else is there.
     """
     splits = _splits(config, dataset)
     source, target = Path(dataset.directory).resolve(), out.resolve()
-    if source == target or source in target.parents:
-        raise ConfigError(f"--out {out} lies in the folder itself; name another directory.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not _is_copy(config, splits, out):
-            raise ConfigError(f"--out {out} holds something else; name a directory of its own.")
+    if source == target or source in target.parents or target in source.parents:
+        raise ConfigError(
+            f"--out {out} and the folder itself lie in each other; name another directory."
+        )
+    if not _begin(config, splits, out):
         print(f"{out} is there already")
         return
-    partial = out.with_name(out.name + TEMPORARY)
-    files = [split.files for split in splits if split.files is not None]
-    _remove_others(partial, {path for part in files for path in part.paths()})
     with (
-        tqdm(total=sum(map(len, files)), unit="image") as progress,
+        tqdm(total=sum(map(len, splits.values())), unit="image") as progress,
         ThreadPoolExecutor(workers) as pool,
     ):
-        for part in files:
-            _copy(part, partial, pool, progress)
-    partial.replace(out)
+        for files in splits.values():
+            _copy(files, target, pool, progress)
+    (target / UNFINISHED).unlink()
     print(f"{out} is written; python -m train.prepare check finds images that are bad")
 
 
-def _splits(config: DataConfig, dataset: Folder) -> list[Split]:
+def _splits(config: DataConfig, dataset: Folder) -> dict[str, ImageFiles]:
     opened = {}
     for field in ("train_split", "eval_split"):
         with named_by(f"config.data.{field}"):
-            opened[getattr(config, field)] = dataset.open_split(getattr(config, field))
-    return list(opened.values())
+            split = dataset.open_split(getattr(config, field))
+            if split.files is not None:
+                opened[split.name] = split.files
+    return opened
 
 
-def _is_copy(config: DataConfig, splits: list[Split], out: Path) -> bool:
+def _begin(config: DataConfig, splits: dict[str, ImageFiles], out: Path) -> bool:
+    """Marks the directory of a copy; False where the copy is there, and whole."""
+    digests, marker = _digests(splits), out / UNFINISHED
+    if marker.exists():
+        if marker.read_bytes() != digests.encode():
+            raise ConfigError(
+                f"--out {out} holds part of a copy of other images; remove it, or name another "
+                "directory."
+            )
+        # What a kill left of the files that were being written.
+        for path in out.rglob(TEMPORARY_NAMES):
+            path.unlink()
+        return True
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not _is_copy(config, digests, out):
+            raise ConfigError(f"--out {out} holds something else; name a directory of its own.")
+        return False
+    out.resolve().mkdir(parents=True, exist_ok=True)
+    write_text(marker, digests)
+    return True
+
+
+def _digests(splits: dict[str, ImageFiles]) -> str:
+    return json.dumps({name: files.digest for name, files in splits.items()})
+
+
+def _is_copy(config: DataConfig, digests: str, out: Path) -> bool:
     try:
-        there = _splits(config, Folder(dataclasses.replace(config, dir=os.fspath(out))))
+        there = Folder(dataclasses.replace(config, dir=os.fspath(out)))
+        return _digests(_splits(config, there)) == digests
     except ConfigError:
         return False
-    return [split.description for split in there] == [split.description for split in splits]
 
 
-def _remove_others(partial: Path, wanted: set[str]) -> None:
-    """Removes what an interrupted copy has left that does not belong to this one."""
-    for path in list(partial.rglob("*")):
-        if not path.is_dir() and os.fspath(path.relative_to(partial)) not in wanted:
-            path.unlink()
-
-
-def _copy(files: ImageFiles, partial: Path, pool: ThreadPoolExecutor, progress: Any) -> None:
+def _copy(files: ImageFiles, target: Path, pool: ThreadPoolExecutor, progress: Any) -> None:
     paths = list(files.paths())
 
     def copy(begin: int) -> int:
         chosen = range(begin, min(begin + FILES_OF_A_TASK, len(paths)))
         for index in chosen:
-            path = partial / paths[index]
+            path = target / paths[index]
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with atomic(epath.Path(path)) as temporary:

@@ -52,7 +52,7 @@ def _results(runs: Sequence[ComparedRun], folder: epath.Path) -> str:
         "Results",
         page.paragraph(columns.caption(runs)),
         columns.table(variants).html("Results"),
-        page.paragraph(columns.LEGEND),
+        page.paragraph(columns.legend(variants)),
         page.side_by_side(folder, Plot("results", draw, height, alt, caption, width)),
     )
 

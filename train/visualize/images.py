@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,6 @@ import numpy as np
 
 from train.core.config.fields import DataConfig
 from train.core.data.on_host.transform import eval_transform
-from train.core.data.sources import registry
 from train.core.data.sources.records import BadRecord, BadRecordError, Record
 from train.core.data.sources.split import Split
 from train.core.errors import ConfigError, named_by, reason
@@ -67,11 +66,17 @@ class Asked:
             raise ConfigError(f"--images: {len(self.files)} files; at most {MOST_IMAGES}.")
 
 
-def chosen(asked: Asked, data: DataConfig, shape: tuple[int, int, int]) -> list[Image]:
+def chosen(
+    asked: Asked,
+    open_split: Callable[[str], Split],
+    data: DataConfig,
+    shape: tuple[int, int, int],
+) -> list[Image]:
     """The images that are asked for.
 
     Args:
       asked: What to draw.
+      open_split: Opens a split by its name.
       data: The `data` part of a run's config.
       shape: Shape (H, W, C) of the images.
 
@@ -80,7 +85,9 @@ def chosen(asked: Asked, data: DataConfig, shape: tuple[int, int, int]) -> list[
     """
     if asked.split is None:
         return of_files(asked.files, data, shape)
-    return of_split(asked.split, asked.count, data, shape)
+    with named_by("--split"):
+        split = open_split(asked.split)
+    return of_split(split, asked.count, data, shape)
 
 
 def of_files(files: Sequence[str], data: DataConfig, shape: tuple[int, int, int]) -> list[Image]:
@@ -106,26 +113,26 @@ def of_files(files: Sequence[str], data: DataConfig, shape: tuple[int, int, int]
     return images
 
 
-def of_split(name: str, count: int, data: DataConfig, shape: tuple[int, int, int]) -> list[Image]:
+def of_split(
+    split: Split, count: int, data: DataConfig, shape: tuple[int, int, int]
+) -> list[Image]:
     """Reads some images of a split, passing over bad records.
 
     The first ones; of files, which come class by class, some at equal distances.
 
     Args:
-      name: Name of the split.
+      split: The split.
       count: Number of images, if it has as many.
       data: The `data` part of a run's config.
       shape: Shape (H, W, C) of the images.
 
     Raises:
-      ConfigError: the dataset or the split is not there, or holds no image.
+      ConfigError: it holds no image that can be read.
     """
-    with named_by("--split"):
-        split = registry.open_split(data, name)
     stride = max(1, split.num_examples // count) if split.files else 1
     images = list(islice(_all_of(split, data, shape, stride), count))
     if not images:
-        raise ConfigError(f"--split: {name!r} of {data.name} has no image that can be read.")
+        raise ConfigError(f"--split: {split.name!r} of {data.name} has no image that can be read.")
     return images
 
 

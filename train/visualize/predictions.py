@@ -9,9 +9,9 @@ import numpy as np
 
 from nam_jax import gates
 from train.core.data import on_device
+from train.core.engine.trained_network import Trained
 from train.core.errors import ConfigError
 from train.visualize.grad_cam import grad_cam
-from train.visualize.trained_network import Trained
 
 # What the gate is of, by the attention that has but one.
 GATED = {"nam_channel": "channel", "nam_tied": "channel", "nam_spatial": "spatial"}

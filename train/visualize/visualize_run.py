@@ -4,11 +4,11 @@ from etils import epath
 
 from train.core import plotting
 from train.core.config.fields import Config
-from train.core.data.sources.registry import source_of
-from train.core.workdir import directory, storage
-from train.visualize import gallery, images, predictions, trained_network
+from train.core.engine import trained_network
+from train.core.engine.trained_network import Trained
+from train.core.workdir import storage
+from train.visualize import gallery, images, predictions
 from train.visualize.images import Asked
-from train.visualize.trained_network import Trained
 
 
 def visualize_run(
@@ -24,7 +24,7 @@ def visualize_run(
     Args:
       workdir: Directory of the run.
       asked: What to draw.
-      which: Which checkpoint, `last` or `best`.
+      which: Which checkpoint, `last` or `best`, or `best_ema` for its averaged weights.
       data_dir: Directory where the dataset lies now; default: where the run had it.
       out: File to write; default: visualize.png in the directory of the run.
 
@@ -32,9 +32,7 @@ def visualize_run(
       ConfigError: what is asked for is not there.
       RunError: there is no such checkpoint, or it cannot be read.
     """
-    network = trained_network.load(workdir, which, data_dir)
-    if asked.split is not None:
-        directory.check_classes(workdir, source_of(network.config.data).class_names)
+    network = trained_network.of_run(workdir, which, data_dir)
     _draw(network, asked, out or workdir / "visualize.png")
 
 
@@ -49,12 +47,12 @@ def visualize_pretrained(config: Config, asked: Asked, *, out: epath.Path | None
     Raises:
       ConfigError: the weights are not of all of the network, or what is asked for is not there.
     """
-    _draw(trained_network.load_pretrained(config), asked, out or epath.Path("visualize.png"))
+    _draw(trained_network.of_file(config), asked, out or epath.Path("visualize.png"))
 
 
 def _draw(network: Trained, asked: Asked, target: epath.Path) -> None:
     layer = predictions.chosen_layer(network, asked.layer)
-    chosen = images.chosen(asked, network.config.data, network.image_shape)
+    chosen = images.chosen(asked, network.open_split, network.config.data, network.image_shape)
     view, names = predictions.viewer(network, layer), network.class_names
     views = [view(image.pixels) for image in chosen]
     storage.write_bytes(target, plotting.png(*gallery.figure(chosen, views, layer, names)))

@@ -185,6 +185,14 @@ def test_modules_with_and_without_a_norm():
     assert all(map(statistics_of, ("nam_channel", "nam_spatial", "nam", "bam", "cbam", "tam")))
 
 
+@pytest.fixture
+def mixed_dtypes():
+    # Float32 parameters with others: Flax's own layers refuse them where promotion is strict.
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.mark.usefixtures("mixed_dtypes")
 @each_name
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_param_dtype_is_that_of_all_parameters(name, dtype):
@@ -380,6 +388,7 @@ def test_height_and_width_are_alike(name, train):
         assert_close(turned[1], transposed(update), 1e-5)
 
 
+@pytest.mark.usefixtures("mixed_dtypes")
 @each_name
 def test_float64_stays_float64(x64, name):
     x = image(dtype=np.float64)
@@ -387,6 +396,7 @@ def test_float64_stays_float64(x64, name):
     assert y.dtype == np.float64
 
 
+@pytest.mark.usefixtures("mixed_dtypes")
 @but_the_largest
 def test_four_devices_are_one_batch(x64, name):
     x, cotangent = (image((8, 5, 3, 32), seed, np.float64) for seed in (0, 1))

@@ -156,6 +156,74 @@ def test_channels_need_only_the_last_axis(x64):
     assert_close(y.reshape(x.shape), expected)
 
 
+# The factor of the gates.
+
+
+@pytest.mark.parametrize("module", [ChannelNAM, SpatialNAM])
+def test_gate_scale_multiplies_the_gate(x64, module):
+    x = image()
+    variables = random_variables(module(), x)
+    y, _ = call(module(gate_scale=3), variables, x)
+    assert_close(y, 3 * formula(variables["params"], x))
+
+
+def test_gate_scale_multiplies_both_gates(x64):
+    x = image()
+    variables = random_variables(NAM(), x)
+    params = variables["params"]
+    y, update = call(NAM(gate_scale=3), variables, x)
+    z, _ = call(ChannelNAM(gate_scale=3), {"params": params["channel"]}, x)
+    assert_close(y, 3 * formula(params["spatial"], np.asarray(z)))
+    spatial, own = (
+        SpatialNAM(gate_scale=3),
+        {name: tree["spatial"] for name, tree in variables.items()},
+    )
+    assert_close(update["batch_stats"]["spatial"], call(spatial, own, z)[1]["batch_stats"])
+
+
+def test_gate_scale_multiplies_the_tied_gate(x64):
+    x, scale = image(), image(6)
+    actual = ChannelNAM(gate_scale=3).apply({}, x, scale=scale)
+    assert_close(actual, 3 * np.asarray(ChannelNAM().apply({}, x, scale=scale)))
+
+
+@each_module
+def test_gate_scale_of_1_changes_nothing(module):
+    x = image().astype(np.float32)
+    variables = random_variables(module(), x, np.float32)
+    programs = {
+        str(jax.make_jaxpr(functools.partial(call, module(**options)))(variables, x))
+        for options in ({}, {"gate_scale": 1})
+    }
+    assert len(programs) == 1
+    doubled = jax.make_jaxpr(functools.partial(call, module(gate_scale=2)))(variables, x)
+    assert programs.pop().count(" mul ") < str(doubled).count(" mul ")
+
+
+@each_module
+def test_fresh_module_of_gate_scale_2_is_nearly_the_identity(module):
+    x = np.random.default_rng(0).standard_normal((2, 14, 14, 64)).astype(np.float32)
+    fresh = jax.tree.map(
+        lambda leaf: np.ones(leaf.shape, np.float32),
+        jax.eval_shape(lambda: module().init(jax.random.key(0), x, True)),
+    )
+    fresh = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: 0 * leaf if path[-1].key in ("bias", "mean") else leaf, fresh
+    )
+    y, _ = call(module(gate_scale=2), fresh, x, True)
+    # |2 sigmoid(z) − 1| ≤ |z| / 2, where z is x / 64 in a channel, then y / 196 in a pixel.
+    channel = np.abs(x) / 128
+    pixel = np.abs(x) * (1 + channel) / 392
+    assert (np.abs(y / x - 1) <= (1 + channel) * (1 + pixel) - 1 + 1e-6).all()
+
+
+@each_module
+@pytest.mark.parametrize("gate_scale", [0, -1, np.inf, np.nan])
+def test_gate_scale_that_is_no_factor_is_refused(module, gate_scale):
+    with pytest.raises(ValueError, match="gate_scale has to be above 0 and finite; got"):
+        jax.eval_shape(lambda: module(gate_scale=gate_scale).init(jax.random.key(0), image(), True))
+
+
 # The BatchNorm inside: its fields, its statistics and dtypes.
 
 

@@ -177,6 +177,29 @@ def test_a_batch_of_unknown_size():
 
 
 @pytest.mark.parametrize(
+    ("kernel_shape", "groups", "strides", "padding"),
+    [
+        ((1, 1, 8, 4), 1, (2, 2), "SAME"),
+        ((3, 3, 1, 8), 8, (2, 2), ((1, 1), (1, 1))),
+        ((3, 3, 1, 8), 8, (1, 1), "VALID"),
+        ((3, 3, 8, 24), 1, (1, 1), "SAME"),
+    ],
+)
+def test_maps_of_unknown_size(kernel_shape, groups, strides, padding):
+    kernel = jnp.cos(jnp.arange(math.prod(kernel_shape)) * 1.0).reshape(kernel_shape)
+
+    @jax.jit
+    def own(x):
+        return convolution(x, kernel, strides, padding, feature_group_count=groups)
+
+    shape = jax.export.symbolic_shape("n, h, w, 8")
+    exported = jax.export.export(own)(jax.ShapeDtypeStruct(shape, jnp.float32))
+    for size in ((2, 7, 6, 8), (1, 4, 5, 8)):
+        x = jnp.sin(jnp.arange(math.prod(size)) * 1.0).reshape(size)
+        assert_close(exported.call(x), own(x), 1e-5)
+
+
+@pytest.mark.parametrize(
     ("network", "attention"),
     [pytest.param("mobilenet_v2", "none", marks=pytest.mark.slow), ("resnet20", "bam")],
 )

@@ -1,6 +1,7 @@
 """Tables and the chart of a comparison, from known means, deviations and differences."""
 
 import csv
+import dataclasses
 import io
 import math
 from typing import NamedTuple
@@ -117,6 +118,20 @@ def test_markdown():
     assert rows["nam-p0.0001"][5] == "-2.00 (-4.48 … +0.48)"
     assert rows["se"][3:] == ["33.00 ± –", "16.50 ± –", "+1.00 (–)", "32.00 ± –", "0.75"]
     assert "95% confidence interval" in text
+
+
+def test_averaged_weights_have_a_column_where_all_runs_have_them():
+    assert "averaged weights" not in markdown(variants_of(RUNS), "")
+    averaged = [
+        dataclasses.replace(run, summary=run.summary and {**run.summary, "ema_top1_error": 31.0})
+        for run in RUNS
+    ]
+    variants = variants_of(averaged)
+    none, *_ = csv.DictReader(io.StringIO(csv_text(variants)))
+    assert none["ema_top1_error_mean"] == "31.0"
+    assert "top-1 error of averaged weights, %" in table(variants).header
+    assert "at the same step" in markdown(variants, "")
+    assert "averaged weights" not in markdown(variants_of([*averaged, RUNS[0]]), "")
 
 
 def test_a_column_is_one_entry(monkeypatch):

@@ -1,6 +1,7 @@
 """Images, what a trained network makes of them, how that is drawn, and wrong options."""
 
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -26,13 +27,14 @@ from train.core.config.fields import replaced
 from train.core.data import crop, on_device
 from train.core.data.sources import registry
 from train.core.devices.mesh import by_rows, create, replicated
+from train.core.engine import trained_network
 from train.core.engine.experiment import create_model
 from train.core.errors import ConfigError, RunError
 from train.core.plotting import png
 from train.core.workdir import directory
 from train.core.workdir.checkpoints import Checkpoints
 from train.core.workdir.storage import write_json
-from train.visualize import gallery, predictions, trained_network
+from train.visualize import gallery, predictions
 from train.visualize.images import Asked, Image, of_files, of_split
 from train.visualize.predictions import View
 from train.visualize.visualize_run import visualize_pretrained, visualize_run
@@ -73,12 +75,19 @@ def save(workdir, config, num_classes=10, shape=(8, 8, 1), errors=(50.0,)):
     model = create_model(config, num_classes)
     variables = random_variables(model, np.zeros((1, *shape), np.float32), np.float32)
     # A state has more than the network is applied with.
-    state = {**jax.device_put(variables), "opt_state": [jax.numpy.ones(3), None]}
+    variables = jax.device_put(variables)
+    averaged = jax.tree.map(lambda leaf: leaf / 7, variables)
+    state = {**variables, "ema": averaged, "opt_state": [jax.numpy.ones(3), None]}
     with Checkpoints(workdir / "checkpoints", keep=2) as checkpoints:
         for step, error in enumerate(errors, start=1):
             changed = jax.tree.map(lambda leaf, step=step: leaf * step, state)
-            checkpoints.save(step, changed, {}, {"top1_error": error})
+            evaluation = {"top1_error": error, "ema_top1_error": 100 - error}
+            checkpoints.save(step, changed, {}, evaluation)
     return workdir
+
+
+def images_of(name, count, data, shape):
+    return of_split(registry.open_split(data, name), count, data, shape)
 
 
 @pytest.fixture(scope="module")
@@ -112,23 +121,23 @@ def test_images_of_a_dataset_its_names_and_bad_records(tmp_path, capsys):
     names = [f"name {i}" for i in range(1000)]
     (target / "label.labels.txt").write_text("\n".join(names))
     data = imagenet.config(tmp_path).data
-    images = of_split("validation", 2, data, (16, 16, 3))
+    images = images_of("validation", 2, data, (16, 16, 3))
     expected = [("n00000000_0.JPEG", 0), ("n00000002_2.JPEG", 2)]
     assert [(image.name, image.label) for image in images] == expected
     assert "bad record: validation record 1 (n00000001_1.JPEG): no whole" in capsys.readouterr().err
-    assert len(of_split("validation", 9, data, (16, 16, 3))) == 3
-    assert trained_network.described_dataset(data)["class_names"] == names
+    assert len(images_of("validation", 9, data, (16, 16, 3))) == 3
+    assert trained_network.described(registry.source_of(data))["class_names"] == names
 
 
 def test_images_of_a_folder_are_of_all_its_classes(tmp_path):
     folders.write_splits(tmp_path, (("train", 1), ("val", 5)))
     (tmp_path / "val/dog/0.png").write_bytes(b"no image")
     data = folders.config(tmp_path).data
-    images = of_split("val", 3, data, (8, 8, 3))
+    images = images_of("val", 3, data, (8, 8, 3))
     assert [(image.name, image.label) for image in images] == [
         *(("val/cat/0.png", 0), ("val/owl/0.png", 2), ("val/cat/1.png", 0)),
     ]
-    names = [image.name for image in of_split("val", 99, data, (8, 8, 3))]
+    names = [image.name for image in images_of("val", 99, data, (8, 8, 3))]
     assert sorted(names) == [
         *(f"val/{c}/{i}.png" for c in folders.CLASSES for i in range(5) if (c, i) != ("dog", 0)),
     ]
@@ -136,14 +145,14 @@ def test_images_of_a_folder_are_of_all_its_classes(tmp_path):
 
 def test_dataset_of_a_run_that_kept_no_description(tmp_path):
     expected = {"num_classes": 10, "class_names": None, "image_shape": (8, 8, 1)}
-    assert trained_network.described_dataset(digits().data) == expected
+    assert trained_network.described(registry.source_of(digits().data)) == expected
     absent = imagenet.config(tmp_path).data
     expected = {"num_classes": 1000, "class_names": None, "image_shape": (16, 16, 3)}
-    assert trained_network.described_dataset(absent) == expected
+    assert trained_network.described(registry.source_of(absent)) == expected
 
 
 def test_images_of_the_digits():
-    images = of_split("test", 1000, digits().data, (8, 8, 1))
+    images = images_of("test", 1000, digits().data, (8, 8, 1))
     pixels, labels = registry.open_split(digits().data, "test").load()
     np.testing.assert_array_equal([image.pixels for image in images], pixels)
     assert [image.label for image in images] == labels.tolist()
@@ -154,7 +163,7 @@ def test_split_without_a_single_good_image(tmp_path):
     imagenet.write(tmp_path, [b"no image"] * 3, "validation")
     data = imagenet.config(tmp_path).data
     with pytest.raises(ConfigError, match="--split: 'validation' of imagenet2012 has no image"):
-        of_split("validation", 2, data, (16, 16, 3))
+        images_of("validation", 2, data, (16, 16, 3))
 
 
 @pytest.mark.parametrize(
@@ -168,9 +177,9 @@ def test_split_without_a_single_good_image(tmp_path):
 )
 def test_view_of_an_image(tmp_path, attention, channels, places):
     workdir = save(tmp_path, digits(**{"model.attention": attention, "model.remat": True}))
-    network = trained_network.load(workdir, "last")
+    network = trained_network.of_run(workdir, "last")
     assert predictions.layers(network) == ["layer1_0/attention", "layer2_0/attention"]
-    [image] = of_split("test", 1, digits().data, (8, 8, 1))
+    [image] = images_of("test", 1, digits().data, (8, 8, 1))
     view = predictions.viewer(network, "layer2_0/attention")(image.pixels)
     assert view.heat.shape == (4, 4)
     assert view.heat.min() >= 0
@@ -205,7 +214,7 @@ def test_other_networks(tmp_path, capsys, name, attention, stem):
     changes = {"model.name": name, "model.attention": attention, "model.stem": stem}
     changes["data.image_size"] = 32
     workdir = save(tmp_path, digits(**changes), shape=(32, 32, 1))
-    network = trained_network.load(workdir, "last")
+    network = trained_network.of_run(workdir, "last")
     assert predictions.layers(network) == (
         ["block1/attention", "block2/attention"] if attention == "nam" else []
     )
@@ -276,6 +285,26 @@ def test_weights_of_a_file_are_drawn_without_a_run(tmp_path, monkeypatch):
     assert cv2.imread("visualize.png") is not None
 
 
+def test_a_folder_is_listed_once_and_of_its_splits_the_one_that_is_asked_for(tmp_path, monkeypatch):
+    data = folders.write_splits(tmp_path / "data")
+    changes = {"model.attention": "none", "model.pretrained": str(tmp_path / "w.npz")}
+    config = folders.config(data, **changes)
+    networks.save(tmp_path / "w.npz", create_model(config, 3), (8, 8, 3))
+    scandir, listed = os.scandir, []
+
+    def counted(path):
+        if str(path).startswith(str(data)):
+            listed.append(os.path.relpath(path, data))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    network = trained_network.of_file(config)
+    assert (network.class_names, network.image_shape) == (list(folders.CLASSES), (8, 8, 3))
+    assert listed == [".", "train"]
+    assert network.open_split("val").num_examples == 9
+    assert sorted(listed) == [".", "train", "val", *(f"val/{name}" for name in folders.CLASSES)]
+
+
 def test_fresh_weights_are_not_drawn(tmp_path):
     networks.save(tmp_path / "w.npz", create_model(digits(), 7), (8, 8, 1))
     config = digits(**{"model.pretrained": str(tmp_path / "w.npz")})
@@ -296,8 +325,14 @@ def test_dataset_that_has_moved(tmp_path):
 
 
 def test_last_and_best_checkpoint(saved):
-    last, best = (trained_network.load(saved, which) for which in ("last", "best"))
+    last, best = (trained_network.of_run(saved, which) for which in ("last", "best"))
     assert (last.step, best.step) == (2, 1)
+    averaged = trained_network.of_run(saved, "best_ema")
+    assert averaged.step == 2
+    for actual, leaf in zip(
+        *map(jax.tree.leaves, (averaged.variables, last.variables)), strict=True
+    ):
+        np.testing.assert_allclose(actual, leaf / 7, rtol=1e-6)
     assert last.image_shape == (8, 8, 1)
     assert last.variables.keys() == {"params", "batch_stats"}
     for a, b in zip(*map(jax.tree.leaves, (last.variables, best.variables)), strict=True):
@@ -325,15 +360,15 @@ def test_parts_of_a_state_that_lay_on_several_devices(tmp_path):
 def test_damaged_checkpoint(run):
     (run / "checkpoints" / "2" / "state" / "_METADATA").write_text("{")
     with pytest.raises(RunError, match=r"the checkpoint of step 2 in \S+ cannot be read: "):
-        trained_network.load(run, "last")
+        trained_network.of_run(run, "last")
 
 
 def test_float64_run(run):
     file = run / "config.json"
     file.write_text(file.read_text().replace('"dtype": "float32"', '"dtype": "float64"'))
-    network = trained_network.load(run, "last")
+    network = trained_network.of_run(run, "last")
     wide = jax.tree.map(lambda leaf: leaf.astype(np.float64), network.variables)
-    [image] = of_split("test", 1, digits().data, (8, 8, 1))
+    [image] = images_of("test", 1, digits().data, (8, 8, 1))
     view = predictions.viewer(dataclasses.replace(network, variables=wide), None)(image.pixels)
     assert view.heat.dtype == np.float32
     assert view.channel_gate is None

@@ -97,9 +97,9 @@ class Parser(argparse.ArgumentParser):
         """Adds --which: a checkpoint."""
         self.add_argument(
             "--which",
-            choices=("last", "best"),
+            choices=("last", "best", "best_ema"),
             default="last",
-            help="the latest checkpoint, or that of the lowest error",
+            help="the latest checkpoint, or that of the lowest error (of averaged weights)",
         )
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:

@@ -263,7 +263,9 @@ class Config:
     )
     label_smoothing: float = fraction(0.0, "share of every label that is spread over all classes")
     ema_decay: float = fraction(
-        0.0, "decay rate of averaged weights, evaluated beside the others; 0: none"
+        0.0,
+        "highest decay rate of averaged weights, evaluated beside the others; after t updates "
+        "it is (1 + t) / (10 + t) where that is less; 0: none",
     )
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

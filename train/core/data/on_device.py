@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from train.core.config.fields import DataConfig
+from train.core.config.fields import Config, DataConfig
+from train.core.errors import ConfigError
 
 
 def row_keys(key: jax.Array, step: jax.Array, rows: jax.Array) -> jax.Array:
@@ -205,3 +206,45 @@ def _outside(low: jax.Array, high: jax.Array, size: tuple[int, int]) -> jax.Arra
     row, column = jnp.arange(size[0])[:, None], jnp.arange(size[1])[None]
     inside = (row >= low[0]) & (row < high[0]) & (column >= low[1]) & (column < high[1])
     return jnp.where(inside, 0.0, 1.0)
+
+
+def check_images(config: DataConfig, shape: tuple[int, int, int]) -> None:
+    """Checks that what is done to images is possible with those of a shape.
+
+    Args:
+      config: The `data` part of a run's config.
+      shape: (H, W, C) of the images.
+
+    Raises:
+      ConfigError: the padding is wider than they are, or the normalisation has other channels.
+    """
+    height, width, channels = shape
+    if config.crop == "pad" and config.crop_padding > min(height, width):
+        raise ConfigError(
+            f"config.data.crop_padding: {config.crop_padding} pixels on each side of images of "
+            f"{height} × {width}; allowed: at most {min(height, width)}."
+        )
+    for name, numbers in (("mean", config.mean), ("std", config.std)):
+        if len(numbers) not in (1, channels):
+            raise ConfigError(
+                f"config.data.{name}: {len(numbers)} numbers, but the images of "
+                f"{config.name} have {channels} channels; give one for each, or one for all."
+            )
+
+
+def check_pairs(config: Config, num_devices: int) -> None:
+    """Checks that each device has pairs of images where pairs are mixed.
+
+    Args:
+      config: Config of the run.
+      num_devices: Number of devices that share a batch.
+
+    Raises:
+      ConfigError: it has an odd number.
+    """
+    if (config.data.mixup or config.data.cutmix) and config.batch_size // num_devices % 2:
+        raise ConfigError(
+            "config.batch_size: config.data.mixup and config.data.cutmix mix pairs of images, and "
+            f"{config.batch_size} gives each of {num_devices} devices an odd number; use a "
+            f"multiple of {2 * num_devices}."
+        )

@@ -27,6 +27,9 @@ from train.core.workdir import directory
 from train.core.workdir.checkpoint_files import state_sha256
 from train.core.workdir.checkpoints import Checkpoints
 
+# What a summary says of the last evaluation.
+LAST = ("top1_error", "top5_error", "loss")
+
 
 def evaluate(
     evaluation: Evaluation, eval_step: Any, weights: Mapping[str, Any], feed: Feed
@@ -76,7 +79,7 @@ def evaluate_checkpoint(
     Args:
       experiment: Experiment of the run; its config may differ in what changes no checkpoint.
       workdir: Directory of the run.
-      which: Which checkpoint, `last` or `best`.
+      which: Which checkpoint, `last`, `best` or `best_ema`.
 
     Returns:
       The step of the checkpoint, and the result as of `evaluate`.
@@ -129,15 +132,13 @@ def summarize(
       RunError: the rows hold no evaluation.
     """
     evaluations = [row for row in rows if row["split"] == "eval"]
-    needed = {"top1_error", "top5_error", "loss", "num_images"}
+    needed = {"num_images", *(f"{prefix}{name}" for prefix in state.evaluated for name in LAST)}
     if not evaluations or not all(needed <= row.keys() for row in evaluations):
         raise RunError("the rows of the run lack its evaluations; its weights are whole.")
-    best = min(evaluations, key=lambda row: (row["top1_error"], -row["step"]))
     images = experiment.total_steps * experiment.config.batch_size
     return {
-        **{name: evaluations[-1][name] for name in ("top1_error", "top5_error", "loss")},
-        "best_top1_error": best["top1_error"],
-        "best_step": best["step"],
+        **_errors_of_run(evaluations, ""),
+        **(_errors_of_run(evaluations, "ema_") if state.ema is not None else {}),
         "num_eval_images": evaluations[-1]["num_images"],
         "steps": experiment.total_steps,
         "devices": describe(experiment.mesh),
@@ -147,6 +148,14 @@ def summarize(
         "images_per_second": round(images / progress.train_seconds, 1),
         "state_sha256": state_sha256((state.params, state.batch_stats, state.opt_state)),
     }
+
+
+def _errors_of_run(evaluations: list[Row], prefix: str) -> dict[str, Any]:
+    """The last figures and the best, of the weights whose figures have a prefix."""
+    error = f"{prefix}top1_error"
+    best = min(evaluations, key=lambda row: (row[error], -row["step"]))
+    last = {f"{prefix}{name}": evaluations[-1][f"{prefix}{name}"] for name in LAST}
+    return {**last, f"best_{error}": best[error], f"best_{prefix}step": best["step"]}
 
 
 def _errors(sums: dict[str, float], variables: Any, sparsity: float) -> dict[str, float]:

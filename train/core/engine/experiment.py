@@ -1,7 +1,7 @@
 """What a run consists of, built from its config."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 
 from nam_jax import models
 from train.core.config.checks import validate
-from train.core.config.fields import Config, DataConfig, ModelConfig
+from train.core.config.fields import Config, ModelConfig
 from train.core.config.spec import MOST_STEPS
+from train.core.data import on_device
 from train.core.data.loaders import LOADERS, Loader
 from train.core.data.sources.registry import source_of
 from train.core.data.sources.split import Source, Split, unread_split
@@ -104,20 +105,23 @@ def build_evaluation(
     config: Config,
     devices: Sequence[jax.Device] | None = None,
     *,
-    unread_examples: int | None = None,
+    reads_images: bool = True,
 ) -> Evaluation:
     """Builds what an evaluation needs; the dataset may lack the split to train on.
 
     Args:
       config: Config of the network and of the images.
       devices: Devices to run on; default: all there are.
-      unread_examples: Number of examples that each split is taken to have where the dataset is
-        not on disk, for what reads no images; None: it has to be there.
+      reads_images: Whether the split has to be there.
 
     Raises:
       ConfigError: the config does not fit the dataset or the devices.
     """
-    opened = _open(config, devices, unread_examples, "eval_split")
+
+    def open_split(source: Source, name: str) -> Split:
+        return source.open_split(name) if reads_images else unread_split(source, name, 1)
+
+    opened = _open(config, devices, open_split, "eval_split")
     return Evaluation(**opened, config=config)
 
 
@@ -132,16 +136,23 @@ def build_experiment(
     Args:
       config: Config of the run.
       devices: Devices to run on; default: all there are.
-      unread_examples: Number of examples of each split, as of `build_evaluation`.
+      unread_examples: Number of examples that each split is taken to have where the dataset is
+        not on disk, for what reads no images; None: it has to be there.
 
     Raises:
       ConfigError: the config does not fit the dataset or the devices.
     """
-    opened = _open(config, devices, unread_examples, "train_split", "eval_split")
-    _check_pairs(config, opened["mesh"])
+
+    def open_split(source: Source, name: str) -> Split:
+        if unread_examples is None or source.is_on_disk:
+            return source.open_split(name)
+        return unread_split(source, name, unread_examples)
+
+    opened = _open(config, devices, open_split, "train_split", "eval_split")
+    on_device.check_pairs(config, opened["mesh"].size)
     steps_per_epoch = _steps_per_epoch(config, opened["train_split"])
     total_steps = _total_steps(config, steps_per_epoch)
-    warmup_steps = _warmup_steps(config, steps_per_epoch, total_steps)
+    warmup_steps = optimizer.warmup_steps(config.optimizer, steps_per_epoch, total_steps)
     scale = optimizer.batch_size_scale(config.optimizer, config.batch_size)
     learning_rate = optimizer.schedule(config.optimizer, total_steps, warmup_steps, scale=scale)
     return Experiment(
@@ -184,7 +195,7 @@ def _width(config: ModelConfig) -> dict[str, float]:
 def _open(
     config: Config,
     devices: Sequence[jax.Device] | None,
-    unread_examples: int | None,
+    open_split: Callable[[Source, str], Split],
     *fields: str,
 ) -> dict[str, Any]:
     """The mesh, the loader, the source, the splits of some fields, and the network for them."""
@@ -198,28 +209,18 @@ def _open(
         accumulate_steps=config.accumulate_steps,
     )
     loader, source = LOADERS[config.data.loader](config, mesh), source_of(config.data)
-    splits = {
-        field: _open_split(config.data, field, source, loader, unread_examples) for field in fields
-    }
+    splits = {}
+    for field in fields:
+        with named_by(f"config.data.{field}"):
+            splits[field] = split = open_split(source, getattr(config.data, field))
+        if split.num_examples <= 0:
+            of = config.data.name
+            raise ConfigError(f"config.data.{field}: {split.name!r} of {of} is empty.")
+        loader.check_split(split)
     split = splits[fields[0]]
-    _check_images(config.data, split)
+    on_device.check_images(config.data, split.image_shape)
     model = create_model(config, split.num_classes, norm_axis(mesh))
     return {"mesh": mesh, "loader": loader, "source": source, "model": model, **splits}
-
-
-def _open_split(
-    config: DataConfig, field: str, source: Source, loader: Loader, unread_examples: int | None
-) -> Split:
-    name = getattr(config, field)
-    if unread_examples is None or source.is_on_disk:
-        with named_by(f"config.data.{field}"):
-            split = source.open_split(name)
-    else:
-        split = unread_split(source, name, unread_examples)
-    if split.num_examples <= 0:
-        raise ConfigError(f"config.data.{field}: {split.name!r} of {config.name} is empty.")
-    loader.check_split(split)
-    return split
 
 
 def _steps_per_epoch(config: Config, split: Split) -> int:
@@ -241,42 +242,9 @@ def _total_steps(config: Config, steps_per_epoch: int) -> int:
     return steps
 
 
-def _warmup_steps(config: Config, steps_per_epoch: int, total_steps: int) -> int:
-    epochs = config.optimizer.warmup_epochs
-    steps = round(epochs * steps_per_epoch)
-    if steps >= total_steps:
-        raise ConfigError(
-            f"config.optimizer.warmup_epochs: {epochs:g} epochs are {steps:.4g} steps, but the run "
-            f"has {total_steps} (config.steps, config.epochs)."
-        )
-    return steps
-
-
-def _check_images(config: DataConfig, split: Split) -> None:
-    height, width, channels = split.image_shape
-    if config.crop == "pad" and config.crop_padding > min(height, width):
-        raise ConfigError(
-            f"config.data.crop_padding: {config.crop_padding} pixels on each side of images of "
-            f"{height} × {width}; allowed: at most {min(height, width)}."
-        )
-    for name, numbers in (("mean", config.mean), ("std", config.std)):
-        if len(numbers) not in (1, channels):
-            raise ConfigError(
-                f"config.data.{name}: {len(numbers)} numbers, but the images of "
-                f"{config.name} have {channels} channels; give one for each, or one for all."
-            )
-
-
-def _check_pairs(config: Config, mesh: Mesh) -> None:
-    if (config.data.mixup or config.data.cutmix) and config.batch_size // mesh.size % 2:
-        raise ConfigError(
-            "config.batch_size: config.data.mixup and config.data.cutmix mix pairs of images, and "
-            f"{config.batch_size} gives each of {mesh.size} devices an odd number; use a multiple "
-            f"of {2 * mesh.size}."
-        )
-
-
 def streams(seed: int) -> dict[str, jax.Array]:
     """The independent random keys of a run."""
     names = ("init", "order", "augment")
-    return dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
+    # What some others draw for a row depends on how many devices share the batch.
+    key = jax.random.key(seed, impl="threefry2x32")
+    return dict(zip(names, jax.random.split(key, len(names)), strict=True))

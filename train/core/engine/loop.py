@@ -25,7 +25,7 @@ from train.core.monitor.timing import Laps
 from train.core.workdir import directory
 from train.core.workdir.checkpoint_files import saved_steps, state_sha256
 from train.core.workdir.checkpoints import Checkpoints
-from train.core.workdir.directory import Claim
+from train.core.workdir.claimed import Claim, claimed
 from train.core.workdir.storage import write_json
 
 
@@ -67,7 +67,7 @@ def train(
         say(f"the run in {workdir} is finished")
         return finished if is_main() else None
     with (
-        directory.claimed(workdir, experiment.config, experiment.dataset, splits) as claim,
+        claimed(workdir, experiment.config, experiment.dataset, splits) as claim,
         _explained(),
     ):
         return _train(experiment, claim, variables, profile, startup)

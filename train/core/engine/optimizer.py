@@ -7,6 +7,7 @@ import optax
 
 from nam_jax import add_sparsity_penalty, proximal_sparsity
 from train.core.config.fields import OptimizerConfig, OptimizerName
+from train.core.errors import ConfigError
 
 
 def batch_size_scale(config: OptimizerConfig, batch_size: int) -> float:
@@ -58,6 +59,26 @@ def schedule(
         return after
     warmup = optax.linear_schedule(peak / (warmup_steps + 1), peak, warmup_steps)
     return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def warmup_steps(config: OptimizerConfig, steps_per_epoch: int, total_steps: int) -> int:
+    """Number of the first updates in which the learning rate rises.
+
+    Args:
+      config: The `optimizer` part of a run's config.
+      steps_per_epoch: Number of updates of an epoch.
+      total_steps: Number of updates of the run.
+
+    Raises:
+      ConfigError: the run is not longer than that.
+    """
+    steps = round(config.warmup_epochs * steps_per_epoch)
+    if steps >= total_steps:
+        raise ConfigError(
+            f"config.optimizer.warmup_epochs: {config.warmup_epochs:g} epochs are {steps:.4g} "
+            f"steps, but the run has {total_steps} (config.steps, config.epochs)."
+        )
+    return steps
 
 
 def create(config: OptimizerConfig, learning_rate: optax.Schedule) -> optax.GradientTransformation:

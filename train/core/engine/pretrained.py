@@ -36,9 +36,8 @@ def load_pretrained(experiment: Evaluation, *, may_be_fresh: bool = True) -> Any
     config = experiment.config.model
     if not config.pretrained:
         return None
-    plan = planned(config, experiment.model, experiment.eval_split.image_shape)
-    if plan.fresh and not may_be_fresh:
-        raise ConfigError(f"config.model.pretrained: {_untrained(config.pretrained, plan.fresh)}")
+    image_shape = experiment.eval_split.image_shape
+    plan = planned(config, experiment.model, image_shape, may_be_fresh=may_be_fresh)
     variables = plan.variables(streams(experiment.config.seed)["init"])
     # Larger numbers of float64 become infinite.
     with np.errstate(over="ignore"):
@@ -52,7 +51,11 @@ def load_pretrained(experiment: Evaluation, *, may_be_fresh: bool = True) -> Any
 
 
 def planned(
-    config: ModelConfig, model: nn.Module, image_shape: tuple[int, int, int]
+    config: ModelConfig,
+    model: nn.Module,
+    image_shape: tuple[int, int, int],
+    *,
+    may_be_fresh: bool = True,
 ) -> torch_import.Plan:
     """Finds out how a file's weights become those of a network, and prints it.
 
@@ -60,9 +63,11 @@ def planned(
       config: The `model` part of a config, which names the file.
       model: Network.
       image_shape: Shape (H, W, C) of its images.
+      may_be_fresh: Whether a run is to train what is fresh.
 
     Raises:
-      ConfigError: the file cannot be read, or has no such state dict.
+      ConfigError: the file cannot be read, has no such state dict, or lacks weights where nothing
+        may be fresh.
       WeightsError: it does not fit the network.
     """
     try:
@@ -74,6 +79,8 @@ def planned(
         raise WeightsError(explained(source, key, error)) from error
     except (ImportError, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"config.model.pretrained: {error}") from error
+    if plan.fresh and not may_be_fresh:
+        raise ConfigError(f"config.model.pretrained: {_untrained(config.pretrained, plan.fresh)}")
     adapted = f"; adapted: {'; '.join(plan.adaptations)}" if plan.adaptations else ""
     processes.say(f"weights from {source}; fresh: {few(plan.fresh) or 'nothing'}{adapted}")
     return plan

@@ -83,7 +83,8 @@ def train_step(
         opt_state=opt_state,
     )
     if config.ema_decay:
-        state = state.replace(ema=_average(state.ema, state.variables, config.ema_decay))
+        decay = _warm_decay(config.ema_decay, state.step - 1)
+        state = state.replace(ema=_average(state.ema, state.variables, decay))
     return state, {"loss": metrics["cross_entropy"] + penalty, "penalty": penalty, **metrics}
 
 
@@ -145,7 +146,12 @@ def _accumulate(
     return batch_stats, jax.tree.map(lambda x: x / count, sums)
 
 
-def _average(ema: Any, variables: Any, decay: float) -> Any:
+def _warm_decay(decay: float, updates: jax.Array) -> jax.Array:
+    """The decay rate after so many updates: at first the average is of the latest weights."""
+    return jnp.minimum(decay, (1 + updates) / (10 + updates))
+
+
+def _average(ema: Any, variables: Any, decay: jax.Array) -> Any:
     return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, variables)
 
 

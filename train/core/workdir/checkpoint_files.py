@@ -77,8 +77,8 @@ def read(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return state, progress
 
 
-def read_figures(path: epath.Path) -> dict[str, Any]:
-    """Reads the progress of a checkpoint, and checks all but its state.
+def read_evaluation(path: epath.Path) -> dict[str, float] | None:
+    """Reads the evaluation of a checkpoint, None without one, and checks all but its state.
 
     Args:
       path: Directory of the checkpoint, `<directory>/<step>`.
@@ -87,8 +87,8 @@ def read_figures(path: epath.Path) -> dict[str, Any]:
       DamagedError: it is not what was saved, or cannot be read.
     """
     with _finding_damage():
-        progress, _ = _read_figures(path)
-    return progress
+        _, digests = _read_figures(path)
+        return _read_json(path, "metrics") if digests["metrics"] else None
 
 
 def _read_figures(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -22,12 +22,15 @@ from train.core.workdir.checkpoint_files import (
     by_name,
     json_sha256,
     read,
-    read_figures,
+    read_evaluation,
     saved_steps,
     state_sha256,
 )
 
 State = TypeVar("State")
+
+# By which error the best one is chosen.
+_ERRORS = {"best": "top1_error", "best_ema": "ema_top1_error"}
 
 
 def _as(like: State, state: dict[str, Any]) -> State:
@@ -60,8 +63,8 @@ class Checkpoints:
 
         Args:
           directory: Directory of all the checkpoints of a run.
-          keep: Number of the latest ones to keep, at least 2; the best is kept as well. None: only
-            to read, beside a run that may be writing.
+          keep: Number of the latest ones to keep, at least 2; the best is kept as well, and that
+            of the averaged weights. None: only to read, beside a run that may be writing.
 
         Raises:
           RunError: what is in it cannot be read.
@@ -70,9 +73,15 @@ class Checkpoints:
         def error(metrics: Mapping[str, float]) -> float:
             return metrics["top1_error"]
 
-        best = checkpoint_managers.BestN(
-            get_metric_fn=error, reverse=True, n=1, keep_checkpoints_without_metrics=False
-        )
+        def ema_error(metrics: Mapping[str, float]) -> float:
+            return metrics.get("ema_top1_error", error(metrics))
+
+        best = [
+            checkpoint_managers.BestN(
+                get_metric_fn=function, reverse=True, n=1, keep_checkpoints_without_metrics=False
+            )
+            for function in (error, ema_error)
+        ]
         options = ocp.CheckpointManagerOptions(
             read_only=keep is None,
             create=keep is not None,
@@ -80,7 +89,7 @@ class Checkpoints:
             best_mode="min",
             # Not max_to_keep: with best_fn it would delete the latest when it is not the best.
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-                [checkpoint_managers.LatestN(keep), best]
+                [checkpoint_managers.LatestN(keep), *best]
             ),
             cleanup_tmp_directories=keep is not None,
             # Renamed first: what a kill left of one that is being removed would seem damaged.
@@ -113,29 +122,36 @@ class Checkpoints:
         """The step of the latest checkpoint, None without any."""
         return self._manager.latest_step()
 
-    def best_step(self) -> int | None:
-        """The step of the evaluation with the lowest top-1 error, the later one of equals.
+    def best_step(self, error: str = "top1_error") -> int | None:
+        """The step of the evaluation with the lowest error, the later one of equals.
+
+        Args:
+          error: Name of the error's figure.
 
         Raises:
           RunError: the figures of a checkpoint are damaged.
         """
         with _explained(f"the checkpoints in {self._directory} cannot be compared"):
-            for step in saved_steps(self._directory):
-                read_figures(self._path(step))
-            return self._manager.best_step()
+            found = {
+                step: read_evaluation(self._path(step)) or {}
+                for step in saved_steps(self._directory)
+            }
+        errors = {step: figures[error] for step, figures in found.items() if error in figures}
+        return min(errors, key=lambda step: (errors[step], -step), default=None)
 
     def step_of(self, which: str) -> int:
         """The step of a checkpoint.
 
         Args:
-          which: Which one is meant, `last` or `best`.
+          which: Which one is meant, `last`, `best` or `best_ema`.
 
         Raises:
           RunError: there is none yet, or the figures of one are damaged.
         """
-        step = self.latest_step() if which == "last" else self.best_step()
+        step = self.latest_step() if which == "last" else self.best_step(_ERRORS[which])
         if step is None:
-            raise RunError(f"there is no {which} checkpoint in {self._directory} yet.")
+            advice = "; runs with config.ema_decay have one" if which == "best_ema" else ""
+            raise RunError(f"there is no {which} checkpoint in {self._directory} yet{advice}.")
         return step
 
     def save(

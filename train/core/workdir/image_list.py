@@ -31,14 +31,13 @@ def keep(workdir: epath.Path, splits: Iterable[Split]) -> None:
     """
     names = _names(splits)
     path = workdir / NAME
-    kept = _read(path) if saved_steps(workdir / "checkpoints") else None
-    if kept is not None and kept != names:
+    changes = _changes(path, names) if saved_steps(workdir / "checkpoints") else None
+    if changes:
         raise ConfigError(
             f"--workdir {workdir}: the files in config.data.dir are others than when the run "
-            f"began: {_changes(kept, names)}. Bring back what was there, or give this run a "
-            "directory of its own."
+            f"began: {changes}. Bring back what was there, or give this run a directory of its own."
         )
-    if names and kept is None:
+    if names and changes is None:
         # The same bytes at every time.
         write_bytes(path, gzip.compress(names, mtime=0))
 
@@ -51,33 +50,48 @@ def _names(splits: Iterable[Split]) -> bytes:
     return bytes(names)
 
 
-def _changes(before: bytes, now: bytes) -> str:
-    # Names that are the same in NFC are there as often as files.
-    old, new = Counter(before.splitlines()), Counter(now.splitlines())
-    changes = {"added": sorted((new - old).elements()), "removed": sorted((old - new).elements())}
-    return ", ".join(
-        f"{len(names):,} {change} ({few([printable(json.loads(name)) for name in names])})"
-        for change, names in changes.items()
-        if names
-    )
-
-
-def _read(path: epath.Path) -> bytes | None:
-    """What a list holds; None where there is none."""
+def _changes(path: epath.Path, names: bytes) -> str | None:
+    """What differs from a kept list, in words; None where there is no list."""
     with reporting(path):
         try:
-            return _whole(path.read_bytes())
+            kept = _unpacked(path.read_bytes())
+            # A million lines are taken apart only where it is needed.
+            return "" if kept == names else _in_words(_lines(kept), names.splitlines())
         except FileNotFoundError:
             return None
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        except (EOFError, ValueError, gzip.BadGzipFile, zlib.error) as error:
             raise ConfigError(
                 f"{path} is not that of a run ({reason(error)}); where it is removed, the files "
                 "are not compared with those of the run's beginning."
             ) from error
 
 
-def _whole(content: bytes) -> bytes:
+def _unpacked(content: bytes) -> bytes:
     # Of nothing at all gzip makes nothing.
     if not content:
         raise EOFError("it is empty")
     return gzip.decompress(content)
+
+
+def _lines(content: bytes) -> list[bytes]:
+    lines = content.splitlines()
+    for number, line in enumerate(lines, start=1):
+        # JSON of other kinds begins with another letter.
+        if not line.startswith(b'"'):
+            raise ValueError(f"line {number} is no text of JSON")
+        json.loads(line)
+    return lines
+
+
+def _in_words(before: list[bytes], now: list[bytes]) -> str:
+    if before == now:
+        return ""
+    # Names that are the same in NFC are there as often as files.
+    old, new = Counter(before), Counter(now)
+    changes = {"added": sorted((new - old).elements()), "removed": sorted((old - new).elements())}
+    told = [
+        f"{len(names):,} {change} ({few([printable(json.loads(name)) for name in names])})"
+        for change, names in changes.items()
+        if names
+    ]
+    return ", ".join(told) or "the same in another order"

@@ -43,7 +43,7 @@ def _damaged(directory: epath.Path) -> dict[str, str]:
     for step in reversed(checkpoint_files.saved_steps(directory)):
         try:
             if has_whole:
-                checkpoint_files.read_figures(directory / str(step))
+                checkpoint_files.read_evaluation(directory / str(step))
             else:
                 checkpoint_files.read(directory / str(step))
                 has_whole = True

@@ -15,8 +15,11 @@ from etils import epath
 
 from train.core.errors import ConfigError, RunError, reason
 
-# How the names of files end while they are written.
+# How the names of files end while they are written, and a pattern of these names.
 TEMPORARY = ".tmp"
+TEMPORARY_NAMES = f"*.{'[0-9a-f]' * 8}{TEMPORARY}"
+# Letters of the own name in such a name: more might make it longer than file systems take.
+KEPT_LETTERS = 40
 
 
 def locate(text: str) -> epath.Path:
@@ -155,7 +158,7 @@ def atomic(path: epath.PathLike) -> Iterator[epath.Path]:
     """
     path = epath.Path(path)
     # Another process may write the same file.
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+    temporary = path.with_name(f"{path.name[:KEPT_LETTERS]}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
         yield temporary
         with temporary.open("rb") as file:

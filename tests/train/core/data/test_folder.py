@@ -12,6 +12,7 @@ import pytest
 from tests.helpers.damage import assert_says
 from tests.helpers.image_datasets import folders, tfds_writer
 from train.core.data.sources import image_files
+from train.core.data.sources.folder import UNFINISHED
 from train.core.data.sources.image_files import ImageFiles
 from train.core.data.sources.records import BadRecordError, decode
 from train.core.data.sources.registry import source_of
@@ -121,8 +122,9 @@ def test_files_whose_names_differ_in_form_alone_are_both_there_in_one_order(tmp_
 
 
 def test_order_is_that_of_the_names(tmp_path, monkeypatch):
-    folders.write(tmp_path, ["train/b/2.png", "train/b/10.png", "train/B/1.png", "train/é/1.png"])
-    expected = ["train/B/1.png", "train/b/10.png", "train/b/2.png", "train/é/1.png"]
+    expected = ["train/B/1.png", "train/b/10.png", "train/b/2.png", "train/b-/1.png"]
+    expected.append("train/é/1.png")
+    folders.write(tmp_path, reversed(expected))
     assert paths(tmp_path) == expected
     scandir = os.scandir
 
@@ -144,12 +146,13 @@ def test_suffixes_and_what_is_ignored(tmp_path):
     for name in "ab":
         folders.write(tmp_path / "train" / name, images + strays, b"")
     folders.write(tmp_path / "train", ["loose.jpg", ".git/1.jpg", "__MACOSX/a/1.jpg"], b"")
+    folders.write(tmp_path, ["readme.txt", "stray/1.jpg", "val/a/1.jpg", "Test/a/1.jpg"], b"")
     split = open_split(tmp_path)
     assert list(split.files.paths()) == [
         f"train/{name}/{image}" for name in "ab" for image in images
     ]
     assert split.note == (
-        f"train: 16 images of a, b in {tmp_path}; other files and folders there, ignored: 19"
+        f"train: 16 images of a, b in {tmp_path}; other files and folders there, ignored: 21"
     )
 
 
@@ -170,14 +173,11 @@ def test_links(tmp_path):
     (train / "a/folder.png").symlink_to(elsewhere)
     (train / "a/inner").symlink_to(elsewhere)
     (train / "b/loop").symlink_to(train / "b")
-    (train / "b/up").symlink_to(tmp_path / "data/train")
     (train / "c").symlink_to(elsewhere)
     found = open_split(tmp_path / "data").files
     assert [path.removeprefix("train/") for path in found.paths()] == [
         *("a/0.png", "a/folder.png", "a/gone.png", "a/inner/1.png", "a/inner/2.png", "a/link.png"),
-        *("b/0.png", "b/up/a/0.png", "b/up/a/folder.png", "b/up/a/gone.png", "b/up/a/inner/1.png"),
-        *("b/up/a/inner/2.png", "b/up/a/link.png", "b/up/c/1.png", "b/up/c/2.png"),
-        *("c/1.png", "c/2.png"),
+        *("b/0.png", "c/1.png", "c/2.png"),
     ]
     reasons = {"folder.png": "no file", "gone.png": "No such file or directory."}
     for index, path in enumerate(found.paths()):
@@ -188,6 +188,65 @@ def test_links(tmp_path):
             with pytest.raises(BadRecordError, match=reason) as error:
                 found[index]
             assert error.value.file_name == path
+
+
+@pytest.mark.parametrize("is_behind_links", [False, True])
+def test_links_to_what_they_lie_in_bring_no_image_of_another_class(tmp_path, is_behind_links):
+    images = folders.write(tmp_path / "place/data", ["train/a/0.png", "train/b/0.png"])
+    folders.write(tmp_path, ["place/1.png", "place/data/1.png"])
+    if is_behind_links:
+        elsewhere = folders.write(tmp_path / "elsewhere", ["above.png", "in/deep/1.png"])
+        (elsewhere / "in/deep/up").symlink_to("../..")
+        (images / "train/a/deep").symlink_to(elsewhere / "in/deep")
+        (images / "train").rename(tmp_path / "place/moved")
+        (images / "train").symlink_to("../moved")
+    expected = ["train/a/0.png", *["train/a/deep/1.png"] * is_behind_links, "train/b/0.png"]
+    for number, target in enumerate([".", "..", "../..", images, images / "train", tmp_path]):
+        (images / "train/a" / f"{number} up").symlink_to(target)
+    assert paths(images) == expected
+    (images / "train/up").symlink_to("..")
+    refuse(images, "has no image of up")
+
+
+def test_links_that_lead_nowhere_are_ignored(tmp_path, monkeypatch):
+    folders.write(tmp_path, ["train/a/1.png", "train/b/1.png"])
+    for place in (tmp_path, tmp_path / "train", tmp_path / "train/a"):
+        for name, target in (("loop", "loop"), ("gone", "x"), ("long", "x" * 300)):
+            (place / name).symlink_to(target)
+        (place / "through a file").symlink_to(tmp_path / "train/a/1.png/x")
+    split = open_split(tmp_path)
+    assert list(split.files.paths()) == ["train/a/1.png", "train/b/1.png"]
+    assert split.note.endswith(", ignored: 12")
+    # A link to what may not be looked into is no such link.
+    stat = os.stat
+    (tmp_path / "train/b/secret").symlink_to(tmp_path / "train/a")
+
+    def refusing(path, **options):
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    refuse(tmp_path, "config.data.dir: " + str(tmp_path / "train/b/secret") + ": Permission denied")
+
+
+def test_folders_of_a_class_that_links_join_are_listed_once(tmp_path, monkeypatch):
+    names = [f"f{i}" for i in range(8)]
+    folders.write(tmp_path, ["train/b/1.png", *(f"train/a/{name}/1.png" for name in names)], b"")
+    for name in names:
+        for other in names:
+            (tmp_path / "train/a" / name / f"to {other}").symlink_to(f"../{other}")
+    # By another way to a folder that lies in the class itself.
+    (tmp_path / "train/a/all").symlink_to("f3")
+    (tmp_path / "train/a/z").symlink_to("f3")
+    outside = folders.write(tmp_path / "outside", ["1.png"], b"")
+    for name in ("m", "n"):
+        (tmp_path / "train/a" / name).symlink_to(outside)
+    expected = [*(f"train/a/{name}/1.png" for name in names), "train/a/m/1.png", "train/b/1.png"]
+    assert paths(tmp_path) == expected
+    # Other classes may have the same.
+    (tmp_path / "train/b/m").symlink_to(outside)
+    assert paths(tmp_path) == [*expected, "train/b/m/1.png"]
 
 
 def test_what_cannot_be_read_is_a_bad_record(tmp_path, monkeypatch):
@@ -274,9 +333,10 @@ def test_wrong_files_of_classes(tmp_path, text, message):
 
 def test_wrong_folders_take_a_line(tmp_path):
     refuse(tmp_path / "absent", f"there is no directory {tmp_path}/absent")
-    refuse(tmp_path, "has no folder 'train'; it has none")
+    nothing = "images are looked for as DIR/<split>/<class>/<image> or DIR/<class>/<image>."
+    refuse(tmp_path, nothing)
     folders.write(tmp_path, ["1.png", "2.png"])
-    refuse(tmp_path, "has no folder 'train'; it has none")
+    refuse(tmp_path, nothing)
     folders.write(tmp_path, ["a/1.png"])
     refuse(tmp_path, "has one folder alone, 'a', for its classes")
     (tmp_path / "b").mkdir()
@@ -298,6 +358,73 @@ def test_splits_of_other_names_are_not_taken_for_classes(tmp_path):
     with pytest.raises(ConfigError, match=r"^config\.data\.train_split: .* no folder 'train'"):
         _ = source_of(folders.config(tmp_path).data).num_classes
     assert paths(tmp_path, "Training", train_split="Training", eval_split="Validation")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["training_set/a/1.png", "training_set/b/1.png", "test_set/a/1.png", "test_set/b/1.png"],
+        ["Train/a/1.png", "Train/b/1.png", "extra/c/1.png"],
+        ["Train/a/1.png", "Train/b/1.png", "extra/notes.txt"],
+        ["fold 1/a/1.png", "fold 1/b/x/1.png", "fold 2/a/1.png", "fold 2/b/1.png"],
+    ],
+)
+def test_what_looks_like_splits_is_taken_for_classes_by_name_alone(tmp_path, names):
+    folders.write(tmp_path / "data", names, b"")
+    folded = sorted({name.partition("/")[0] for name in names})
+    refuse(
+        tmp_path / "data", f"the folders {', '.join(folded)} in {tmp_path / 'data'} hold folders"
+    )
+    classes = tmp_path / "classes.txt"
+    classes.write_text("\n".join(folded))
+    found = [name for name in sorted(names) if name.endswith(".png")]
+    assert paths(tmp_path / "data", eval_fraction=0.001, classes=str(classes)) == found
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train station/1.png", "test tube/1.png"],
+        ["cat/2021/1.png", "dog/2021/1.png"],
+        ["cat/2021/1.png", "cat/2022/1.png", "dog/2021/1.png", "dog/2023/1.png"],
+        ["cat/2021/1.png", "cat/2022/1.png", "dog/2021/1.png", "dog/2022/1.png", "dog/1.png"],
+    ],
+)
+def test_classes_with_folders_in_them_are_classes(tmp_path, names):
+    folders.write(tmp_path, names, b"")
+    assert sorted(paths(tmp_path, eval_fraction=0.001)) == sorted(names)
+
+
+def test_each_class_has_an_image_to_train_on(tmp_path):
+    # b/0.jpg is held out, and a/0.jpg is not.
+    folders.write(tmp_path, ["a/0.jpg", "a/6.jpg", "b/0.jpg", "b/2.jpg"], b"")
+    refuse(tmp_path, f"all images of b in {tmp_path} are held out, and none is left in the split t")
+    # For an evaluation that is enough, and without one the log says so.
+    assert paths(tmp_path, "val") == ["a/6.jpg", "b/0.jpg", "b/2.jpg"]
+    folders.write(tmp_path, ["b/1.jpg"], b"")
+    (tmp_path / "a/6.jpg").unlink()
+    assert open_split(tmp_path).note == f"train: 2 images of a, b in {tmp_path}"
+    assert open_split(tmp_path, "val").note == f"val: 2 images of a, b in {tmp_path}, none of a"
+    (tmp_path / "b/1.jpg").unlink()
+    classes = tmp_path / "classes.txt"
+    classes.write_text("a\nb")
+    assert paths(tmp_path, classes=str(classes)) == ["a/0.jpg"]
+
+
+def test_the_split_that_is_there_names_the_classes(tmp_path):
+    folders.write_splits(tmp_path, [("val", 2)])
+    source = source_of(folders.config(tmp_path).data)
+    assert (source.class_names, source.open_split("val").num_examples) == (list(folders.CLASSES), 6)
+    with pytest.raises(UnknownSplitError, match="no folder 'train'; it has val"):
+        source.open_split("train")
+    folders.write(tmp_path, ["test/cat/1.png", "test/elk/1.png"])
+    refuse(tmp_path, "in test alone: elk; in val alone: dog, owl", "test")
+
+
+def test_a_copy_that_is_not_whole_is_refused(tmp_path):
+    folders.write_splits(tmp_path)
+    (tmp_path / UNFINISHED).touch()
+    refuse(tmp_path, "is a copy that is not whole; the command that began it")
 
 
 def test_folder_that_may_not_be_read(tmp_path, monkeypatch):

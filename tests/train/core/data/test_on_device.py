@@ -11,6 +11,7 @@ import pytest
 from train.core.config.fields import default_config
 from train.core.data import on_device
 from train.core.devices.mesh import AXES, create, jit_replicated, local_rows
+from train.core.engine.experiment import streams
 
 # Compiling random generators takes most of the time here, and running them next to none.
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -116,7 +117,7 @@ def augmented(num_devices, mixup, cutmix):
 
     def share(images, targets):
         rows = local_rows(mesh, 16)
-        row_keys = on_device.row_keys(jax.random.key(1), 7, rows)
+        row_keys = on_device.row_keys(streams(1)["augment"], 7, rows)
         batch = on_device.train_batch(row_keys, images[rows], targets[rows], config, jnp.float32)
         return jax.tree.map(lambda x: jax.lax.all_gather(x, AXES, tiled=True), batch)
 
@@ -137,6 +138,22 @@ def augmented(num_devices, mixup, cutmix):
 def test_batch_does_not_depend_on_the_number_of_devices(num_devices, mixup, cutmix):
     found = augmented(num_devices, mixup, cutmix)
     for array, expected in zip(found, augmented(1, mixup, cutmix), strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_keys_of_a_run_do_not_depend_on_the_default_of_jax():
+    with jax.default_prng_impl("rbg"):
+        found = streams(3)
+    for name, key in streams(3).items():
+        np.testing.assert_array_equal(jax.random.key_data(found[name]), jax.random.key_data(key))
+        assert jax.random.key_impl(found[name]) == "threefry2x32"
+
+
+@pytest.mark.slow
+def test_nor_does_a_batch_on_several_devices():
+    with jax.default_prng_impl("rbg"):
+        found = augmented.__wrapped__(4, 0.4, 0.0)
+    for array, expected in zip(found, augmented(1, 0.4, 0.0), strict=True):
         np.testing.assert_array_equal(array, expected)
 
 

@@ -12,7 +12,7 @@ from tests.helpers.image_datasets import folders, tfds_writer
 from train.core.devices import processes
 from train.core.engine import loop
 from train.core.engine.evaluation import evaluate_checkpoint
-from train.core.engine.experiment import build_experiment
+from train.core.engine.experiment import build_evaluation, build_experiment
 from train.core.errors import ConfigError, PreemptedError
 
 COUNTS = {"train": 6, "val": 3}
@@ -83,6 +83,14 @@ def test_a_run_goes_on_with_the_same_files_and_classes_alone(data, tmp_path, mon
     message = "class 0 is 'cat' there and 'bat' here, and 3 differ in all"
     refuse(message, train, data, workdir)
     refuse(message, evaluate_checkpoint, build(data), epath.Path(workdir), "last")
+
+
+def test_evaluation_needs_the_split_to_evaluate_on_alone(tmp_path):
+    data = folders.write_splits(tmp_path, [("val", 2)])
+    evaluation = build_evaluation(folders.config(data, **FIELDS))
+    assert (evaluation.eval_split.num_examples, evaluation.source.num_classes) == (6, 3)
+    with pytest.raises(ConfigError, match=r"^config\.data\.train_split: .* has no folder 'train'"):
+        build(data)
 
 
 def test_processes_with_other_files_disagree(data):

@@ -134,6 +134,11 @@ def test_averaged_weights_are_evaluated_beside_the_others(learned: tuple[Path, s
     # Their errors may be alike by chance.
     assert 0 < last["ema_cross_entropy"] != last["cross_entropy"]
     assert last["ema_top1_error"] < 90
+    summary = json.loads((learned[0] / "summary.json").read_text())
+    for name in ("top1_error", "top5_error", "loss"):
+        assert summary[f"ema_{name}"] == last[f"ema_{name}"]
+    assert summary["best_ema_top1_error"] <= summary["ema_top1_error"]
+    assert summary["best_ema_step"] in (44, 88)
 
 
 def test_directory_of_a_run(learned: tuple[Path, str]) -> None:

@@ -195,11 +195,16 @@ def test_penalty_is_reported_and_reaches_gradients_once() -> None:
 def test_averaged_weights_follow_their_formula() -> None:
     first, _ = train(1, 1)
     second, _ = train(1, 2)
-    averaged, _ = train(1, 2, ema_decay=0.75)
     initial = initial_state(small_model()).variables
-    after_one = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, initial, first.variables)
-    after_two = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, after_one, second.variables)
-    assert_close(averaged.ema, jax.tree.map(np.asarray, after_two), tolerance=1e-6)
+    # The decay rates grow, 1/10 and 2/11, up to the config's.
+    for highest, rates in ((0.75, (1 / 10, 2 / 11)), (0.15, (1 / 10, 0.15))):
+        averaged, _ = train(1, 2, ema_decay=highest)
+        expected = initial
+        for rate, variables in zip(rates, (first.variables, second.variables), strict=True):
+            expected = jax.tree.map(
+                lambda a, b, rate=rate: rate * a + (1 - rate) * b, expected, variables
+            )
+        assert_close(averaged.ema, jax.tree.map(np.asarray, expected), tolerance=1e-6)
 
 
 @pytest.mark.slow

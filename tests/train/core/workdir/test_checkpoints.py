@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from train.core.devices.mesh import AXES, create, replicated
+from train.core.errors import RunError
 from train.core.workdir.checkpoint_files import state_sha256
 from train.core.workdir.checkpoints import Checkpoints
 
@@ -66,6 +67,24 @@ def test_latest_and_the_best_are_kept(tmp_path, keep, errors, kept, best):
         assert steps_on_disk(tmp_path / "checkpoints") == kept
         assert checkpoints.latest_step() == len(errors)
         assert checkpoints.best_step() == best
+
+
+def test_best_of_the_averaged_weights_is_kept_too(tmp_path):
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        for step, (error, averaged) in enumerate([(10, 40), (30, 20), (25, 35), (28, 36)], start=1):
+            evaluation = {"top1_error": error, "ema_top1_error": averaged}
+            checkpoints.save(step, state_of(step), {}, evaluation)
+        checkpoints.wait()
+        assert steps_on_disk(tmp_path) == [1, 2, 3, 4]
+        found = {which: checkpoints.step_of(which) for which in ("last", "best", "best_ema")}
+        assert found == {"last": 4, "best": 1, "best_ema": 2}
+
+
+def test_run_without_averaged_weights_has_no_best_of_them(tmp_path):
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        save_all(checkpoints, [10.0])
+        with pytest.raises(RunError, match=r"no best_ema checkpoint in .*config\.ema_decay"):
+            checkpoints.step_of("best_ema")
 
 
 def test_best_is_known_and_readable_when_opened_again(tmp_path):

@@ -114,7 +114,24 @@ def test_other_datasets_have_no_list(workdir):
     assert list(workdir.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"names" * 99, mtime=0)[:-9]])
+def test_the_same_names_in_other_bytes(data, workdir):
+    begin(workdir, data)
+    lines = gzip.decompress((workdir / image_list.NAME).read_bytes()).splitlines()
+    (workdir / image_list.NAME).write_bytes(gzip.compress(b"\n".join(lines)))
+    keep(workdir, data)
+    (workdir / image_list.NAME).write_bytes(gzip.compress(b"\n".join(reversed(lines))))
+    refuse("began: the same in another order. Bring back", workdir, data)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"no gzip", gzip.compress(b"names" * 99, mtime=0)[:-9]),
+        *map(
+            gzip.compress, (b"3\n", b"no JSON", b'"a"\n"b', b'"a"\n\n"b"', b"[" * 10**6, b'"\xff"')
+        ),
+    ],
+)
 def test_a_damaged_list_is_named(data, workdir, content):
     begin(workdir, data)
     (workdir / image_list.NAME).write_bytes(content)

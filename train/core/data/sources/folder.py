@@ -3,19 +3,17 @@
 import functools
 import hashlib
 import os
-from pathlib import Path
 
 from train.core.config.fields import DataConfig
 from train.core.data.feed import cpu_cores
-from train.core.data.sources.image_files import (
-    SUFFIXES,
-    ImageFiles,
-    images_below,
-    is_printable,
-    look_into,
-    normalized,
-    printable,
+from train.core.data.sources.class_folders import (
+    NAMES_OF_SPLITS,
+    NamesOnDisk,
+    check_are_classes,
+    folders_in,
+    named_classes,
 )
+from train.core.data.sources.image_files import SUFFIXES, ImageFiles, images_below, normalized
 from train.core.data.sources.records import load_all
 from train.core.data.sources.split import (
     Arrays,
@@ -24,19 +22,19 @@ from train.core.data.sources.split import (
     loaded_shape,
     local_directory,
 )
-from train.core.errors import ConfigError, UnknownSplitError, few, named_by, reason
+from train.core.errors import ConfigError, UnknownSplitError, few, named_by
 
-# The folders of a directory that holds splits under names which the config does not have.
-NAMES_OF_SPLITS = {"dev", "test", "testing", "train", "training", "val", "valid", "validation"}
-# Own names of folders by those in NFC.
-Folders = dict[str, str]
+LAYOUTS = "DIR/<split>/<class>/<image> or DIR/<class>/<image>"
+# What lies in a copy of a folder until it is whole.
+UNFINISHED = ".unfinished_copy.json"
 
 
 class Folder:
     """A directory with a folder a class, in a folder a split or without splits.
 
     Without, a digest of every file's path says whether it is held out: the same for ever and
-    everywhere, whatever files are added. The order of files is that of their paths.
+    everywhere, whatever files are added. Files come class by class, those of one in the order of
+    their paths.
     """
 
     def __init__(self, config: DataConfig):
@@ -56,15 +54,18 @@ class Folder:
 
     @functools.cached_property
     def class_names(self) -> list[str]:
-        """The lines of `data.classes`, else the names of the training split's folders in order."""
+        """The lines of `data.classes`, else the names of a split's folders in order.
+
+        The split is that to train on or, where that is not there, that to evaluate on.
+        """
         if self._config.classes:
-            return _named_classes(self._config.classes)
+            return named_classes(self._config.classes)
         with named_by("config.data.train_split"):
-            names = list(self._class_folders(self._config.train_split)[0])
+            names = list(self._class_folders(self._naming_split)[0])
         if len(names) < 2:
             got = f"one folder alone, {names[0]!r}," if names else "no folder"
             raise ConfigError(
-                f"config.data.dir: the split {self._config.train_split} in {self.directory} has "
+                f"config.data.dir: the split {self._naming_split} in {self.directory} has "
                 f"{got} for its classes; a network needs two or more."
             )
         return names
@@ -78,17 +79,30 @@ class Folder:
         """Opens a split: lists its files, the first time."""
         if name not in self._splits:
             self._splits |= self._list(name)
+        if name == self._config.train_split:
+            self._check_trained(self._splits[name])
         return self._splits[name]
 
     @functools.cached_property
-    def _folders(self) -> tuple[Folders, int]:
+    def _folders(self) -> tuple[NamesOnDisk, int]:
         """The folders directly in the directory, and the number of what else is there."""
         if not self.is_on_disk:
             raise ConfigError(
                 f"config.data.dir: there is no directory {self.directory}; name the one that holds "
-                "the images, as DIR/<split>/<class>/<image> or DIR/<class>/<image>."
+                f"the images, as {LAYOUTS}."
             )
-        return _folders_in(self.directory)
+        if os.path.exists(os.path.join(self.directory, UNFINISHED)):
+            raise ConfigError(
+                f"config.data.dir: {self.directory} is a copy that is not whole; the command that "
+                "began it, train.prepare shrink, goes on with it."
+            )
+        folders, ignored = folders_in(self.directory)
+        if not folders:
+            raise ConfigError(
+                f"config.data.dir: no folder is in {self.directory}; images are looked for as "
+                f"{LAYOUTS}."
+            )
+        return folders, ignored
 
     @functools.cached_property
     def _has_splits(self) -> bool:
@@ -97,7 +111,14 @@ class Folder:
         # Under other names: to take them for classes would train a network to tell splits apart.
         return any(name in self._folders[0] for name in configured) or names <= NAMES_OF_SPLITS
 
-    def _class_folders(self, split: str) -> tuple[Folders, int]:
+    @functools.cached_property
+    def _naming_split(self) -> str:
+        """The split whose folders name the classes."""
+        folders, config = self._folders[0], self._config
+        is_there = [normalized(name) in folders for name in (config.train_split, config.eval_split)]
+        return config.eval_split if is_there == [False, True] else config.train_split
+
+    def _class_folders(self, split: str) -> tuple[NamesOnDisk, int]:
         """The folders of a split's classes from the directory on, and the number of what else."""
         folders, ignored = self._folders
         if not self._has_splits:
@@ -105,10 +126,13 @@ class Folder:
         own = folders.get(normalized(split))
         if own is None:
             raise UnknownSplitError(
-                f"{self.directory} has no folder {split!r}; it has {few(folders) or 'none'}."
+                f"{self.directory} has no folder {split!r}; it has {few(folders)}."
             )
-        inner, ignored = _folders_in(os.path.join(self.directory, own))
-        return {name: f"{own}/{folder}" for name, folder in inner.items()}, ignored
+        inner, inner_ignored = folders_in(os.path.join(self.directory, own))
+        splits = set(map(normalized, (split, self._config.train_split, self._config.eval_split)))
+        strays = [f for f in folders if f not in splits and f.lower() not in NAMES_OF_SPLITS]
+        in_all = ignored + len(strays) + inner_ignored
+        return {name: f"{own}/{folder}" for name, folder in inner.items()}, in_all
 
     def _parts(self, name: str) -> list[str]:
         """The splits that are listed together."""
@@ -126,20 +150,21 @@ class Folder:
         parts = {part: ImageFiles(self.directory) for part in self._parts(name)}
         folders, ignored = self._class_folders(name)
         labels = self._labels(name, folders)
-        empty = []
+        inner: dict[str, set[str]] = {}
         for class_name, folder in folders.items():
             paths, others = images_below(os.path.join(self.directory, folder))
             ignored += others
-            if not paths:
-                empty.append(class_name)
+            inner[class_name] = {path.rpartition("/")[0].partition("/")[0] for path in paths}
             for path in (f"{folder}/{path}" for path in paths):
                 part = name if self._has_splits else self._part(path)
                 if part is not None:
                     parts[part].append(path, labels[class_name])
-        self._check_filled(name, len(folders), empty)
+        if not self._has_splits and not self._config.classes:
+            check_are_classes(self.directory, inner)
+        self._check_filled(name, len(folders), [name for name in inner if not inner[name]])
         return {part: self._split(part, files, ignored) for part, files in parts.items()}
 
-    def _labels(self, split: str, folders: Folders) -> dict[str, int]:
+    def _labels(self, split: str, folders: NamesOnDisk) -> dict[str, int]:
         labels = {name: label for label, name in enumerate(self.class_names)}
         unknown = [name for name in folders if name not in labels]
         if self._config.classes:
@@ -151,7 +176,7 @@ class Folder:
             return labels
         lacking = [name for name in labels if name not in folders]
         if unknown or lacking:
-            alone = {split: unknown, self._config.train_split: lacking}
+            alone = {split: unknown, self._naming_split: lacking}
             told = [f"in {part} alone: {few(names)}" for part, names in alone.items() if names]
             raise ConfigError(
                 f"config.data.dir: the classes of the splits in {self.directory} differ, "
@@ -173,6 +198,22 @@ class Folder:
                 "config.data.classes."
             )
 
+    def _check_trained(self, split: Split) -> None:
+        lacking = self._lacking(split.files)
+        if lacking:
+            raise ConfigError(
+                f"config.data.dir: all images of {few(lacking)} in {self.directory} are held out, "
+                f"and none is left in the split {split.name}; add images, set another "
+                "config.data.eval_fraction, or name all classes in a file, config.data.classes."
+            )
+
+    def _lacking(self, files: ImageFiles | None) -> list[str]:
+        """The classes without an image, where each should have some."""
+        if self._config.classes or files is None:
+            return []
+        there = files.labels
+        return [name for label, name in enumerate(self.class_names) if label not in there]
+
     def _part(self, path: str) -> str | None:
         """The split that a file belongs to where the directory has none; None: to none of these."""
         digest = hashlib.sha256(normalized(path).encode(errors="surrogateescape")).digest()
@@ -189,41 +230,10 @@ class Folder:
             return load_all(files, name, shape, self._config.workers or cpu_cores())
 
         note = f"{name}: {len(files):,} images of {few(self.class_names)} in {self.directory}"
+        if lacking := self._lacking(files):
+            note += f", none of {few(lacking)}"
         if ignored:
             note += f"; other files and folders there, ignored: {ignored:,}"
         return Split(
             name, len(files), self.num_classes, shape, load, lambda: files, files=files, note=note
         )
-
-
-def _folders_in(path: str) -> tuple[Folders, int]:
-    inside, named = look_into(path), Folders()
-    for own in inside.folders:
-        name = normalized(own)
-        if name in named or not is_printable(name):
-            fault = "is there twice" if name in named else "holds what is no letter"
-            raise ConfigError(
-                f"config.data.dir: the folder {printable(name)!r} in {path} {fault}; "
-                "give it another name."
-            )
-        named[name] = own
-    return named, inside.ignored + len(inside.images)
-
-
-def _named_classes(file: str) -> list[str]:
-    try:
-        text = Path(os.path.expanduser(file)).read_text("utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"config.data.classes: {file}: {reason(error)}") from error
-    names = [normalized(line.strip()) for line in text.rstrip().split("\n")]
-    seen = {""}
-    for line, name in enumerate(names, start=1):
-        if name in seen or not is_printable(name):
-            raise ConfigError(
-                f"config.data.classes: {file}, line {line}: got {name!r}; allowed: the name of a "
-                "class a line, each once."
-            )
-        seen.add(name)
-    if len(names) < 2:
-        raise ConfigError(f"config.data.classes: {file} names one class; a network needs two.")
-    return names

@@ -2,12 +2,15 @@
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import os
 import stat
 import unicodedata
 from array import array
+from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 
 from train.core.data.sources.records import BadRecordError, Record
 from train.core.errors import ConfigError, reason
@@ -17,6 +20,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")
 # What is larger is no photograph, and would take the memory of many.
 MOST_BYTES = 2**30
+# Of links that lead nowhere: in circles, through a file, or by what is no path.
+NO_PLACE = (errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 class ImageFiles:
@@ -70,6 +75,11 @@ class ImageFiles:
         """Digest of all paths and labels in their order, in hexadecimal."""
         return self._digest.hexdigest()
 
+    @property
+    def labels(self) -> set[int]:
+        """Numbers of the classes that there are files of."""
+        return set(self._labels)
+
     def paths(self) -> Iterator[str]:
         """The paths of all files from the directory on, in their order."""
         return map(self._path, range(len(self)))
@@ -95,7 +105,7 @@ class Listing:
 
     Attributes:
       folders: Names of the folders in it, in order.
-      images: Names of the image files in it, in order.
+      images: Names of the image files in it, in any order.
       ignored: Number of other files and folders.
     """
 
@@ -113,13 +123,13 @@ def look_into(path: str) -> Listing:
       path: Path of the folder.
 
     Raises:
-      ConfigError: it cannot be read.
+      ConfigError: it, or what a link in it leads to, cannot be read.
     """
     found: dict[str, list[str]] = {"folder": [], "image": [], "ignored": []}
     with _readable(path), os.scandir(path) as entries:
         for entry in entries:
-            found[_kind(entry)].append(entry.name)
-    return Listing(in_order(found["folder"]), in_order(found["image"]), len(found["ignored"]))
+            found[_taken_as(entry)].append(entry.name)
+    return Listing(in_order(found["folder"]), found["image"], len(found["ignored"]))
 
 
 @contextlib.contextmanager
@@ -127,12 +137,11 @@ def _readable(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(
-            f"config.data.dir: {printable(path.rstrip('/'))}: {reason(error)}"
-        ) from error
+        place = os.fsdecode(error.filename or path).rstrip("/")
+        raise ConfigError(f"config.data.dir: {printable(place)}: {reason(error)}") from error
 
 
-def _kind(entry: os.DirEntry[str]) -> str:
+def _taken_as(entry: os.DirEntry[str]) -> str:
     if entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS:
         return "ignored"
     if entry.is_dir(follow_symlinks=False):
@@ -141,14 +150,26 @@ def _kind(entry: os.DirEntry[str]) -> str:
     # what is no image is found when it is read.
     if entry.name.lower().endswith(SUFFIXES):
         return "image"
-    return "folder" if entry.is_symlink() and entry.is_dir() else "ignored"
+    return "folder" if entry.is_symlink() and _leads_to_folder(entry) else "ignored"
+
+
+def _leads_to_folder(link: os.DirEntry[str]) -> bool:
+    try:
+        return link.is_dir()
+    except OSError as error:
+        if error.errno in NO_PLACE:
+            return False
+        raise
 
 
 def images_below(path: str) -> tuple[list[str], int]:
     """The image files in a folder and in those below it.
 
+    A link to a folder that it lies in itself is ignored, as is one to a folder that was looked into
+    already: what lies in the folder itself comes before what links lead to.
+
     Args:
-      path: Path of the folder. A link to a folder that it lies in itself is ignored.
+      path: Path of the folder.
 
     Returns:
       Paths from the folder on, in order, and the number of files and folders that were ignored.
@@ -158,21 +179,36 @@ def images_below(path: str) -> tuple[list[str], int]:
     """
     found: list[str] = []
     ignored = 0
-    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    seen: set[tuple[int, int]] = set()
+    waiting = deque([""])
     while waiting:
-        inner, above = waiting.pop()
-        place = os.path.join(path, inner)
+        inner = waiting.pop()
+        place = os.path.join(path, inner).rstrip("/")
         with _readable(place):
-            status = os.stat(place)
-        if (status.st_dev, status.st_ino) in above:
-            ignored += 1
-            continue
+            here, is_link = _identity(place), os.path.islink(place)
+            if here in seen or (is_link and here in _around(place)):
+                ignored += 1
+                continue
+        seen.add(here)
         inside = look_into(place)
         found += (inner + name for name in inside.images)
         ignored += inside.ignored
-        here = above | {(status.st_dev, status.st_ino)}
-        waiting += ((f"{inner}{name}/", here) for name in inside.folders)
+        for name in inside.folders:
+            leads_on = os.path.islink(os.path.join(place, name))
+            (waiting.appendleft if leads_on else waiting.append)(f"{inner}{name}/")
     return in_order(found), ignored
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _around(link: str) -> set[tuple[int, int]]:
+    """The folders that a link lies in, by its path and by where that leads."""
+    own = Path(os.path.abspath(link)).parent
+    folders = {*(own / "_").parents, *(own.resolve() / "_").parents}
+    return {_identity(os.fspath(folder)) for folder in folders}
 
 
 def in_order(names: list[str]) -> list[str]:

@@ -10,8 +10,8 @@ from typing import NamedTuple, Protocol
 import cv2
 import numpy as np
 
+from train.core.data.animated_png import default_image
 from train.core.data.crop import center
-from train.core.data.sources.animated_png import default_image
 from train.core.errors import RunError
 
 FEWEST_BAD = 10
@@ -75,7 +75,7 @@ def decode(record: Record, channels: int) -> np.ndarray:
     """Decodes an image of JPEG, PNG, WebP, BMP or TIFF; grey and CMYK ones become RGB.
 
     The orientation in its metadata is ignored, as in other ImageNet pipelines, unless the record is
-    to be upright (a TIFF file's is not). Of an animated PNG it is the default image.
+    to be upright; that of a TIFF file is always heeded. Of an animated PNG it is the default image.
 
     Args:
       record: Record with the encoded image.

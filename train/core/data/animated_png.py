@@ -12,17 +12,17 @@ def default_image(encoded: bytes) -> bytes:
       encoded: Bytes of an image file.
 
     Returns:
-      The bytes without the chunk that makes them an animation; those of other files as they are.
+      The bytes without the chunks that make them an animation; those of other files as they are.
 
     Source: PNG Specification (Third Edition), https://www.w3.org/TR/png-3/, section 11.3.6.
     """
     if not encoded.startswith(SIGNATURE):
         return encoded
-    place = len(SIGNATURE)
-    # It stands before the image's own data.
+    kept, place = [SIGNATURE], len(SIGNATURE)
+    # They stand before the image's own data; a file should have one, and may have more.
     while place + CHUNK <= len(encoded) and encoded[place + 4 : place + 8] != b"IDAT":
         end = place + CHUNK + int.from_bytes(encoded[place : place + 4])
-        if encoded[place + 4 : place + 8] == b"acTL":
-            return encoded[:place] + encoded[end:]
+        if encoded[place + 4 : place + 8] != b"acTL":
+            kept.append(encoded[place:end])
         place = end
-    return encoded
+    return b"".join((*kept, encoded[place:]))

@@ -1,14 +1,16 @@
 """The network of a run, or of a file of weights, without its dataset."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from etils import epath
 from flax import linen as nn
 
-from train.core.config.fields import Config, DataConfig, replaced
+from train.core.config.fields import Config, replaced
 from train.core.data.sources.registry import source_of
+from train.core.data.sources.split import Source, Split
 from train.core.engine import pretrained
 from train.core.engine.experiment import build_evaluation, create_model
 from train.core.workdir import directory
@@ -23,9 +25,10 @@ class Trained:
       config: Config of the network and of its images.
       step: Number of updates before the checkpoint; None of a file, which does not tell.
       model: Module that takes images (N, H, W, C) and `train`.
-      variables: Collections `params` and `batch_stats`, not the averaged ones.
+      variables: Collections `params` and `batch_stats`.
       image_shape: Shape (H, W, C) of the images that it was made for.
       class_names: Names of the classes, by label; None where they are not known.
+      open_split: Opens a split of the dataset, which need not be there before.
     """
 
     config: Config
@@ -34,14 +37,15 @@ class Trained:
     variables: dict[str, Any]
     image_shape: tuple[int, int, int]
     class_names: list[str] | None
+    open_split: Callable[[str], Split]
 
 
-def load(workdir: epath.Path, which: str, data_dir: str | None = None) -> Trained:
+def of_run(workdir: epath.Path, which: str, data_dir: str | None = None) -> Trained:
     """Reads the network of a run from a checkpoint.
 
     Args:
       workdir: Directory of the run.
-      which: Which checkpoint, `last` or `best`.
+      which: Which checkpoint, `last` or `best`, or `best_ema` for its averaged weights.
       data_dir: Directory where the dataset lies now; default: where the run had it.
 
     Raises:
@@ -55,7 +59,13 @@ def load(workdir: epath.Path, which: str, data_dir: str | None = None) -> Traine
     if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         config.model.dtype = "float32"
     step, variables = _restore(workdir, which)
-    dataset = directory.dataset(workdir) or described_dataset(config.data)
+    dataset = directory.dataset(workdir) or described(source_of(config.data))
+
+    def open_split(name: str) -> Split:
+        source = source_of(config.data)
+        directory.check_classes(workdir, source.class_names)
+        return source.open_split(name)
+
     height, width, channels = dataset["image_shape"]
     return Trained(
         config=config,
@@ -64,10 +74,11 @@ def load(workdir: epath.Path, which: str, data_dir: str | None = None) -> Traine
         variables=variables,
         image_shape=(height, width, channels),
         class_names=dataset["class_names"],
+        open_split=open_split,
     )
 
 
-def load_pretrained(config: Config) -> Trained:
+def of_file(config: Config) -> Trained:
     """Reads the weights that config.model.pretrained names.
 
     Args:
@@ -79,8 +90,8 @@ def load_pretrained(config: Config) -> Trained:
     """
     # One device is enough, whatever groups and batches the config is for.
     alone = {"model.sync_bn_devices": 1, "accumulate_steps": 1, "model.remat": False}
-    evaluation = build_evaluation(replaced(config, alone), jax.devices()[:1], unread_examples=1)
-    dataset = described_dataset(config.data)
+    evaluation = build_evaluation(replaced(config, alone), jax.devices()[:1], reads_images=False)
+    dataset = described(evaluation.source)
     return Trained(
         config=evaluation.config,
         step=None,
@@ -88,18 +99,20 @@ def load_pretrained(config: Config) -> Trained:
         variables=pretrained.load_pretrained(evaluation, may_be_fresh=False),
         image_shape=dataset["image_shape"],
         class_names=dataset["class_names"],
+        open_split=evaluation.source.open_split,
     )
 
 
 def _restore(workdir: epath.Path, which: str) -> tuple[int, dict[str, Any]]:
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = checkpoints.step_of(which)
+        if which == "best_ema":
+            return step, checkpoints.restore_parts(step, "ema")["ema"]
         return step, checkpoints.restore_parts(step, "params", "batch_stats")
 
 
-def described_dataset(data: DataConfig) -> dict[str, Any]:
-    """What dataset.json would say of the run of an earlier version, which kept none."""
-    source = source_of(data)
+def described(source: Source) -> dict[str, Any]:
+    """What dataset.json would say of a dataset, for which a run of an earlier version has none."""
     return {
         "num_classes": source.num_classes,
         "image_shape": source.image_shape,

@@ -1,0 +1,163 @@
+"""Times exported networks against the network itself, on a CPU.
+
+python -m benchmarks.serving [--networks resnet20,...] [--batches 1,32] [--steps 60] [--json FILE]
+
+From normalised images to logits, by `jax.jit` with the weights as constants, by the StableHLO file,
+and by onnxruntime with the folded graph and with the same graph as it was traced. They take turns;
+weights are random. Needs pip install '.[train,dev]'.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import onnxruntime
+
+import nam_jax
+from nam_jax.export.fold import fold
+from nam_jax.export.onnx import written
+from nam_jax.export.serving import classifier, example
+from nam_jax.export.trace import trace
+from nam_jax.variables import abstract_variables
+from train.benchmark import turns
+from train.core import tables
+from train.core.workdir.storage import write_json
+
+# By network: its stem, and the size of its images.
+NETWORKS = {
+    "resnet20": ("cifar", 32),
+    "resnet50": ("imagenet", 224),
+    "mobilenet_v2": ("imagenet", 224),
+}
+
+
+class Form(NamedTuple):
+    """A way to run a network: the function, bytes of its file, and nodes of its graph."""
+
+    function: Callable[[np.ndarray], Any]
+    size: int | None = None
+    nodes: int | None = None
+
+
+class Call:
+    """Calls of a function that are waited for."""
+
+    def __init__(self, function: Callable[[np.ndarray], Any], images: np.ndarray):
+        """Takes the function and its argument."""
+        self._function, self._images = function, images
+
+    def start(self, count: int) -> None:
+        """Calls it so many times."""
+        for _ in range(count):
+            np.asarray(self._function(self._images))
+
+    def wait(self) -> None:
+        """Every call was waited for."""
+
+
+def forms(name: str, attention: str) -> dict[str, Form]:
+    """A network in all forms.
+
+    Args:
+      name: Name of the network.
+      attention: Name of the attention.
+    """
+    stem, size = NETWORKS[name]
+    model = nam_jax.models.create(name, num_classes=1000, attention=attention, stem=stem)
+    variables = drawn(abstract_variables(model, (1, size, size, 3)))
+    function = classifier(model, variables, None, None, False)
+    file = nam_jax.export(model, variables, (size, size, 3), platforms=["cpu"])
+    traced = trace(function, example((size, size, 3), None))
+    return {
+        "jax.jit": Form(jax.jit(function)),
+        "StableHLO": Form(jax.jit(jax.export.deserialize(bytearray(file)).call), len(file)),
+        "onnxruntime": onnx_form(traced, folded=True),
+        "onnxruntime, not folded": onnx_form(traced, folded=False),
+    }
+
+
+def onnx_form(graph: Any, *, folded: bool) -> Form:
+    """A traced network in onnxruntime."""
+    model = written(fold(graph) if folded else graph, "logits", {})
+    file = model.SerializeToString()
+    options = onnxruntime.SessionOptions()
+    # Else its threads take time from whatever has the next turn.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    nodes = len(model.graph.node)
+    return Form(lambda images: session.run(None, {"images": images})[0], len(file), nodes)
+
+
+def drawn(shapes: Any) -> Any:
+    """Random variables that keep activations of one size."""
+    rng = np.random.default_rng(0)
+
+    def draw(path: Any, leaf: Any) -> np.ndarray:
+        if path[-1].key == "kernel":
+            deviation = np.sqrt(2 / np.prod(leaf.shape[:-1]))
+            return rng.normal(0, deviation, leaf.shape).astype(np.float32)
+        return rng.uniform(0.5, 1, leaf.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def measure(name: str, attention: str, batches: list[int], steps: int) -> list[dict[str, Any]]:
+    """Times all forms of a network in turns.
+
+    Args:
+      name: Name of the network.
+      attention: Name of the attention.
+      batches: Numbers of images of a call.
+      steps: Calls of each form that are timed; fewer of larger batches, but three at least.
+
+    Returns:
+      A row for every form and batch.
+    """
+    rows, all_forms = [], forms(name, attention)
+    for batch in batches:
+        size = NETWORKS[name][1]
+        images = np.random.default_rng(0).standard_normal((batch, size, size, 3), np.float32)
+        calls = {form: Call(value.function, images) for form, value in all_forms.items()}
+        times = turns.take_turns(calls, max(3, steps // batch))
+        for form, value in all_forms.items():
+            row = {"network": name, "attention": attention, "batch": batch, "form": form}
+            row["ms"] = round(1e3 * statistics.median(times[form].steps), 2)
+            row["least_ms"] = round(1e3 * min(times[form].steps), 2)
+            row["vs_jit"] = round(turns.ratio(times[form], times["jax.jit"]), 3)
+            unfolded = times["onnxruntime, not folded"]
+            row["vs_not_folded"] = round(turns.ratio(times[form], unfolded), 3)
+            rows.append({**row, "bytes": value.size, "nodes": value.nodes})
+    return rows
+
+
+def main() -> None:
+    """Prints a table, then JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--attention", default="none,nam")
+    parser.add_argument("--batches", default="1,32")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows = [
+        row
+        for name in options.networks.split(",")
+        for attention in options.attention.split(",")
+        for row in measure(name, attention, [*map(int, options.batches.split(","))], options.steps)
+    ]
+    columns = tuple(rows[0])
+    print(tables.Table(columns, [tuple(map(str, row.values())) for row in rows]).text())
+    versions = {"jax": jax.__version__, "onnxruntime": onnxruntime.__version__}
+    result = {"steps": options.steps, "versions": versions, "rows": rows}
+    print(json.dumps(result))
+    if options.json:
+        write_json(options.json, result)
+
+
+if __name__ == "__main__":
+    main()

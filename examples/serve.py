@@ -1,0 +1,52 @@
+"""Classifies the images of a folder with a file of train.export: serve.py FILE FOLDER.
+
+Needs NumPy, Pillow, and onnxruntime for ONNX, or JAX and flatbuffers for StableHLO.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+RESAMPLING = {"area": "BOX", "antialias": "BILINEAR", "bilinear": "BILINEAR", "bicubic": "BICUBIC"}
+
+
+def load(path):
+    """A function of images (N, H, W, channels), and what is known about it."""
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path)
+        properties = session.get_modelmeta().custom_metadata_map.items()
+        about = {name: json.loads(value) for name, value in properties}
+        return lambda images: session.run(None, {"images": images})[0], about
+    from jax import export
+
+    network = export.deserialize(bytearray(path.read_bytes()))
+    return network.call, json.loads(Path(f"{path}.json").read_text())
+
+
+def cropped(path, height, width, channels, crop_ratio, interpolation, **_):
+    """The middle of an image, scaled as in the evaluation."""
+    image = ImageOps.exif_transpose(Image.open(path)).convert("L" if channels == 1 else "RGB")
+    scale = max(height / image.height, width / image.width) / crop_ratio
+    size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    image = image.resize(size, Image.Resampling[RESAMPLING[interpolation]])
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    box = left, top, left + width, top + height
+    return np.asarray(image.crop(box)).reshape(height, width, channels)
+
+
+def main(file, folder):
+    """Prints the class of every image."""
+    network, about = load(Path(file))
+    for path in sorted(Path(folder).iterdir()):
+        scores = np.asarray(network(cropped(path, **about["images"])[None]))[0]
+        label = int(scores.argmax())
+        print(path.name, about["classes"][label] if about["classes"] else label)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,49 @@
+"""What a trained network does in a service: from images to logits, with its weights inside."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import export
+
+Shape = tuple[int, int, int]
+
+
+def classifier(
+    model: nn.Module,
+    variables: Any,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    probabilities: bool,
+) -> Callable[[jax.Array], jax.Array]:
+    """A function of images alone, for the arguments of `nam_jax.export`.
+
+    Raises:
+      ValueError: mean is given without std, or the other way round.
+    """
+    if (mean is None) != (std is None):
+        raise ValueError("mean and std belong together: give both, or neither.")
+
+    def classify(images: jax.Array) -> jax.Array:
+        if mean is not None and std is not None:
+            deviations = jnp.asarray(std, jnp.float32)
+            offset = -jnp.asarray(mean, jnp.float32) / deviations
+            images = images.astype(jnp.float32) * (1 / (255 * deviations)) + offset
+        logits: Any = model.apply(variables, images, train=False)
+        return jax.nn.softmax(logits) if probabilities else logits
+
+    return classify
+
+
+def example(image_shape: Shape, mean: Sequence[float] | None) -> jax.ShapeDtypeStruct:
+    """Any number of images: bytes where the function normalises them, else floats.
+
+    Raises:
+      ValueError: image_shape is no (H, W, C).
+    """
+    if len(image_shape) != 3:
+        raise ValueError(f"image_shape has to be (H, W, C); got {tuple(image_shape)}.")
+    (batch,) = export.symbolic_shape("batch")
+    return jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32 if mean is None else jnp.uint8)

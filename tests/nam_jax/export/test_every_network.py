@@ -1,0 +1,134 @@
+"""Every network with every attention, folded and as ONNX, against the network in float64."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from flax import linen as nn
+
+import nam_jax
+from nam_jax import models
+from nam_jax.attention import NAMES as ATTENTIONS
+from nam_jax.export.fold import fold
+from nam_jax.export.trace import evaluate, trace
+from nam_jax.models import mobilenet_v2
+from nam_jax.models.mobilenet_v2 import Stage
+from nam_jax.models.resnet import SHORTCUTS, Bottleneck, ResNet
+from tests.helpers.networks import random_variables
+
+pytestmark = pytest.mark.usefixtures("quick_compilation", "x64")
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGES = np.random.default_rng(0).integers(0, 256, (7, 16, 12, 3)).astype(np.uint8)
+NORMALISED = (IMAGES / 255 - MEAN) / STD
+
+
+def small(name: str, attention: str = "none", **options: Any) -> nn.Module:
+    """A network cut short, but for what is in it once."""
+    model = models.create(name, num_classes=6, attention=attention, **options)
+    if isinstance(model, ResNet):
+        return model.clone(stage_sizes=(1, 1), width=16)
+    return model.clone(width_multiplier=0.5)
+
+
+def variables_of(model: nn.Module) -> Any:
+    """Random weights and statistics, with negative and zero scales, that keep activations small."""
+    drawn = random_variables(model, NORMALISED[:1])
+
+    def tamed(path: Any, leaf: np.ndarray) -> np.ndarray:
+        if path[-1].key == "kernel":
+            leaf = leaf * np.sqrt(2 / np.prod(leaf.shape[:-1]))
+        if path[-1].key == "scale":
+            leaf.ravel()[0] = 0
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(tamed, drawn)
+
+
+def run(file: bytes, images: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return session.run(None, {"images": images})[0]
+
+
+def check(model: nn.Module) -> onnx.ModelProto:
+    """Compares a network with what becomes of it; gives its ONNX graph."""
+    variables = variables_of(model)
+    apply = functools.partial(model.apply, variables, train=False)
+    expected = np.asarray(jax.jit(apply)(NORMALISED))
+    assert expected.dtype == np.float64
+
+    graph = fold(trace(apply, jax.ShapeDtypeStruct(NORMALISED.shape, jnp.float64)))
+    folded = evaluate(graph, jnp.asarray(NORMALISED))
+    assert np.abs(folded - expected).max() <= 1e-12 * np.abs(expected).max()
+
+    file = nam_jax.export_onnx(model, variables, IMAGES.shape[1:], mean=MEAN, std=STD)
+    best = np.argsort(-expected)[:, :5]
+    for count in (1, 3, 7):
+        logits = run(file, IMAGES[:count])
+        assert logits.dtype == np.float32
+        assert np.abs(logits - expected[:count]).max() <= 1e-4 * np.abs(expected).max()
+        np.testing.assert_array_equal(np.argsort(-logits)[:, :5], best[:count])
+    return onnx.load_from_string(file)
+
+
+def nodes(model: onnx.ModelProto, *kinds: str) -> list[str]:
+    return [node.name for node in model.graph.node if node.op_type in kinds]
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_every_attention(attention: str) -> None:
+    model = check(small("resnet20", attention, stem="cifar"))
+    assert not nodes(model, "BatchNormalization", "Tanh", "Sqrt", "Div")
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.slow
+def test_every_attention_in_mobilenet(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = (Stage(1, 16, 1, 1), Stage(6, 16, 1, 1), Stage(6, 32, 1, 2))
+    monkeypatch.setattr(mobilenet_v2, "STAGES", stages)
+    model = check(small("mobilenet_v2", attention))
+    # The ReLU6 of every layer but the projections.
+    assert len(nodes(model, "Clip")) == 7
+
+
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+def test_every_shortcut(shortcut: str) -> None:
+    model = check(small("resnet20", stem="cifar", shortcut=shortcut))
+    is_projection = shortcut == "projection"
+    assert len(nodes(model, "Conv")) == 5 + is_projection
+    assert len(nodes(model, "Slice", "Pad")) == (0 if is_projection else 2)
+
+
+def test_the_stem_of_imagenet_and_bottlenecks() -> None:
+    model = small("resnet50", "nam_tied")
+    assert isinstance(model, ResNet)
+    assert model.block is Bottleneck
+    assert len(nodes(check(model), "MaxPool")) == 1
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+@pytest.mark.slow
+def test_every_network_whole(name: str) -> None:
+    check(models.create(name, num_classes=6, attention="nam"))
+
+
+def test_nodes_of_a_network() -> None:
+    counts = []
+    for attention in ("none", "nam_tied", "nam_channel", "nam"):
+        model = small("resnet20", attention, stem="cifar")
+        shape = (1, *IMAGES.shape[1:])
+        init = functools.partial(model.init, jax.random.key(0), train=False)
+        shapes = jax.eval_shape(init, jnp.zeros(shape))
+        ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
+        file = nam_jax.export_onnx(model, ones, IMAGES.shape[1:])
+        counts.append(len(onnx.load_from_string(file).graph.node))
+    # Six layers, a ReLU behind all but the last, two sums, a shortcut that is cut and padded, the
+    # mean; and a node at either end.
+    assert counts[0] == 6 + 5 + 2 + 2 + 1 + 2
+    # Of a gate that has no shift of its own, the sum is none.
+    assert [count - counts[0] for count in counts[1:]] == [2 * 3, 2 * 4, 2 * 2 * 4]

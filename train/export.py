@@ -1,0 +1,179 @@
+r"""Writes a trained network into one file that runs without Flax and without this code.
+
+StableHLO, for programs with JAX, on CPUs and the GPUs and TPUs that JAX knows; or
+ONNX, for onnxruntime and others. The file takes uint8 images (N, H, W, channels),
+any number of them, and gives logits. What else a service has to know stands in the
+properties of an ONNX file, and in FILE.json beside a StableHLO file. Needs
+'.[train,export]'.
+
+Example:
+  python -m train.export --workdir runs/digits_resnet20 --which best --out digits.onnx
+  python -m train.export --config configs/imagenet_mobilenet_v2.py \
+      --config.model.attention=none --config.model.pretrained=mobilenet_v2.pth \
+      --out mobilenet_v2.stablehlo
+
+Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
+"""
+
+import dataclasses
+import importlib.util
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import nam_jax
+from nam_jax.export import UnsupportedOperationError
+from train.core import command_line
+from train.core.command_line.values import not_empty, output
+from train.core.config.fields import DataConfig
+from train.core.devices import environment
+from train.core.engine import trained_network
+from train.core.engine.trained_network import Trained
+from train.core.errors import ConfigError
+from train.core.workdir import storage
+from train.core.workdir.checkpoint_files import state_sha256
+
+# What each format needs beside the trainer's own packages.
+PACKAGES = {"stablehlo": "flatbuffers", "onnx": "onnx"}
+
+
+def described(network: Trained, *, raw: bool, probabilities: bool) -> dict[str, Any]:
+    """What a service has to know of a network, and where it is from.
+
+    Args:
+      network: Network that is exported.
+      raw: Whether the file takes images that are normalised already.
+      probabilities: Whether it gives probabilities.
+    """
+    return {
+        "classes": network.class_names,
+        "images": _images(network.config.data, network.image_shape, raw=raw),
+        "output": "probabilities" if probabilities else "logits",
+        "step": network.step,
+        "weights_sha256": state_sha256(network.variables),
+        "config": dataclasses.asdict(network.config),
+        "versions": environment.describe()["versions"],
+    }
+
+
+def _images(data: DataConfig, shape: tuple[int, int, int], *, raw: bool) -> dict[str, Any]:
+    """What is made of an image before it is evaluated."""
+    height, width, channels = shape
+    is_cut = data.crop == "resized"
+    return {
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "dtype": "float32" if raw else "uint8",
+        "mean": data.mean,
+        "std": data.std,
+        # Of whole images, what does not have the size is scaled as by evaluations.
+        "crop_ratio": data.eval_crop_ratio if is_cut else 1.0,
+        "interpolation": data.interpolation if is_cut else "area",
+    }
+
+
+def write(network: Trained, target: Path, kind: str, *, raw: bool, probabilities: bool) -> None:
+    """Writes the file, and that beside it where there is one.
+
+    Args:
+      network: Network that is exported.
+      target: File to write.
+      kind: Format, `stablehlo` or `onnx`.
+      raw: Whether it takes images that are normalised already.
+      probabilities: Whether it gives probabilities.
+
+    Raises:
+      ConfigError: the network has what cannot be exported.
+    """
+    about = described(network, raw=raw, probabilities=probabilities)
+    data = network.config.data
+    options: dict[str, Any] = {"probabilities": probabilities}
+    options |= {} if raw else {"mean": data.mean, "std": data.std}
+    arguments = network.model, network.variables, network.image_shape
+    try:
+        if kind == "onnx":
+            properties = {name: json.dumps(value) for name, value in about.items()}
+            content = nam_jax.export_onnx(*arguments, metadata=properties, **options)
+        else:
+            content = nam_jax.export(*arguments, **options)
+    except UnsupportedOperationError as error:
+        raise ConfigError(f"--format={kind}: {error}") from error
+    if kind == "stablehlo":
+        storage.write_json(beside(target), about)
+    storage.write_bytes(target, content)
+
+
+def beside(target: Path) -> Path:
+    """The file that says what a StableHLO file is."""
+    return target.with_name(f"{target.name}.json")
+
+
+def parser() -> command_line.Parser:
+    """The command line."""
+    parser = command_line.Parser(
+        __doc__, "python -m train.export --workdir DIR --out FILE [OPTION ...]"
+    )
+    add = parser.add_argument
+    switch: Any = {"action": "store_true"}
+    parser.add_config("in place of --workdir, for config.model.pretrained", is_needed=False)
+    parser.add_workdir("the directory of the run; its config is used")
+    parser.add_which()
+    add("--out", metavar="FILE", type=output, help="file to write")
+    add(
+        "--format",
+        choices=tuple(PACKAGES),
+        help="default: onnx for a name that ends so, stablehlo for others",
+    )
+    add("--raw", help="takes normalised float32 images", **switch)
+    add("--probabilities", help="gives the softmax of the logits", **switch)
+    add("--overwrite", help="replaces a file that is there", **switch)
+    add(
+        "--data_dir",
+        metavar="DIR",
+        type=not_empty,
+        help="where the dataset of the run lies now, if elsewhere",
+    )
+    return parser
+
+
+def main(options: Namespace) -> None:
+    """Writes the file, and prints what it is of."""
+    if options.out is None:
+        raise ConfigError("--out is missing; name the file to write.")
+    kind = options.format or ("onnx" if options.out.suffix == ".onnx" else "stablehlo")
+    _check_possible(options, kind)
+    if options.config is None:
+        workdir = command_line.named_workdir(options)
+        network = trained_network.of_run(workdir, options.which, options.data_dir)
+    elif options.config.model.pretrained:
+        command_line.check_no_run(options)
+        network = trained_network.of_file(options.config)
+    else:
+        raise ConfigError(
+            "--config: a run has a config of its own: name it by --workdir alone, or weights by "
+            "--config.model.pretrained."
+        )
+    write(network, options.out, kind, raw=options.raw, probabilities=options.probabilities)
+    step = "" if network.step is None else f", step {network.step}"
+    print(f"{options.out}: {kind}, {options.out.stat().st_size:,} bytes{step}")
+
+
+def _check_possible(options: Namespace, kind: str) -> None:
+    """Finds out before the work what would be in its way."""
+    files = [options.out, *([beside(options.out)] if kind == "stablehlo" else [])]
+    there = [str(path) for path in files if path.exists()]
+    if there and not options.overwrite:
+        raise ConfigError(
+            f"--out: {' and '.join(there)} exists; name another file, or give --overwrite."
+        )
+    if importlib.util.find_spec(PACKAGES[kind]) is None:
+        raise ConfigError(
+            f"--format={kind} needs the package {PACKAGES[kind]}; get it with "
+            "pip install '.[export]'."
+        )
+
+
+if __name__ == "__main__":
+    command_line.run(main, parser())
