@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ALL = "none,nam_channel,nam,se,bam,cbam,tam"
+ALL = "none,nam_channel,nam,half,se,bam,cbam,tam,eca,simam,coordatt"
 JOBS = {
     "cifar100": ("train.benchmark", "cifar100_resnet50", ALL),
     "imagenet": ("train.benchmark", "imagenet_resnet50", ALL),

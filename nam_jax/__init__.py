@@ -2,7 +2,17 @@
 
 from nam_jax import models, torch_import
 from nam_jax.attach import attach
-from nam_jax.attention import BAM, CBAM, SqueezeExcite, TripletAttention, attention
+from nam_jax.attention import (
+    BAM,
+    CBAM,
+    ECA,
+    CoordinateAttention,
+    HalfGate,
+    SimAM,
+    SqueezeExcite,
+    TripletAttention,
+    attention,
+)
 from nam_jax.attention.nam import NAM, ChannelNAM, SpatialNAM
 from nam_jax.export import export, export_onnx
 from nam_jax.inspection import gates, saliency
@@ -16,10 +26,14 @@ __version__ = "0.1.0"
 __all__ = [
     "BAM",
     "CBAM",
+    "ECA",
     "NAM",
     "BatchNorm",
     "ChannelNAM",
+    "CoordinateAttention",
+    "HalfGate",
     "Moments",
+    "SimAM",
     "SpatialNAM",
     "SqueezeExcite",
     "TripletAttention",

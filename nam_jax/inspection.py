@@ -8,9 +8,9 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from nam_jax.attention.gating import gate
 from nam_jax.attention.nam import ChannelNAM, SpatialNAM, attention_weights
 from nam_jax.layers.dtypes import widened
+from nam_jax.layers.gating import gate
 from nam_jax.sparsity import NAM_SCALES, Scales, is_selected, path_names
 
 Names = tuple[str, ...]

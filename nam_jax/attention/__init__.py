@@ -3,7 +3,10 @@
 from nam_jax.attention.bam import BAM
 from nam_jax.attention.base import AttentionModule
 from nam_jax.attention.cbam import CBAM
+from nam_jax.attention.coordinate import CoordinateAttention
+from nam_jax.attention.eca import ECA
 from nam_jax.attention.nam import NAM, ChannelNAM, NormalizationAttention, SpatialNAM, TiedNAM
+from nam_jax.attention.parameter_free import HalfGate, SimAM
 from nam_jax.attention.se import SqueezeExcite
 from nam_jax.attention.triplet import TripletAttention
 
@@ -13,10 +16,14 @@ _MODULES: dict[str, type[AttentionModule] | None] = {
     "nam_spatial": SpatialNAM,
     "nam": NAM,
     "nam_tied": TiedNAM,
+    "half": HalfGate,
     "se": SqueezeExcite,
     "bam": BAM,
     "cbam": CBAM,
     "tam": TripletAttention,
+    "eca": ECA,
+    "simam": SimAM,
+    "coordatt": CoordinateAttention,
 }
 
 NAMES = tuple(_MODULES)

@@ -94,3 +94,12 @@ def check_at_least_1(module: nn.Module, *names: str) -> None:
         value = getattr(module, name)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} has to be a whole number of at least 1; got {value!r}.")
+
+
+def check_odd(module: nn.Module, *names: str) -> None:
+    """Refuses hyper-parameters that are no odd whole number of at least 1."""
+    check_at_least_1(module, *names)
+    for name in names:
+        value = getattr(module, name)
+        if value % 2 == 0:
+            raise ValueError(f"{name} has to be odd; got {value}.")

@@ -10,8 +10,8 @@ from flax import linen as nn
 from flax.core import meta
 from flax.linen.module import merge_param
 
-from nam_jax.attention import gating
 from nam_jax.attention.base import AttentionModule, shared_fields
+from nam_jax.layers import gating
 from nam_jax.layers.batch_norm import Affine, BatchNorm, Moments, as_affine, batch_norm_affine
 from nam_jax.layers.dtypes import promoted, widened
 

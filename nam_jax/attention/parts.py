@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 from flax.typing import Dtype
 
-from nam_jax.attention.base import check_at_least_1, shared_fields
+from nam_jax.attention.base import check_at_least_1, check_odd, shared_fields
 from nam_jax.layers import initializers
 from nam_jax.layers.batch_norm import AxisNames, BatchNorm
 from nam_jax.layers.dtypes import widened
@@ -87,9 +87,7 @@ class PooledGate(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None) -> jax.Array:
         """Maps (N, H, W, C) to the gate, in (0, 1), of size 1 along the pooled axis."""
-        check_at_least_1(self, "kernel_size")
-        if self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size has to be odd; got {self.kernel_size}.")
+        check_odd(self, "kernel_size")
         mean, highest = mean_and_maximum(widened(x), (self.pooled_axis,))
         pooled = jnp.stack([highest, mean], axis=-1)
         conv = nn.Conv(

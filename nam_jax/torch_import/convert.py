@@ -41,7 +41,8 @@ def variables(
     all entries share (`module.`, `_orig_mod.`, `backbone.` and any others, in any combination); a
     classifier called `linear`, `head`, `classifier` or `last_linear`, or that is one of their
     parts; counters of averaging and of thop; linear layers as 1×1 convolutions and the
-    other way round; and triplet attention as released. A first convolution of several channels is
+    other way round; triplet attention and ECA as released, ECA also with smaller kernels, which get
+    zeros at both ends. A first convolution of several channels is
     summed over them for grey images, and one of grey images is spread over the channels, so that
     a grey image gives the same. `plan` says what of this was done.
 
@@ -217,9 +218,13 @@ def _renamings(matched: names.Matched, classifier: str | None, new_head: bool) -
 
 def _adapt(state: dict[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     """Gives arrays the shapes that are wanted, where they hold the same; says what it did."""
+    num_longer = 0
     for name in state.keys() & wanted.keys():
         if _without_ones(state[name].shape) == _without_ones(wanted[name]):
             state[name] = state[name].reshape(wanted[name])
+        longer = _lengthened(state[name], wanted[name])
+        num_longer += longer is not state[name]
+        state[name] = longer
         if name in names.STEMS and state[name].ndim == 4 and is_real(state[name].dtype):
             given, channels = state[name].shape[1], wanted[name][1]
             if channels == 1 < given:
@@ -228,6 +233,16 @@ def _adapt(state: dict[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]) 
             if given == 1 < channels:
                 state[name] = np.repeat(state[name] / channels, channels, 1)
                 yield f"{name} spread over {channels} channels"
+    if num_longer:
+        yield f"{num_longer} kernels along the channels (ECA) with zeros at both ends"
+
+
+def _lengthened(kernel: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
+    """A kernel of one axis that does the same, where it is shorter than is wanted."""
+    missing = wanted[-1] - kernel.shape[-1] if kernel.ndim == len(wanted) == 3 else 0
+    if missing <= 0 or missing % 2:
+        return kernel
+    return np.pad(kernel, ((0, 0), (0, 0), (missing // 2, missing // 2)))
 
 
 def _summed(kernel: np.ndarray) -> np.ndarray:

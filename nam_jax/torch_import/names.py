@@ -68,6 +68,10 @@ _ATTENTION: dict[str, Rules] = {
         (r"gate_w", "ChannelGateW.spatial"),
         (r"gate_c", "SpatialGate.spatial"),
     ),
+    "half": (),
+    "eca": (),
+    "simam": (),
+    "coordatt": (),
 }
 
 # What a block calls its attention.
@@ -78,6 +82,8 @@ _SLOTS = {
     "se": "se",
     "cbam": "cbam",
     "tam": "triplet_attention",
+    "eca": "eca",
+    "coordatt": "coordatt",
 }
 
 # Names that other code in circulation has for the same, and what they become.
@@ -92,6 +98,8 @@ _ALIASES: Rules = (
     (r"\bhw\.conv\.", "SpatialGate.spatial."),
     (r"\btriplet\.", "triplet_attention."),
     (r"\bconv\.[34]\.(?=ChannelGate[HW]\.|SpatialGate\.)", "triplet_attention."),
+    # ECA as in timm, which calls all attention so, and as released within MobileNetV2.
+    (r"\b(se|conv\.[34])\.(?=conv\.weight$)", "eca."),
 )
 
 # What code calls the classifier of a network.

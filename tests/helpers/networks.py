@@ -6,6 +6,7 @@ layouts PyTorch's. Everything is returned NHWC and in float64, as NumPy arrays.
 
 import functools
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,8 @@ from nam_jax.attention import NAMES, attention
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
-# How many elements stand behind each running statistic, by the module that has it.
+# How many elements stand behind each running statistic, by the module that has it: a sum of
+# products of axes.
 ELEMENTS = {
     "channel_bn": "n",
     "spatial_reduce_bn": "nhw",
@@ -31,6 +33,7 @@ ELEMENTS = {
     "gate_h": "nwc",
     "gate_w": "nhc",
     "gate_c": "nhw",
+    "bn1": "nh nw",
 }
 
 
@@ -169,7 +172,8 @@ def vectors(name: str, module: Any) -> Vectors:
     statistics = jax.tree_util.tree_map_with_path(
         biased, after.get("batch_stats", {}), before.get("batch_stats", {})
     )
-    step = Step(nhwc(stored["train:y"]), statistics, after["params"], nhwc(stored["train:dx"]))
+    dparams = after.get("params", {})
+    step = Step(nhwc(stored["train:y"]), statistics, dparams, nhwc(stored["train:dx"]))
     return Vectors(before, x, nhwc(stored["cotangent"]), nhwc(stored["eval:y"]), step)
 
 
@@ -177,7 +181,8 @@ def _elements(path: Any, x: np.ndarray, statistic: np.ndarray) -> int:
     owner = path[0].key
     if path[-2].key == "nam_bn":
         return x.size // statistic.size
-    return int(np.prod([x.shape["nhwc".index(axis)] for axis in ELEMENTS[owner]]))
+    sizes = dict(zip("nhwc", x.shape, strict=True))
+    return sum(math.prod(sizes[axis] for axis in axes) for axes in ELEMENTS[owner].split())
 
 
 def nhwc(x: np.ndarray) -> np.ndarray:

@@ -17,8 +17,8 @@ LEAVES = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_va
 class Layer(NamedTuple):
     """A layer: names there and here, the shape of PyTorch's weight, and whether it has a bias.
 
-    The kind is conv, turned (a conv over the plane's axes in the other order), linear, norm or
-    pixels (a norm of height and width).
+    The kind is conv, turned (a conv over the plane's axes in the other order), channels (a conv
+    along them), linear, norm or pixels (a norm of height and width).
     """
 
     theirs: str
@@ -64,6 +64,7 @@ def in_our_layout(entry, value):
     if entry.kind == "pixels":
         return value.reshape(entry.map_shape)
     layouts = {"conv": "oihw->hwio", "turned": "oihw->whio", "linear": "oi->io", "norm": "c->c"}
+    layouts["channels"] = "oik->kio"
     return np.einsum(layouts[entry.kind], value)
 
 
@@ -71,6 +72,10 @@ def draw(shapes, dtype=np.float32):
     """A state dict of these shapes, with no two values alike."""
     rng = np.random.default_rng(0)
     return {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+
+
+# By the number of channels: |(log₂ C + 1) / 2|, the nearest odd number, or the larger of two.
+ECA_KERNELS = {4: 1, 8: 3, 16: 3, 24: 3, 32: 3, 40: 3, 64: 3, 80: 3, 128: 5}
 
 
 def attention(name, channels, height, width, theirs="", ours=""):
@@ -114,6 +119,15 @@ def attention(name, channels, height, width, theirs="", ours=""):
             ("SpatialGate.spatial.conv", "gate_c/conv", "conv", (1, 2, 7, 7)),
             ("SpatialGate.spatial.bn", "gate_c/bn", "norm", (1,)),
         ],
+        "half": [],
+        "eca": [("conv", "conv", "channels", (1, 1, ECA_KERNELS[c]))],
+        "simam": [],
+        "coordatt": [
+            ("conv1", "conv1", "conv", (8, c, 1, 1), True),
+            ("bn1", "bn1", "norm", (8,)),
+            ("conv_h", "conv_h", "conv", (c, 8, 1, 1), True),
+            ("conv_w", "conv_w", "conv", (c, 8, 1, 1), True),
+        ],
     }[name]
     return [Layer(theirs + there, ours + here, *rest) for there, here, *rest in layers]
 
@@ -126,6 +140,8 @@ SLOTS = {
     "se": "se.",
     "cbam": "cbam.",
     "tam": "triplet_attention.",
+    "eca": "eca.",
+    "coordatt": "coordatt.",
 }
 
 

@@ -36,15 +36,15 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 # bfloat16 has eight significant bits: rounding to it moves a value by at most 2⁻⁸ of it. The
 # gates are float32 whatever the dtype, so that a result is rounded once; NAM's twice, between
 # its two parts and at its end.
-BFLOAT16 = dict.fromkeys(MODULES, 2.0 ** (-8)) | {"nam": 2 * 2.0**-8}
+BFLOAT16 = dict.fromkeys(MODULES, 2.0 ** (-8)) | {"nam": 2 * 2.0**-8, "half": 0.0}
 
 
 def all_but(*dear):
     return with_slow("name", MODULES, dear)
 
 
-# CBAM stands for the two others that take long.
-but_the_largest = all_but("bam", "tam")
+# CBAM stands for the others that take long, SE for what is simpler.
+but_the_largest = all_but("bam", "tam", "half", "eca", "simam", "coordatt")
 COMMON = ("use_running_average", "dtype", "param_dtype", "axis_name")
 
 
@@ -74,6 +74,8 @@ def test_names():
     assert nam_jax.attention is attention
     public = {"nam": "NAM", "se": "SqueezeExcite", "cbam": "CBAM", "tam": "TripletAttention"}
     public |= {"nam_channel": "ChannelNAM", "nam_spatial": "SpatialNAM", "bam": "BAM"}
+    public |= {"half": "HalfGate", "eca": "ECA", "simam": "SimAM"}
+    public |= {"coordatt": "CoordinateAttention"}
     for name, module in public.items():
         assert attention(name) is getattr(nam_jax, module)
     assert attention("nam_tied").__name__ == "TiedNAM"
@@ -108,12 +110,16 @@ HYPERPARAMETERS = {
     "bam": {"reduction": 16, "dilation": 4, "momentum": 0.9, "epsilon": 1e-5},
     "cbam": {"reduction": 16, "kernel_size": 7, "momentum": 0.99, "epsilon": 1e-5},
     "tam": {"kernel_size": 7, "momentum": 0.99, "epsilon": 1e-5},
+    "half": {},
+    "eca": {"kernel_size": None},
+    "simam": {"epsilon": 1e-4},
+    "coordatt": {"reduction": 32, "momentum": 0.9, "epsilon": 1e-5},
 }
 
 
 def test_modules_that_own_parameters():
     # The control of tests that ask.
-    owners = HYPERPARAMETERS.keys() - {"nam_tied"}
+    owners = HYPERPARAMETERS.keys() - {"nam_tied", "half", "simam"}
     assert {name for name in ("none", *HYPERPARAMETERS) if owns_parameters(name)} == owners
 
 
@@ -180,9 +186,8 @@ def test_running_average_has_to_be_given_once_where_there_is_a_norm(name):
 
 def test_modules_with_and_without_a_norm():
     # The control of the tests that ask the module.
-    assert not statistics_of("se")
-    assert not statistics_of("nam_tied")
-    assert all(map(statistics_of, ("nam_channel", "nam_spatial", "nam", "bam", "cbam", "tam")))
+    without = {"se", "nam_tied", "half", "eca", "simam"}
+    assert {name for name in HYPERPARAMETERS if not statistics_of(name)} == without
 
 
 @pytest.fixture
@@ -207,7 +212,7 @@ def test_param_dtype_is_that_of_all_parameters(name, dtype):
     assert dtypes.get("batch_stats", set()) <= {np.dtype(np.float32)}
 
 
-@pytest.mark.parametrize("name", ["cbam", "tam"])
+@pytest.mark.parametrize("name", ["cbam", "tam", "eca"])
 def test_even_kernel_is_refused(name):
     module = attention(name)(kernel_size=4, use_running_average=True)
     with pytest.raises(ValueError, match="kernel_size has to be odd; got 4"):
@@ -232,7 +237,14 @@ COUNTS = {
     ),
     "cbam": lambda c, h, n, k: 2 * c * h + h + c + gate_parameters(k),
     "tam": lambda c, h, n, k: 3 * gate_parameters(k),
+    "half": lambda c, h, n, k: 0,
+    # The kernel of all these numbers of channels.
+    "eca": lambda c, h, n, k: 3,
+    "simam": lambda c, h, n, k: 0,
+    "coordatt": lambda c, h, n, k: (c * h + h) + 2 * h + 2 * (c * h + c),
 }
+# Of channels to features inside, and the least number of these.
+INSIDE = {"coordatt": (32, 8)}
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -245,7 +257,8 @@ def test_parameter_count(name, shape, options):
     variables = jax.eval_shape(
         lambda: module.init(jax.random.key(0), jnp.ones(shape), True, **call)
     )
-    inside = max(1, channels // options.get("reduction", 16))
+    reduction, least = INSIDE.get(name, (16, 1))
+    inside = max(least, channels // options.get("reduction", reduction))
     kernel_size = options.get("kernel_size", 7)
     expected = COUNTS[name](channels, inside, height * width, kernel_size)
     assert sum(leaf.size for leaf in jax.tree.leaves(variables.get("params", {}))) == expected
@@ -302,7 +315,10 @@ def test_vmap_over_parameters_is_a_loop(name):
     assert_close(mapped(stacked, image()), expected, 1e-5)
 
 
-BEFORE_NORM = ("fc1", "spatial_reduce", "spatial_dilated0", "spatial_dilated1")
+BEFORE_NORM = {
+    "bam": ("fc1", "spatial_reduce", "spatial_dilated0", "spatial_dilated1"),
+    "coordatt": ("conv1",),
+}
 
 
 @but_the_largest
@@ -313,7 +329,7 @@ def test_gradients_are_finite_and_reach_everything(name):
     for path, leaf in traverse_util.flatten_dict(step.dparams).items():
         # A BatchNorm takes the mean away: what is added before it changes nothing. And the
         # scale of nam_tied, read without a gradient, is a parameter of the BatchNorm.
-        before_norm = name == "bam" and path[-1] == "bias" and path[-2] in BEFORE_NORM
+        before_norm = path[-1] == "bias" and path[-2] in BEFORE_NORM.get(name, ())
         assert (np.abs(leaf).max() > 1e-5) != (before_norm or name == "nam_tied"), path
 
 
@@ -326,7 +342,8 @@ def test_bfloat16_is_near_float32(name, train):
     assert rounded.dtype == jnp.bfloat16
     rounded, exact = np.float32(rounded), np.asarray(exact)
     assert (np.abs(rounded - exact) <= BFLOAT16[name] * np.abs(exact)).all()
-    assert not np.array_equal(rounded, exact)
+    # Half of a number is exact.
+    assert np.array_equal(rounded, exact) == (name == "half")
     # NAM's second part sees the rounded output of the first.
     if update:
         assert_close(update, exact_update, BFLOAT16[name] if name == "nam" else 1e-6)
@@ -368,7 +385,7 @@ def transposed(variables):
             return leaf.swapaxes(0, 1)
         return leaf.T if "nam_bn" in path and leaf.ndim == 2 else leaf
 
-    other = {"gate_h": "gate_w", "gate_w": "gate_h"}
+    other = {"gate_h": "gate_w", "gate_w": "gate_h", "conv_h": "conv_w", "conv_w": "conv_h"}
     return traverse_util.unflatten_dict(
         {
             tuple(other.get(key, key) for key in path): turn(path, leaf)
@@ -434,7 +451,7 @@ class End(nn.Module):
         return self.name_ == "nam_tied"
 
 
-@all_but("bam", "cbam", "tam", "nam_tied", "nam", "se")
+@all_but(*MODULES.keys() - {"nam_channel", "nam_spatial"})
 def test_moments_change_no_number(x64, name):
     x, cotangent = (image((4, 3, 5, 6), seed, np.float64) for seed in (0, 1))
     variables = random_variables(End(name), x)
@@ -460,7 +477,9 @@ def test_moments_are_used(name):
     assert not np.allclose(apply(wrong)[0], apply(None)[0], atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["nam_spatial", "nam", "se", "cbam", "tam"])
+@pytest.mark.parametrize(
+    "name", ["nam_spatial", "nam", "se", "cbam", "tam", "eca", "simam", "coordatt"]
+)
 def test_reductions_read_the_array_of_the_moments(name):
     x = image((4, 3, 5, 6))
     variables = random_variables(attention(name)(), x, np.float32)
@@ -468,7 +487,9 @@ def test_reductions_read_the_array_of_the_moments(name):
         lambda m: attention(name)().apply(variables, x, False, m, mutable="batch_stats")
     )
     moments = Moments(x.mean((0, 1, 2)), x.var((0, 1, 2)))
-    right, wrong = (apply(moments._replace(of=Affine(x, a, b))) for a, b in ((1, 0), (2, 1)))
+    ones = np.ones_like(x)
+    affines = Affine(x, ones, 0 * ones), Affine(x, x, ones)
+    right, wrong = (apply(moments._replace(of=affine)) for affine in affines)
     assert_close(right, apply(moments), 1e-5)
     assert not np.allclose(wrong[0], right[0], atol=1e-3)
 

@@ -31,8 +31,8 @@ pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.faults]
 SHAPE = (2, 3, 5, 4)
 NAMES = ["bn", *MODULES]
 each_name = pytest.mark.parametrize("name", NAMES)
-# CBAM stands for the two others that take long to compile.
-LARGEST = ("bam", "tam")
+# CBAM stands for the others that take long to compile, SE for what is simpler.
+LARGEST = ("bam", "tam", "half", "eca", "coordatt")
 # A kernel of 7 would see all of a map.
 FIELDS = {
     "bn": {"momentum": 0.9},
@@ -40,6 +40,7 @@ FIELDS = {
     "bam": {"reduction": 2, "dilation": 1},
     "cbam": {"reduction": 2, "kernel_size": 3},
     "tam": {"kernel_size": 3},
+    "eca": {"kernel_size": 3},
 }
 
 
@@ -126,17 +127,23 @@ def affected(name, train, place):
     distance = [np.abs(axis - at) for axis, at in zip(np.indices(SHAPE), place, strict=True)]
     n, h, w, c = (d == 0 for d in distance)
     near_h, near_w, near_c = (d <= 1 for d in distance[1:])
-    if name in ("bam", "cbam", "tam", "nam") and train:
+    if name in ("bam", "cbam", "tam", "nam", "coordatt") and train:
         return np.full(SHAPE, True), True
     if name in ("se", "bam", "cbam"):
         return n, True
     if name == "tam":
         return n & (near_h & near_w | near_h & near_c | near_w & near_c), True
+    if name == "eca":
+        return n & near_c, True
+    if name == "simam":
+        return n & c, True
+    if name == "coordatt":
+        return n & (h | w), True
     if name in ("bn", "nam_channel") and train:
         return c, True
     if name == "nam_spatial" and train:
         return h & w, True
-    if name in ("bn", "nam_channel", "nam_spatial", "nam", "nam_tied"):
+    if name in ("bn", "nam_channel", "nam_spatial", "nam", "nam_tied", "half"):
         return n & h & w & c, True
     # Of any other module it is known that, in evaluation, images do not meet.
     return (np.full(SHAPE, True) if train else n), False
@@ -174,7 +181,7 @@ def in_two_dtypes(name):
     return jax.jit(lambda *args: [outputs(*args, train) for train in (False, True)])
 
 
-@pytest.mark.parametrize("name", MODULES)
+@with_slow("name", MODULES, ("half", "eca", "coordatt"))
 @given(x=hard_arrays(SHAPE, "float16", ["normal", "zeros", "negative", "huge", "tiny"]))
 def test_float16_is_rounded_to_once_and_overflows_where_the_output_does(name, x):
     # The two are compiled one by one, and rounded differently in float32: in the gate, 100 times.
@@ -338,7 +345,7 @@ def check_slope(before, at, after, slope, size):
     assert abs(slope - (left + right) / 2) <= abs(right - left) + 4 * ROUNDING * size / STEP
 
 
-@with_slow("case", CASES, (*LARGEST, "nam after norm"))
+@with_slow("case", CASES, (*LARGEST, "simam", "nam after norm"))
 @in_float64
 @given(seed=st.integers(0, 999), far=st.sampled_from([0.0, 10.0]))
 def test_gradient_is_that_of_finite_differences(x64, case, seed, far):

@@ -11,7 +11,8 @@ from tests.helpers.networks import GOLDEN, MODULES, train_step, vectors
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 # The vectors that have to be there; those of a further module are found by its name.
-STORED = ("nam_channel", "nam_spatial", "nam", "se", "bam", "cbam", "tam")
+STORED = ("nam_channel", "nam_spatial", "nam", "se", "bam", "cbam", "tam", "eca", "simam")
+STORED += ("coordatt",)
 each_name = pytest.mark.parametrize(
     "name", [name for name in MODULES if name in STORED or (GOLDEN / f"{name}.npz").exists()]
 )

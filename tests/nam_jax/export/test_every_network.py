@@ -20,6 +20,7 @@ from nam_jax.models import mobilenet_v2
 from nam_jax.models.mobilenet_v2 import Stage
 from nam_jax.models.resnet import SHORTCUTS, Bottleneck, ResNet
 from tests.helpers.networks import random_variables
+from tests.helpers.values import with_slow
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "x64")
 
@@ -80,10 +81,13 @@ def nodes(model: onnx.ModelProto, *kinds: str) -> list[str]:
     return [node.name for node in model.graph.node if node.op_type in kinds]
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+# Their operations are in test_onnx_operations.py as well.
+@with_slow("attention", ATTENTIONS, ("half", "eca", "simam", "coordatt"))
 def test_every_attention(attention: str) -> None:
     model = check(small("resnet20", attention, stem="cifar"))
-    assert not nodes(model, "BatchNormalization", "Tanh", "Sqrt", "Div")
+    assert not nodes(model, "BatchNormalization", "Tanh", "Div")
+    # That of SimAM is of the image's own variance, in either block.
+    assert len(nodes(model, "Sqrt")) == 2 * (attention == "simam")
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -92,8 +96,8 @@ def test_every_attention_in_mobilenet(attention: str, monkeypatch: pytest.Monkey
     stages = (Stage(1, 16, 1, 1), Stage(6, 16, 1, 1), Stage(6, 32, 1, 2))
     monkeypatch.setattr(mobilenet_v2, "STAGES", stages)
     model = check(small("mobilenet_v2", attention))
-    # The ReLU6 of every layer but the projections.
-    assert len(nodes(model, "Clip")) == 7
+    # The ReLU6 of every layer but the projections, and that in coordinate attention of every block.
+    assert len(nodes(model, "Clip")) == 7 + 3 * (attention == "coordatt")
 
 
 @pytest.mark.parametrize("shortcut", SHORTCUTS)

@@ -61,7 +61,13 @@ FEW = (
     ("resnet18", "bam"),
     ("mobilenet_v2", "se"),
 )
-each_pair = pairs(lambda name, attention: name == FAMILIES[0] or (name, attention) in FEW)
+# SE and CBAM stand for these.
+DEAR = ("half", "eca", "simam", "coordatt")
+each_pair = pairs(
+    lambda name, attention: (
+        (name == FAMILIES[0] and attention not in DEAR) or (name, attention) in FEW
+    )
+)
 mainly_few = pairs(lambda name, attention: (name, attention) in FEW)
 
 IMAGES = (2, 12, 6, 3)

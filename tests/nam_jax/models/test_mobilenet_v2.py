@@ -85,7 +85,7 @@ def test_kernels_are_those_of_the_paper():
     assert params["last_conv"]["kernel"].shape == (1, 1, 320, 1280)
 
 
-@with_slow("attention", IN_BLOCKS, ("cbam", "tam"))
+@with_slow("attention", IN_BLOCKS, ("cbam", "tam", "half", "eca", "simam", "coordatt"))
 def test_every_block_has_attention(attention):
     params = shapes(attention)
     with_own = BLOCKS if owns_parameters(attention) else set()

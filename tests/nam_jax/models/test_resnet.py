@@ -25,6 +25,7 @@ from tests.helpers.networks import (
     sharded_train_step,
     train_step,
 )
+from tests.helpers.values import with_slow
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -231,7 +232,7 @@ def test_sparsity_finds_every_scale(name, blocks, attention, per_block):
 IN_BLOCKS = [name for name in NAMES if name not in ("none", "nam_tied", "bam")]
 
 
-@pytest.mark.parametrize("attention", IN_BLOCKS)
+@with_slow("attention", IN_BLOCKS, ("half", "coordatt"))
 @pytest.mark.parametrize(
     ("name", "stages"),
     [("resnet20", (3, 3, 3)), pytest.param("resnet50", (3, 4, 6, 3), marks=pytest.mark.slow)],

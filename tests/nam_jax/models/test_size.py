@@ -34,6 +34,12 @@ def layers(name, stem, attention):
         # Its authors give 4.169 beside 4.122 without attention, 0.047 more as here. A gate has
         # 2·49 weights, a scale and a shift.
         pytest.param("tam", 25_557_032 + 16 * 3 * 100, "4.136", marks=pytest.mark.slow),
+        pytest.param("half", 25_557_032, "4.089", marks=pytest.mark.slow),
+        # Kernels of 5, and of 7 for 2048 channels. Its authors have 80, of 3 in the first stage.
+        pytest.param("eca", 25_557_032 + 13 * 5 + 3 * 7, "4.089", marks=pytest.mark.slow),
+        pytest.param("simam", 25_557_032, "4.089", marks=pytest.mark.slow),
+        # Of c channels and f = max(8, c/32) features each has 3 c f + 3 f + 2 c.
+        pytest.param("coordatt", 25_557_032 + 1_917_832, "4.116", marks=pytest.mark.slow),
     ],
 )
 def test_sizes_of_resnet50_are_those_of_the_reference(attention, parameters, multiply_adds):
@@ -120,6 +126,11 @@ BY_HAND = {
     "cbam": lambda h, c, r: 2 * (2 * c * r) + 2 * 7 * 7 * h * h,
     # The planes of W and C, H and C, H and W.
     "tam": lambda h, c, r: 2 * 7 * 7 * (h * c + h * c + h * h),
+    # A kernel for all channels; SimAM has squares and quotients alone.
+    "eca": lambda h, c, r: c * (7 if c == 2048 else 5),
+    "simam": lambda h, c, r: 0,
+    # Rows and columns, by half of the reduced channels.
+    "coordatt": lambda h, c, r: 2 * (2 * h) * c * (r // 2),
     # 1×1, twice 3×3, and 1×1 to one channel.
     "bam": lambda h, c, r: 2 * c * r + h * h * (c * r + 2 * 9 * r * r + r),
 }
@@ -134,6 +145,9 @@ BY_HAND = {
         pytest.param("imagenet", "bam", marks=pytest.mark.slow),
         pytest.param("imagenet", "cbam", marks=pytest.mark.slow),
         pytest.param("imagenet", "tam", marks=pytest.mark.slow),
+        pytest.param("imagenet", "eca", marks=pytest.mark.slow),
+        pytest.param("imagenet", "simam", marks=pytest.mark.slow),
+        pytest.param("imagenet", "coordatt", marks=pytest.mark.slow),
     ],
 )
 def test_multiply_adds_of_attention_alone(stem, attention):

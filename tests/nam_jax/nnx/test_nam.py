@@ -73,13 +73,17 @@ def test_a_step_is_that_of_linen(x64, name, weight_gradient):
     jax.tree.map(np.testing.assert_array_equal, statistics(module), expected[-1])
 
 
-@with_slow("name", ["se", "cbam", "bam", "tam", "nam"], ("cbam", "bam", "tam", "nam"))
+DEAR = ["cbam", "bam", "tam", "nam", "half", "eca", "simam", "coordatt"]
+
+
+@with_slow("name", ["se", *DEAR], DEAR)
 def test_a_step_of_a_linen_module_is_its_own(name):
     x, cotangent = (image((2, 4, 5, 32), seed) for seed in (0, 1))
     linen = attention(name)()
     variables = random_variables(linen, x, np.float32)
     module = loaded(FromLinen(linen, x, rngs=nnx.Rngs(0)), variables)
-    variables.setdefault("batch_stats", {})
+    for collection in ("params", "batch_stats"):
+        variables.setdefault(collection, {})
 
     def apply(params, x):
         y, update = linen.apply({**variables, "params": params}, x, False, mutable="batch_stats")

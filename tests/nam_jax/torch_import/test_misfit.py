@@ -69,6 +69,10 @@ CASES = {
         *(network(), weights("resnet18", "nam")),
         *("its attention is nam, and not none", {"attention": "nam"}),
     ),
+    "attention without parameters": (
+        *(network(attention="simam"), weights("resnet18", "coordatt")),
+        *("its attention is coordatt, and not simam", {"attention": "coordatt"}),
+    ),
     "bam": (
         *(network(attention="nam_tied"), weights("resnet18", "bam")),
         *("its attention is bam, and not nam_tied", {"attention": "bam"}),

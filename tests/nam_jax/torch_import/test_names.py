@@ -202,6 +202,53 @@ def test_triplet_attention_within_the_convolutions_of_mobilenet():
         assert_same(inside, network=network, expected=plain)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [1, 3])
+def test_eca_as_released_within_mobilenet(length):
+    """Last in the convolutions of every block, there with shorter kernels than here, of 3."""
+    network, listed = layers.network("mobilenet_v2", "eca")
+    plain, released = state_dict_of(listed), {}
+    for name, value in plain.items():
+        if ".eca." in name and length == 1:
+            value[..., [0, 2]] = 0
+            value = value[..., 1:2]
+        place = "conv.3." if name.startswith("features.1.") else "conv.4."
+        released[name.replace("eca.", place)] = value
+    plan = assert_same(released, network=network, expected=plain)
+    longer = "17 kernels along the channels (ECA) with zeros at both ends"
+    assert plan.adaptations == ([longer] if length == 1 else [])
+
+
+def test_eca_as_timm_calls_it():
+    assert_same({name.replace(".eca.", ".se."): v for name, v in stored("eca").items()}, "eca")
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(1, 3), (1, 5), (3, 5)])
+def test_shorter_kernels_along_the_channels_do_the_same(given, wanted):
+    kernel = np.random.default_rng(0).standard_normal((1, 1, given)).astype(np.float32)
+    x = np.random.default_rng(1).standard_normal((2, 3, 5, 8)).astype(np.float32)
+
+    def output(kernel_size):
+        module = attention("eca")(kernel_size=kernel_size)
+        variables = torch_import.variables(module, {"conv.weight": kernel}, x.shape)
+        assert variables["params"]["conv"]["kernel"].shape == (kernel_size, 1, 1)
+        return module.apply(variables, x)
+
+    assert_close(output(wanted), np.asarray(output(given)), 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2), (1, 1, 5), (2, 1, 1), (1, 1)])
+def test_other_kernels_along_the_channels_do_not_fit(shape):
+    module = attention("eca")(kernel_size=3)
+    with pytest.raises(torch_import.MisfitError, match=r"misshapen: conv\.weight"):
+        torch_import.plan(module, {"conv.weight": np.ones(shape)}, (1, 3, 5, 8))
+
+
+@pytest.mark.parametrize("name", ["half", "simam"])
+def test_attention_without_parameters_takes_a_plain_network(name):
+    assert assert_same(stored(), name, expected=stored()).fresh == []
+
+
 def test_shortcut_is_another_name_of_downsample():
     assert_same({name.replace("downsample", "shortcut"): v for name, v in stored().items()})
 

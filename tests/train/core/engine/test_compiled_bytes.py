@@ -68,6 +68,10 @@ def gpu_figures(attention: str) -> dict[str, float]:
         ("nam", 2.1),
         ("se", 2.1),
         ("cbam", 5.1),
+        ("half", 0.1),
+        ("eca", 2.1),
+        ("simam", 2.1),
+        ("coordatt", 7.1),
     ],
 )
 def test_passes_over_the_map_that_attention_adds(attention: str, passes: float) -> None:

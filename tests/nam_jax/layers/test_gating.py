@@ -10,7 +10,8 @@ import pytest
 from flax import linen as nn
 
 import nam_jax
-from nam_jax.attention import attention, gating
+from nam_jax.attention import attention
+from nam_jax.layers import gating
 from tests.helpers.arrays import assert_close
 from tests.helpers.networks import (
     MODULES,
