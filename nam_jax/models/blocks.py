@@ -108,15 +108,24 @@ def between_stages(
     return BAM(**options, name=name)(x) if attention_name == "bam" else x
 
 
-@jax.custom_jvp
 def relu(x: jax.Array) -> jax.Array:
-    """max(x, 0), whose derivative reads the result: x need be neither kept nor computed anew."""
+    """max(x, 0), for GPUs with a derivative that reads the result: x need not be kept for it.
+
+    TPUs compute x anew for its derivative, in fewer passes.
+    """
+    return jax.lax.platform_dependent(x, cuda=_relu_of_result, default=nn.relu)
+
+
+@jax.custom_jvp
+def _relu_of_result(x: jax.Array) -> jax.Array:
     return nn.relu(x)
 
 
-@relu.defjvp
-def _relu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    y, (dx,) = relu(*primals), tangents
+@_relu_of_result.defjvp
+def _relu_of_result_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    y, (dx,) = _relu_of_result(*primals), tangents
     # XLA would make y > 0 the same of x again.
     return y, jnp.where(y != 0, dx, 0)
 
