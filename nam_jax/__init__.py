@@ -15,7 +15,7 @@ from nam_jax.attention import (
 )
 from nam_jax.attention.nam import NAM, ChannelNAM, SpatialNAM
 from nam_jax.export import export, export_onnx
-from nam_jax.inspection import gates, saliency
+from nam_jax.inspection import gate_statistics, gates, half_gates, saliency
 from nam_jax.layers.batch_norm import BatchNorm, Moments
 from nam_jax.layers.convolution import convolution
 from nam_jax.resize import resize_spatial
@@ -43,7 +43,9 @@ __all__ = [
     "convolution",
     "export",
     "export_onnx",
+    "gate_statistics",
     "gates",
+    "half_gates",
     "models",
     "proximal_sparsity",
     "resize_spatial",

@@ -248,3 +248,62 @@ def test_percentage_is_of_all_weights_not_the_mean_of_the_layers():
 
 def test_network_without_nam_has_none():
     assert small_weight_percentage({"bn": {"scale": jnp.zeros(5)}}) is None
+
+
+# Gates and the constant 0.5.
+
+
+@pytest.mark.parametrize("gamma", [1.0, 3.0])
+def test_gates_of_equal_scales_spread_by_a_quarter_of_their_share(gamma):
+    x = jax.random.normal(jax.random.key(0), (8, 32, 32, 64))
+    module = nam_jax.ChannelNAM(use_running_average=True)
+    variables = module.init(jax.random.key(0), x)
+    variables["params"]["nam_bn"]["scale"] *= gamma
+    (found,) = nam_jax.gate_statistics(module, variables, x).values()
+    np.testing.assert_allclose(found.within, gamma / (4 * 64), rtol=5e-3)
+    assert found.between < found.within / 50
+    np.testing.assert_allclose(found.mean, 0.5, atol=1e-4)
+    assert 0.4 < found.low < 0.5 < found.high < 0.6
+
+
+@pytest.mark.parametrize("attention", ["nam_channel", "nam_spatial", "nam"])
+def test_statistics_are_those_of_numpy(x64, attention):
+    module, mode = nam_jax.attention(attention)(), {"use_running_average": True}
+    x = jax.random.normal(jax.random.key(0), (3, 4, 5, 6), float)
+    variables = random_variables(module, x, np.float64)
+    every = nam_jax.gates(module, variables, x, **mode)
+    found = nam_jax.gate_statistics(module, variables, x, **mode)
+    assert found.keys() == every.keys()
+    for path, values in every.items():
+        is_spatial = path == "spatial" or attention == "nam_spatial"
+        units = np.moveaxis(values, 3, 1) if is_spatial else values
+        units = np.reshape(units, (-1, 20) if is_spatial else (-1, 6))
+        expected = nam_jax.inspection.GateStatistics(
+            mean=units.mean(),
+            between=units.mean(0).std(),
+            within=np.sqrt(units.var(0).mean()),
+            low=units.min(),
+            high=units.max(),
+            near_half=(np.abs(units - 0.5) <= 0.01).mean(),
+        )
+        np.testing.assert_allclose(found[path], expected, rtol=1e-9)
+
+
+def test_half_gates_are_those_of_scales_of_zero(x64):
+    model = nam_jax.models.create("resnet20", num_classes=3, attention="nam", stem="cifar", width=2)
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3), float)
+    variables = random_variables(model, x, np.float64)
+
+    def logits(variables):
+        return jax.jit(lambda v: model.apply(v, x, train=False))(variables)
+
+    zero = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: 0 * leaf if "nam_bn" in str(path) else leaf, variables["params"]
+    )
+    expected = logits({**variables, "params": zero})
+    plain = logits(variables)
+    with nam_jax.half_gates():
+        actual = logits(variables)
+    np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
+    assert not np.allclose(plain, expected, rtol=1e-3)
+    np.testing.assert_array_equal(logits(variables), plain)

@@ -1,24 +1,18 @@
-"""What NAM has learned and what it does: its weights by layer, its gates by image."""
+"""What NAM has learned: its weights by layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
-from flax.traverse_util import flatten_dict
 
-from nam_jax.attention.nam import ChannelNAM, SpatialNAM, attention_weights
-from nam_jax.layers.dtypes import widened
-from nam_jax.layers.gating import gate
+from nam_jax.attention.nam import attention_weights
 from nam_jax.sparsity import NAM_SCALES, Scales, is_selected, path_names
 
 Names = tuple[str, ...]
 
 # A weight is small below this fraction of the mean of its layer.
 SMALL_WEIGHT = 0.1
-# The collection, and the variable in every module, that hold the gates of a call.
-_GATES = "nam_gates"
 
 
 def saliency(params: Any, *, scales: Scales = NAM_SCALES) -> dict[str, jax.Array]:
@@ -117,69 +111,3 @@ def small_weight_percentage(params: Any) -> float | None:
     if not weights:
         return None
     return 100 * sum(map(count_small_weights, weights)) / sum(w.size for w in weights)
-
-
-def gates(
-    module: nn.Module,
-    variables: Any,
-    x: jax.Array,
-    *,
-    mutable: str | Sequence[str] = (),
-    **kwargs: Any,
-) -> dict[str, jax.Array]:
-    """The gates of every NAM module in a network, for some images.
-
-    M = sigmoid(W BN(x))
-
-    Args:
-      module: Network with NAM inside, or a NAM module itself.
-      variables: Variables of the module, `params` and `batch_stats`.
-      x: Input of the module, (N, H, W, channels).
-      mutable: Collections that the call may change: `"batch_stats"` in training.
-      **kwargs: Further arguments of the module's call: `train=False` for the networks of
-        `nam_jax.models`, `use_running_average=True` for a NAM module.
-
-    Returns:
-      Gates M, in [0, 1], not times `gate_scale`, by the path of their module, such as
-      `layer1_0/attention/channel`: (N, H', W', C'), of the shape of what it gates, at least
-      float32. Empty without NAM. Of a module that is called several times, each call has its
-      number: `attention/0`.
-
-    Raises:
-      ValueError: gates are inside a lifted transformation that does not hand them on.
-
-    Example:
-      >>> import jax, jax.numpy as jnp, nam_jax
-      >>> x = jnp.ones((2, 4, 4, 8))
-      >>> nam = nam_jax.NAM(use_running_average=True)
-      >>> gates = nam_jax.gates(nam, nam.init(jax.random.key(0), x), x)
-      >>> {path: gate.shape for path, gate in gates.items()}
-      {'channel': (2, 4, 4, 8), 'spatial': (2, 4, 4, 8)}
-
-    Source: https://arxiv.org/abs/2111.12419, equations 2 and 3.
-    """
-    called = set()
-
-    def record(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        output = method(*args, **kwargs)
-        owner = context.module
-        if isinstance(owner, ChannelNAM | SpatialNAM) and context.method_name == "affine":
-            called.add("/".join(owner.path))
-            # A variable, for values cannot leave a rematerialised block in another way.
-            owner.sow(_GATES, _GATES, gate(widened(args[0]), *output))
-        return output
-
-    changed = [mutable] if isinstance(mutable, str) else mutable
-    with nn.intercept_methods(record):
-        _, state = module.apply(variables, x, mutable=[_GATES, *changed], **kwargs)
-    found = {"/".join(path[:-1]): m for path, m in flatten_dict(state.get(_GATES, {})).items()}
-    if missing := sorted(called - found.keys()):
-        raise ValueError(
-            f"The gates of {', '.join(missing)} do not leave the nn.scan or nn.vmap around them: "
-            f'add "{_GATES}": 0 to its variable_axes, for an axis of layers in front.'
-        )
-    return {
-        path if len(calls) == 1 else f"{path}/{number}": m
-        for path, calls in found.items()
-        for number, m in enumerate(calls)
-    }
