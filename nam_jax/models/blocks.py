@@ -111,7 +111,7 @@ def between_stages(
 def relu(x: jax.Array) -> jax.Array:
     """max(x, 0), for GPUs with a derivative that reads the result: x need not be kept for it.
 
-    TPUs compute x anew for its derivative, in fewer passes.
+    On TPUs the same would move more: see benchmarks/README.md.
     """
     return jax.lax.platform_dependent(x, cuda=_relu_of_result, default=nn.relu)
 
