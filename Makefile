@@ -5,7 +5,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 PYTEST_ON_TWO_CORES := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: quickstart test test-all test-long test-compile test-page faults lint clean
+.PHONY: quickstart test test-all test-long test-compile test-compile-gpu test-page faults lint clean
 
 quickstart: .venv/train # train the small digits network to the end
 	$(BIN)/python -m train.main --config configs/digits_resnet20.py
@@ -21,6 +21,9 @@ test-long: .venv/dev # run the tests that take minutes each
 
 test-compile: .venv/dev .venv/libtpu # run the tests that compile for TPUs; they need no TPU
 	PYTHONPATH=.venv/libtpu $(BIN)/python -m pytest tests/train/test_compile.py tests/train/core/engine/test_compiled_bytes.py
+
+test-compile-gpu: .venv/dev .venv/cuda # the same for GPUs; they need neither a GPU nor a driver
+	PYTHONPATH=.venv/cuda $(BIN)/python -m pytest tests/train/test_compile_gpu.py tests/train/core/engine/test_compiled_bytes.py
 
 test-page: .venv/page # open the report in Chromium, which is installed where it is missing
 	command -v chromium >/dev/null || $(AS_ROOT) sh -c 'apt-get update && apt-get install --yes --no-install-recommends chromium fonts-dejavu-core'
@@ -56,4 +59,11 @@ clean: # remove the environment and what tools left behind
 .venv/libtpu: .venv/train
 	rm -rf $@
 	$(INSTALL) --no-deps --target $@ libtpu
+	touch $@
+
+# Apart as well: 0.5 GB that compile for GPUs, without the 4 GB that run on them.
+.venv/cuda: .venv/train
+	rm -rf $@
+	jax=$$($(BIN)/python -c 'import jax; print(jax.__version__)') && \
+	$(INSTALL) --no-deps --target $@ jax-cuda12-plugin==$$jax jax-cuda12-pjrt==$$jax
 	touch $@

@@ -68,3 +68,10 @@ def libtpu(libtpu_environment: None) -> None:
     """Skips where libtpu is not installed."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed")
+
+
+@pytest.fixture
+def cuda() -> None:
+    """Skips where the compiler for GPUs is not installed."""
+    if importlib.util.find_spec("jax_cuda12_plugin") is None:
+        pytest.skip("jax-cuda12-plugin and jax-cuda12-pjrt are not installed")

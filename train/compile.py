@@ -1,13 +1,17 @@
-r"""Compiles the training step for TPUs, on a machine that need not have any.
+r"""Compiles the training step for TPUs or GPUs, on a machine that need not have any.
 
-It is the step that train.main runs on such a slice. For one device of it are
+It is the step that train.main runs on such devices. For one of them are
 printed: memory against what there is, operations, bytes that they read and
-write, and the collectives. A step that does not fit fails. Needs libtpu
-(pip install '.[tpu]') and no network; with the loader `streaming` no dataset.
+write, and the collectives; for a GPU also kernels, and bytes of maps in
+float32. A step that does not fit fails. TPUs need libtpu (pip install
+'.[tpu]'), GPUs two wheels (make .venv/cuda), and no driver. Needs no network;
+with the loader `streaming` no dataset.
 
 Example:
   python -m train.compile --config configs/imagenet_resnet50.py \
       --topology v5e:2x2 --config.batch_size=512
+  python -m train.compile --config configs/imagenet_resnet50.py \
+      --topology h100 --config.batch_size=128
 
 Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 """
@@ -26,7 +30,7 @@ from train.core.command_line.values import not_empty
 from train.core.config.fields import Config
 from train.core.data.loaders import LOADERS
 from train.core.data.sources.registry import source_of
-from train.core.devices import program_cost, topologies
+from train.core.devices import program_cost, scheduled_program, topologies
 from train.core.devices.chips import GIB, memory_bytes
 from train.core.engine.compiled_steps import lower_train_step
 from train.core.engine.experiment import Experiment, build_experiment
@@ -74,19 +78,28 @@ def compile_step(experiment: Experiment) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError as error:
         raise RunError(compiler_refusal(str(error))) from error
     seconds = round(time.monotonic() - start, 1)
-    devices = experiment.mesh.devices
-    return {
+    devices, hlo = experiment.mesh.devices, program.as_text()
+    figures = {
         "devices": devices.size,
         "device_kind": devices.flat[0].device_kind,
         "batch_size": experiment.config.batch_size,
         **program_cost.figures(program),
+        **(scheduled_program.figures(hlo) if devices.flat[0].platform == "gpu" else {}),
         "available_bytes": memory_bytes(devices.flat[0].device_kind),
         "collectives": {
-            kind: dataclasses.asdict(total)
-            for kind, total in program_cost.collectives(program.as_text()).items()
+            kind: dataclasses.asdict(total) for kind, total in program_cost.collectives(hlo).items()
         },
         "compile_seconds": seconds,
     }
+    _check_fits(figures)
+    return figures
+
+
+def _check_fits(figures: dict[str, Any]) -> None:
+    """Refuses what a compiler for GPUs lets pass."""
+    if figures["available_bytes"] and figures["peak_bytes"] > figures["available_bytes"]:
+        used, available = (_gib(figures[name]) for name in ("peak_bytes", "available_bytes"))
+        raise RunError(does_not_fit(used, available))
 
 
 def compiler_refusal(message: str) -> str:
@@ -98,9 +111,14 @@ def compiler_refusal(message: str) -> str:
     if "RESOURCE_EXHAUSTED" not in message or not sizes:
         return f"the step does not compile: {message.splitlines()[0]}"
     used, available = (f"{size[:-1]} {size[-1]}iB" for size in sizes.groups() if size)
+    return does_not_fit(used, available)
+
+
+def does_not_fit(used: str, available: str) -> str:
+    """Says in one line that a step needs more memory than a device has, and what to do."""
     return (
         f"the step does not fit: it needs {used} of the {available} that a device has; set a "
-        "smaller config.batch_size, or take a larger slice."
+        "smaller config.batch_size, or take more devices."
     )
 
 
@@ -119,6 +137,9 @@ def report(figures: dict[str, Any]) -> str:
         "operations": f"{figures['flops']:.4g} flops",
         "bytes accessed": f"{figures['bytes_accessed']:.4g}",
     }
+    if "kernels" in figures:
+        lines["float32 maps"] = f"{figures['float32_map_bytes']:.4g} of these bytes"
+        lines["kernels"] = f"{figures['kernels']}, with convolutions that are not tuned"
     for kind, total in figures["collectives"].items():
         lines[kind] = f"{total['count']}, of {total['bytes']:,} bytes"
     title = f"one of {figures['devices']} × {figures['device_kind']}:"
@@ -140,7 +161,7 @@ def parser() -> command_line.Parser:
         "--topology",
         metavar="NAME",
         type=not_empty,
-        help="generation and chips, such as v5e:16x16, v4:2x2x1",
+        help="generation and chips, such as v5e:16x16, v4:2x2x1; or cards, such as h100, h100:8",
     )
     parser.add_json()
     return parser

@@ -4,15 +4,15 @@ Y. Liu, Z. Shao, Y. Teng and N. Hoffmann, NAM: Normalization-based Attention Mod
 https://arxiv.org/abs/2111.12419. Equation numbers below are the paper's.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import meta
+from flax.linen.module import merge_param
 
 from nam_jax.attention.base import AttentionModule, shared_fields
-from nam_jax.layers.batch_norm import BatchNorm, Moments, batch_norm_affine, to_reduce
+from nam_jax.layers import gating
+from nam_jax.layers.batch_norm import Affine, BatchNorm, Moments, as_affine, batch_norm_affine
 from nam_jax.layers.dtypes import promoted, widened
 
 
@@ -83,69 +83,6 @@ def gate_affine(
     return weights * multiplier, weights * offset
 
 
-def gate(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
-    """The gate of both equations: M = sigmoid(multiplier x + offset).
-
-    Args:
-      x: Array of any shape.
-      multiplier: Factor of x, of a shape that broadcasts to that of x.
-      offset: Summand, of a shape that broadcasts to that of x.
-
-    Returns:
-      The gate M, in [0, 1], of the shape of x.
-    """
-    x, multiplier, offset = promoted(x, multiplier, offset)
-    return 0.5 + 0.5 * jnp.tanh(0.5 * multiplier * x + 0.5 * offset)
-
-
-@jax.custom_jvp
-def gated(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
-    """What both equations do with their gate: y = x sigmoid(multiplier x + offset).
-
-    A compiler computes a short chain of cheap operations anew in every pass over the data that
-    needs it, but writes the result of a long one, or of a division, to memory. Hence tanh, for
-    sigmoid(x) = (1 + tanh(x / 2)) / 2, which is exact to 1e-7 but not relative to a gate near 0,
-    and a derivative in as few operations as there can be.
-
-    Args:
-      x: Array of any shape.
-      multiplier: Factor of x, of a shape that broadcasts to that of x.
-      offset: Summand, of a shape that broadcasts to that of x.
-
-    Returns:
-      The gated array, of the shape of x.
-    """
-    x, m = promoted(x, gate(x, multiplier, offset))
-    return x * m
-
-
-@gated.defjvp
-def _gated_jvp(
-    primals: tuple[jax.Array, jax.Array, jax.Array],
-    tangents: tuple[jax.Array, jax.Array, jax.Array],
-) -> tuple[jax.Array, jax.Array]:
-    (x, multiplier, _), (dx, dmultiplier, doffset) = promoted(*primals), promoted(*tangents)
-    m = gate(*primals)
-    y = x * m
-    slope = y * (1 - m)
-    return y, (m + multiplier * slope) * dx + slope * (x * dmultiplier + doffset)
-
-
-def scaled(y: jax.Array, gate_scale: float) -> jax.Array:
-    """What a gate has let through, times a factor.
-
-    Args:
-      y: Gated array, of any shape.
-      gate_scale: Factor, above 0.
-
-    Raises:
-      ValueError: gate_scale is not above 0, or infinite.
-    """
-    if not 0 < gate_scale < math.inf:
-        raise ValueError(f"gate_scale has to be above 0 and finite; got {gate_scale!r}.")
-    return y if gate_scale == 1 else y * gate_scale
-
-
 class NormalizationAttention(AttentionModule, kw_only=True):
     """What the three modules share: the fields of their BatchNorm, of its weights and gates."""
 
@@ -153,6 +90,12 @@ class NormalizationAttention(AttentionModule, kw_only=True):
     epsilon: float = 1e-5
     weight_gradient: bool = False
     gate_scale: float = 1.0
+
+    def _map(self, x: jax.Array, moments: Moments | None) -> Affine:
+        """The input as a multiply-add, of itself where its moments do not tell of what."""
+        x = widened(jnp.asarray(x))
+        one = jnp.ones(x.shape[-1:], x.dtype)
+        return as_affine(x, moments) or Affine(x, one, jnp.zeros_like(one))
 
     def _affine_of(self, bn: BatchNorm, moments: Moments) -> tuple[jax.Array, jax.Array]:
         params = meta.unbox(bn.variables["params"])
@@ -214,8 +157,9 @@ class ChannelNAM(NormalizationAttention, kw_only=True):
         Returns:
           Gated input M_c x, of the shape of x.
         """
-        affine = self.affine(x, use_running_average, moments, scale)
-        return self._result(x, scaled(gated(x, *affine), self.gate_scale))
+        gate = self.affine(x, use_running_average, moments, scale)
+        y = gating.gated_channels(*self._map(x, moments), *gate)
+        return self._result(x, gating.scaled(y, self.gate_scale))
 
     @nn.compact
     def affine(
@@ -292,8 +236,8 @@ class SpatialNAM(NormalizationAttention, kw_only=True):
         Args:
           x: Input (N, H, W, C).
           use_running_average: The attribute of this name, unless given at construction.
-          moments: Moments of x, of which only the array `moments.of` is used, in place of x
-            in reductions: moments per channel say nothing about pixels.
+          moments: Moments of x, of which only `moments.of` is used: moments per channel say
+            nothing about pixels.
 
         Returns:
           Gated input M_s x, of the shape of x.
@@ -302,15 +246,43 @@ class SpatialNAM(NormalizationAttention, kw_only=True):
           ValueError: x is no (N, H, W, C) array, or its map has not the size that the
             module was initialised for.
         """
-        affine = self.affine(to_reduce(x, moments), use_running_average)
-        return self._result(x, scaled(gated(x, *affine), self.gate_scale))
+        source, *affines = self._map(x, moments)
+        y = self.gated(source, tuple(affines), use_running_average)
+        return self._result(x, gating.scaled(y, self.gate_scale))
+
+    def gated(
+        self, x: jax.Array, affines: gating.Affines, use_running_average: bool | None
+    ) -> jax.Array:
+        """Gates z = `gating.normalized(x, *affines)`."""
+        z = gating.normalized(x, *affines)
+        if self.is_initializing() or merge_param(
+            "use_running_average", self.use_running_average, use_running_average
+        ):
+            return gating.gated_pixels(x, *affines, *self.affine(z, use_running_average))
+        self._check_map(z)
+        norm = gating.PixelNorm(gate_affine, self.epsilon, self.weight_gradient, self.axis_name)
+        params = meta.unbox(self.variables["params"]["nam_bn"])
+        y, moments = gating.gated_by_own_moments(norm, x, affines, params["scale"], params["bias"])
+        self.affine(z, use_running_average, moments)
+        return y
 
     @nn.compact
-    def affine(self, x: jax.Array, use_running_average: bool | None) -> tuple[jax.Array, jax.Array]:
-        """Multiplier and offset of x in M_s's sigmoid, for the arguments of `__call__`."""
+    def affine(
+        self, x: jax.Array, use_running_average: bool | None, moments: Moments | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Multiplier and offset of x in M_s's sigmoid.
+
+        Args:
+          x: Input (N, H, W, C).
+          use_running_average: The attribute of this name, unless given at construction.
+          moments: Mean and variance of every pixel (H, W), where they are known.
+
+        Returns:
+          Both (H, W, 1).
+        """
         self._check_map(x)
         bn = self._batch_norm("nam_bn", axis=(1, 2))
-        multiplier, offset = self._affine_of(bn, bn.statistics(x, use_running_average))
+        multiplier, offset = self._affine_of(bn, bn.statistics(x, use_running_average, moments))
         return multiplier[..., None], offset[..., None]
 
     def _check_map(self, x: jax.Array) -> None:
@@ -367,7 +339,7 @@ class NAM(NormalizationAttention, kw_only=True):
           x: Input (N, H, W, C).
           use_running_average: The attribute of this name, unless given at construction.
           moments: Mean and variance of x per channel, for the channel part, see ChannelNAM; and
-            the array `moments.of`, for the statistics of the pixels.
+            `moments.of`, for the statistics of the pixels.
 
         Returns:
           Gated input M_s M_c x, of the shape of x.
@@ -377,8 +349,11 @@ class NAM(NormalizationAttention, kw_only=True):
         """
         fields = shared_fields(self, NormalizationAttention)
         channel = ChannelNAM(**fields, name="channel").affine(x, use_running_average, moments)
-        spatial = SpatialNAM(**fields, name="spatial").affine(
-            scaled(gated(to_reduce(x, moments), *channel), self.gate_scale), use_running_average
-        )
-        z = scaled(gated(x, *channel), self.gate_scale)
-        return self._result(x, scaled(gated(z, *spatial), self.gate_scale))
+        spatial = SpatialNAM(**fields, name="spatial")
+        source, *affine = self._map(x, moments)
+        # What the gate of channels lets through is scaled with what it is over.
+        affine = [gating.scaled(value, self.gate_scale) for value in affine]
+        multiplier, offset = channel
+        gate = multiplier / self.gate_scale, offset
+        y = spatial.gated(source, (*affine, *gate), use_running_average)
+        return self._result(x, gating.scaled(y, self.gate_scale))

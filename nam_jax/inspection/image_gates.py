@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from nam_jax.attention.nam import ChannelNAM, SpatialNAM, gate
+from nam_jax.attention.nam import ChannelNAM, SpatialNAM
 from nam_jax.inspection.layer_weights import saliency
 from nam_jax.layers.dtypes import widened
+from nam_jax.layers.gating import gate
 
 # The collection, and the variable in every module, that hold the gates of a call.
 _GATES = "nam_gates"

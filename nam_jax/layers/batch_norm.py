@@ -15,21 +15,35 @@ from nam_jax.layers.dtypes import promoted, result_dtype, widened
 AxisNames = str | Sequence[str]
 
 
+class Affine(NamedTuple):
+    """An array as a multiply-add of another: multiplier x + offset.
+
+    Attributes:
+      x: Array of any shape, at least float32.
+      multiplier: Factor of x, of a shape that broadcasts to that of x.
+      offset: Summand, of the shape of the multiplier.
+    """
+
+    x: jax.Array
+    multiplier: jax.Array
+    offset: jax.Array
+
+
 class Moments(NamedTuple):
     """Mean and biased variance of an array over all axes but its features'.
 
     Attributes:
       mean: Mean, of the shape of the features' axes.
       var: Biased variance, of the shape of the mean.
-      of: Where it is given, the array itself, unrounded and computed a second time, for
-        reductions to read. The gradient through these then joins the other one only behind
-        BatchNorm's own reductions, which the compiler makes in fewer passes of each alone
-        than of their sum.
+      of: Where it is given, the array itself, unrounded, as BatchNorm computes it: attention can
+        then be differentiated together with it, and reductions compute it a second time. The
+        gradient through these joins the other one only behind BatchNorm's own reductions, which
+        the compiler makes in fewer passes of each alone than of their sum.
     """
 
     mean: jax.Array
     var: jax.Array
-    of: jax.Array | None = None
+    of: Affine | None = None
 
 
 def to_reduce(x: jax.Array, moments: Moments | None) -> jax.Array:
@@ -38,11 +52,24 @@ def to_reduce(x: jax.Array, moments: Moments | None) -> jax.Array:
     Raises:
       ValueError: the moments are those of an array of another shape.
     """
-    if moments is None or moments.of is None:
+    affine = as_affine(x, moments)
+    if affine is None:
         return x
-    if moments.of.shape != x.shape:
+    x, multiplier, offset = promoted(*affine)
+    return multiplier * x + offset
+
+
+def as_affine(x: jax.Array, moments: Moments | None) -> Affine | None:
+    """The array as the multiply-add that it is, where its moments tell.
+
+    Raises:
+      ValueError: the moments are those of an array of another shape.
+    """
+    if moments is None or moments.of is None:
+        return None
+    if moments.of.x.shape != x.shape:
         raise ValueError(
-            f"The moments are those of an array of the shape {moments.of.shape}; x has the shape "
+            f"The moments are those of an array of the shape {moments.of.x.shape}; x has the shape "
             f"{x.shape}. Leave moments out where x is not BatchNorm's own output."
         )
     return moments.of
@@ -92,6 +119,11 @@ def batch_moments(x: jax.Array, axes: Sequence[int], axis_name: AxisNames | None
     means = jnp.stack([x.mean(axes), jnp.square(x).mean(axes)])
     if axis_name is not None:
         means = jax.lax.pmean(means, axis_name)
+    return moments_of_means(means)
+
+
+def moments_of_means(means: jax.Array) -> Moments:
+    """Moments from the means of an array and of its square, stacked."""
     mean, mean_of_squares = means
     return Moments(mean, jnp.maximum(0.0, mean_of_squares - jnp.square(mean)))
 
@@ -179,8 +211,8 @@ class BatchNorm(nn.Module):
         Args:
           x: Input (N, ..., C), with the default `axis`.
           use_running_average: The attribute of this name, unless given at construction.
-          return_moments: Whether to return also the moments of the output, with the output itself,
-            unrounded, as `moments.of`.
+          return_moments: Whether to return also the moments of the output, and in `moments.of` how
+            it is computed.
 
         Returns:
           Normalised input y, of the shape of x; with `return_moments` the pair (y, moments), where
@@ -251,11 +283,13 @@ class BatchNorm(nn.Module):
         others = set(range(ndim)) - set(self._feature_axes(ndim))
         return jnp.expand_dims(value, tuple(sorted(others)))
 
-    def _normalize(self, x: jax.Array, moments: Moments) -> jax.Array:
+    def _affine(self, x: jax.Array, moments: Moments) -> Affine:
         params = self._params()
         affine = batch_norm_affine(moments, params["scale"], params["bias"], epsilon=self.epsilon)
-        multiplier, offset = (self._broadcast(value, x.ndim) for value in affine)
-        x, multiplier, offset = promoted(x, multiplier, offset)
+        return Affine(*promoted(x, *(self._broadcast(value, x.ndim) for value in affine)))
+
+    def _normalize(self, x: jax.Array, moments: Moments) -> jax.Array:
+        x, multiplier, offset = self._affine(x, moments)
         return multiplier * x + offset
 
     def _output_moments(self, x: jax.Array, moments: Moments) -> Moments:
@@ -263,4 +297,4 @@ class BatchNorm(nn.Module):
         # Promoted: the square alone would overflow in float16.
         scale, bias, var = promoted(params["scale"], params["bias"], moments.var)
         var = scale * (var / (var + self.epsilon)) * scale
-        return Moments(bias, var, self._normalize(x, moments))
+        return Moments(bias, var, self._affine(x, moments))

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
@@ -105,6 +106,28 @@ def between_stages(
       name: Name of the module.
     """
     return BAM(**options, name=name)(x) if attention_name == "bam" else x
+
+
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0), for GPUs with a derivative that reads the result: x need not be kept for it.
+
+    On TPUs the same would move more: see benchmarks/README.md.
+    """
+    return jax.lax.platform_dependent(x, cuda=_relu_of_result, default=nn.relu)
+
+
+@jax.custom_jvp
+def _relu_of_result(x: jax.Array) -> jax.Array:
+    return nn.relu(x)
+
+
+@_relu_of_result.defjvp
+def _relu_of_result_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    y, (dx,) = _relu_of_result(*primals), tangents
+    # XLA would make y > 0 the same of x again.
+    return y, jnp.where(y != 0, dx, 0)
 
 
 def head(x: jax.Array, num_classes: int) -> jax.Array:

@@ -60,7 +60,7 @@ class BasicBlock(_Block):
         y = nn.relu(blocks.batch_norm(self.options, name="bn1")(y))
         y = self._conv(self.features, 3, name="conv2")(y)
         y = self._last_norm(y, "bn2")
-        return nn.relu(y + self._shortcut(x, self.features))
+        return blocks.relu(y + self._shortcut(x, self.features))
 
 
 class Bottleneck(_Block):
@@ -75,7 +75,7 @@ class Bottleneck(_Block):
         y = nn.relu(blocks.batch_norm(self.options, name="bn2")(y))
         y = self._conv(4 * self.features, 1, name="conv3")(y)
         y = self._last_norm(y, "bn3")
-        return nn.relu(y + self._shortcut(x, 4 * self.features))
+        return blocks.relu(y + self._shortcut(x, 4 * self.features))
 
 
 class ResNet(nn.Module):

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
-from nam_jax.attention.nam import attention_weights, gate_affine, gated, scaled
+from nam_jax.attention.nam import attention_weights, gate_affine
 from nam_jax.layers.batch_norm import AxisNames, Moments, batch_moments, running_average
 from nam_jax.layers.dtypes import result_dtype
+from nam_jax.layers.gating import gated, scaled
 
 
 class Options(TypedDict, total=False):

@@ -254,11 +254,12 @@ def reductions(function: Any, *args: Any, larger_than: int = 0) -> int:
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations of a jaxpr, those of its inner jaxprs included."""
+    """All equations of a jaxpr and of its inner ones; where platforms differ, those of a CPU."""
     for equation in jaxpr.eqns:
         yield equation
-        for value in equation.params.values():
-            for inner in value if isinstance(value, (tuple, list)) else (value,):
+        for name, value in equation.params.items():
+            several = value if isinstance(value, (tuple, list)) else (value,)
+            for inner in several[-1:] if name == "branches" else several:
                 inner = getattr(inner, "jaxpr", inner)
                 if hasattr(inner, "eqns"):
                     yield from _equations(inner)

@@ -14,6 +14,7 @@ from flax import serialization, traverse_util
 import nam_jax
 from nam_jax import Moments, add_sparsity_penalty
 from nam_jax.attention import NAMES, attention, has_nam_scales
+from nam_jax.layers.batch_norm import Affine
 from tests.helpers.arrays import assert_close
 from tests.helpers.networks import (
     MODULES,
@@ -486,14 +487,16 @@ def test_reductions_read_the_array_of_the_moments(name):
         lambda m: attention(name)().apply(variables, x, False, m, mutable="batch_stats")
     )
     moments = Moments(x.mean((0, 1, 2)), x.var((0, 1, 2)))
-    right, wrong = (apply(moments._replace(of=of)) for of in (x, x * x + 1))
+    ones = np.ones_like(x)
+    affines = Affine(x, ones, 0 * ones), Affine(x, x, ones)
+    right, wrong = (apply(moments._replace(of=affine)) for affine in affines)
     assert_close(right, apply(moments), 1e-5)
     assert not np.allclose(wrong[0], right[0], atol=1e-3)
 
 
 def test_moments_of_another_array_are_refused():
     x = image((4, 3, 5, 6))
-    moments = Moments(jnp.zeros(6), jnp.ones(6), x[:1])
+    moments = Moments(jnp.zeros(6), jnp.ones(6), Affine(x[:1], jnp.ones(6), jnp.zeros(6)))
     with pytest.raises(ValueError, match=r"shape \(1, 3, 5, 6\); x has the shape \(4, 3, 5, 6\)"):
         attention("se")().init(jax.random.key(0), x, False, moments)
 

@@ -1,5 +1,7 @@
 """What chips can do at most, and the memory that programs have on them."""
 
+from train.core.devices.gpus import GPUS
+
 GIB = 2**30
 
 # 10¹² operations a second in bfloat16, without sparsity, by the beginning of JAX's name of the
@@ -18,8 +20,8 @@ PEAK_TFLOPS = {
     "NVIDIA H200 NVL": 835.5,
 }
 
-# GiB that the compiler lets a program use on each device: libtpu's own figures, from its refusal
-# of a program that needs more. A v2, v3 or tpu7x chip is two devices, any other one.
+# GiB that the compiler lets a program use on each TPU: libtpu's own figures, from its refusal of a
+# program that needs more. A v2, v3 or tpu7x chip is two devices, any other one.
 MEMORY_GIB = {
     "TPU v2": 7.48,
     "TPU v3": 15.48,
@@ -42,10 +44,13 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def memory_bytes(device_kind: str) -> int | None:
-    """Bytes of a TPU's memory that a program may use; None where they are not known.
+    """Bytes of a TPU's memory that a program may use, or all of a GPU's; None where not known.
 
     Args:
       device_kind: Name that JAX gives the device, such as `TPU v5 lite`.
     """
+    for card in GPUS.values():
+        if card["name"] == f'"{device_kind}"':
+            return int(card["device_memory_size"])
     gib = MEMORY_GIB.get(device_kind)
     return None if gib is None else int(gib * GIB)

@@ -1,5 +1,6 @@
-"""TPU slices by their names, for compiling on a machine that has none."""
+"""TPU slices and hosts with GPUs by their names, for compiling on a machine that has none."""
 
+import importlib.metadata
 import os
 import re
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from train.core.devices.gpus import GPUS, target_config
 from train.core.errors import ConfigError, RunError
 
-EXAMPLES = "v4:2x2x1, v5e:2x2, v5e:16x16, v5p:2x2x1, v6e:4x4, tpu7x:2x2x1"
+EXAMPLES = "v4:2x2x1, v5e:2x2, v5e:16x16, v5p:2x2x1, v6e:4x4, tpu7x:2x2x1, h100, h100:8, a100"
 
 # What libtpu would ask the metadata server of a TPU machine for; no compilation depends on it.
 ENVIRONMENT = {
@@ -23,19 +25,25 @@ ENVIRONMENT = {
 
 
 def devices(name: str) -> list[jax.Device]:
-    """The devices of a TPU slice: to compile for, not to run on.
+    """The devices of a TPU slice, or the GPUs of a host: to compile for, not to run on.
 
     Args:
-      name: Generation and number of chips along each dimension, such as v5e:16x16.
+      name: Generation and number of chips along each dimension, such as v5e:16x16; or a card and
+        their number, such as h100:8, by default 1.
 
     Raises:
-      ConfigError: there is no such slice.
-      RunError: libtpu is not installed.
+      ConfigError: there is no such slice or card.
+      RunError: what compiles for them is not installed.
     """
+    if match := re.fullmatch(rf"({'|'.join(GPUS)})(?::([1-9]\d?))?", name):
+        return _gpus(match[1], int(match[2] or 1))
     match = re.fullmatch(r"([a-z0-9]+):(\d{1,3}(?:x\d{1,3}){1,2})", name)
-    if not match:
+    if not match or match[1] in GPUS:
         raise ConfigError(f"--topology: got {name!r}; examples: {EXAMPLES}.")
-    generation, chips = match.groups()
+    return _slice(name, *match.groups())
+
+
+def _slice(name: str, generation: str, chips: str) -> list[jax.Device]:
     options: dict[str, Any] = {}
     if generation == "v4":
         # As on the machines: a chip is one device. libtpu's default here is two.
@@ -53,3 +61,17 @@ def devices(name: str) -> list[jax.Device]:
         ) from error
     except RuntimeError as error:
         raise RunError("libtpu is not installed; get it with pip install '.[tpu]'.") from error
+
+
+def _gpus(card: str, count: int) -> list[jax.Device]:
+    try:
+        # Hosts of a slice, processes of a host, devices of a process.
+        return topologies.get_topology_desc(
+            platform="cuda", target_config=target_config(card), topology=f"1x1x{count}"
+        ).devices
+    except NotImplementedError as error:
+        version = importlib.metadata.version("jax")
+        raise RunError(
+            "the compiler for GPUs is not installed; get it (0.5 GB) with pip install --no-deps "
+            f"jax-cuda12-plugin=={version} jax-cuda12-pjrt=={version}."
+        ) from error
