@@ -49,7 +49,7 @@ def error(model: nn.Module, pretrained: Any, images: np.ndarray, labels: np.ndar
 
 def main(weights: str, images: str, classes: str) -> dict[str, float]:
     """Errors of the network without attention, and with fresh NAM of gates times 1 and 2."""
-    names = Path(classes).read_text().split()
+    names = Path(classes).read_text().splitlines()
     paths = sorted(path for path in Path(images).glob("*/*") if path.parent.name in names)
     x = np.stack([read(path) for path in paths])
     labels = np.array([names.index(path.parent.name) for path in paths])

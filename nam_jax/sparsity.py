@@ -158,7 +158,9 @@ def proximal_sparsity(
 
     Args:
       strength: Strength p of the penalty, at least 0, or a schedule of the number of updates.
-      learning_rate: Learning rate η of the chain before, at least 0, or its schedule.
+      learning_rate: Learning rate η of the chain before, at least 0, or its schedule. Behind
+        momentum m, which repeats a gradient 1 / (1 − m) times in all, it is η / (1 − m): with η
+        the scales would find the minimum of a penalty of strength p (1 − m).
       scales: Scales that are penalised, see `sparsity_penalty`.
 
     Returns:

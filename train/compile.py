@@ -1,11 +1,10 @@
 r"""Compiles the training step for TPUs or GPUs, on a machine that need not have any.
 
 It is the step that train.main runs on such devices. For one of them are
-printed: memory against what there is, operations, bytes that they read and
-write, and the collectives; for a GPU also kernels, and bytes of maps in
-float32. A step that does not fit fails. TPUs need libtpu (pip install
-'.[tpu]'), GPUs two wheels (make .venv/cuda), and no driver. Needs no network;
-with the loader `streaming` no dataset.
+printed: memory against what there is, operations, bytes, and collectives; for a
+GPU also kernels, and bytes of maps in float32. A step that does not fit fails.
+TPUs need libtpu (pip install '.[tpu]'), GPUs two wheels (make .venv/cuda).
+Needs no network; with the loader `streaming` no dataset.
 
 Example:
   python -m train.compile --config configs/imagenet_resnet50.py \

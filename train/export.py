@@ -16,6 +16,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+
 import nam_jax
 from nam_jax.export import UnsupportedOperationError
 from train.core import command_line
@@ -89,14 +91,22 @@ def write(network: Trained, target: Path, kind: str, *, raw: bool, probabilities
     try:
         if kind == "onnx":
             properties = {name: json.dumps(value) for name, value in about.items()}
+            # Its weights are float32: not those that a network of bfloat16 rounds at every step.
+            model = network.model.clone(dtype=jnp.float32)
+            arguments = model, *arguments[1:]
             content = nam_jax.export_onnx(*arguments, metadata=properties, **options)
         else:
             content = nam_jax.export(*arguments, **options)
     except UnsupportedOperationError as error:
         raise ConfigError(f"--format={kind}: {error}") from error
-    if kind == "stablehlo":
-        storage.write_json(beside(target), about)
     storage.write_bytes(target, content)
+    if kind == "stablehlo":
+        try:
+            storage.write_json(beside(target), about)
+        except BaseException:
+            # Without it the file is of no use.
+            target.unlink()
+            raise
 
 
 def beside(target: Path) -> Path:

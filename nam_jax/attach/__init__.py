@@ -122,7 +122,9 @@ def _attached_class(
     @functools.wraps(base.apply)
     def apply(self: Any, *args: Any, **kwargs: Any) -> Any:
         with calls.begin(()):
-            return base.apply(self, *args, **kwargs)
+            result = base.apply(self, *args, **kwargs)
+            calls.check_selection()
+        return result
 
     @nn.nowrap
     @functools.wraps(base.init_with_output)

@@ -93,9 +93,10 @@ class NormalizationAttention(AttentionModule, kw_only=True):
 
     def _map(self, x: jax.Array, moments: Moments | None) -> Affine:
         """The input as a multiply-add, of itself where its moments do not tell of what."""
-        x = widened(jnp.asarray(x))
-        one = jnp.ones(x.shape[-1:], x.dtype)
-        return as_affine(x, moments) or Affine(x, one, jnp.zeros_like(one))
+        affine = as_affine(x, moments)
+        wide = widened(jnp.asarray(x))
+        one = jnp.ones(wide.shape[-1:], wide.dtype)
+        return affine or Affine(wide, one, jnp.zeros_like(one))
 
     def _affine_of(self, bn: BatchNorm, moments: Moments) -> tuple[jax.Array, jax.Array]:
         params = meta.unbox(bn.variables["params"])
@@ -150,8 +151,9 @@ class ChannelNAM(NormalizationAttention, kw_only=True):
           x: Input (N, ..., C).
           use_running_average: The attribute of this name, unless given at construction.
           moments: Mean and variance of x per channel, as `nam_jax.BatchNorm` returns them
-            for its output; the module then makes no pass over x to compute them. They must
-            be taken over the devices of `axis_name`. Ignored under running statistics.
+            for its output; the module then makes no pass over x to compute them, and where x is
+            that very output is differentiated together with BatchNorm. They must be taken over the
+            devices of `axis_name`. Under running statistics mean and variance are ignored.
           scale: Scale (C,) of the BatchNorm whose output x is: the parameter-free form.
 
         Returns:
@@ -236,8 +238,8 @@ class SpatialNAM(NormalizationAttention, kw_only=True):
         Args:
           x: Input (N, H, W, C).
           use_running_average: The attribute of this name, unless given at construction.
-          moments: Moments of x, of which only `moments.of` is used: moments per channel say
-            nothing about pixels.
+          moments: Moments of x, of which only `moments.of` is used, in place of x where x is
+            BatchNorm's output: moments per channel say nothing about pixels.
 
         Returns:
           Gated input M_s x, of the shape of x.
@@ -338,8 +340,7 @@ class NAM(NormalizationAttention, kw_only=True):
         Args:
           x: Input (N, H, W, C).
           use_running_average: The attribute of this name, unless given at construction.
-          moments: Mean and variance of x per channel, for the channel part, see ChannelNAM; and
-            `moments.of`, for the statistics of the pixels.
+          moments: Mean and variance of x per channel, for the channel part, see ChannelNAM.
 
         Returns:
           Gated input M_s M_c x, of the shape of x.

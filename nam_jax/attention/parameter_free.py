@@ -65,7 +65,7 @@ class SimAM(AttentionModule, kw_only=True):
         # value of a map would have the whole of it written first: three passes more.
         origin = reduced[:, :1, :1] if moments is None else moments.mean[None, None, None]
         origin = jax.lax.stop_gradient(origin)
-        mean, var, _ = batch_moments(reduced - origin, (1, 2))
+        mean, var = batch_moments(reduced - origin, (1, 2))[:2]
         pixels = x.shape[1] * x.shape[2]
         # Not Python's max: sizes that an export leaves open are compared with nothing.
         unbiased = var * (pixels / jax.core.max_dim(1, pixels - 1))

@@ -157,6 +157,8 @@ class _Folder:
                 self.operations.append(Operation(primitive, operands, {}, output))
                 base = output
         self.renamed[value] = base
+        # Who used the value uses that now: a kernel may have one user alone to be scaled for.
+        self.uses[base] += self.uses[value] - (base is linear.base)
 
     def _scale_kernel(self, value: Value, factor: np.ndarray) -> bool:
         """Multiplies the kernel that a value comes from by a factor, where that can be done."""

@@ -53,7 +53,7 @@ def write(writer: Writer, operation: Operation) -> None:
             f"The ONNX export knows no operation {name} of JAX; write the network with those in "
             "nam_jax/export/onnx_operations.py, or add it there."
         )
-    writer.tensors[operation.output] = tensor
+    writer.put(operation.output, tensor)
 
 
 def _elementwise(writer: Writer, operation: Operation, kind: str) -> Tensor:
@@ -86,8 +86,10 @@ def _add(writer: Writer, operation: Operation) -> Tensor:
     value, constant = _with_constant(operation)
     node = writer.producer(value, "Conv", "Gemm")
     if constant is not None and node is not None and len(node.input) == 2:
-        *others, features = operation.output.shape
-        bias = per_feature(constant, len(others) + 1, len(others))
+        # Features are the second axis of what either node gives.
+        axis = writer.tensors[value].order[1]
+        features = operation.output.shape[axis]
+        bias = per_feature(constant, len(operation.output.shape), axis)
         if bias is not None:
             node.input.append(writer.constant(np.broadcast_to(bias, (features,))))
             return writer.tensor(value)

@@ -56,6 +56,8 @@ class Writer:
         self._initializers: list[Any] = []
         self._uses: Counter[Value] = graph.uses()
         self._producers: dict[str, Any] = {}
+        # The value that a tensor was written for: others, such as its transpose, may share it.
+        self._written_for: dict[str, Value] = {}
         self._numbers = itertools.count()
         self._transposed: dict[tuple[str, tuple[int, ...]], str] = {}
         self.tensors[graph.input] = Tensor("images", tuple(range(len(graph.input.shape))))
@@ -66,6 +68,11 @@ class Writer:
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         self._producers[output] = self.nodes[-1]
         return output
+
+    def put(self, value: Value, tensor: Tensor) -> None:
+        """Notes which tensor holds a value."""
+        self.tensors[value] = tensor
+        self._written_for.setdefault(tensor.name, value)
 
     def constant(self, array: Any) -> str:
         """Writes a constant, floats in float32; gives its name."""
@@ -114,7 +121,8 @@ class Writer:
         """The node of one of the kinds that gives a value to one operation alone, or None."""
         if not isinstance(operand, Value) or self._uses[operand] > 1:
             return None
-        node = self._producers.get(self.tensors[operand].name)
+        name = self.tensors[operand].name
+        node = self._producers.get(name) if self._written_for.get(name) is operand else None
         return node if node is not None and node.op_type in kinds else None
 
     def model(self, graph: Graph, output: str, metadata: Mapping[str, str]) -> Any:

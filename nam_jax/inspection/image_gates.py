@@ -10,14 +10,14 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from nam_jax.attention.nam import ChannelNAM, SpatialNAM
-from nam_jax.inspection.layer_weights import saliency
 from nam_jax.layers.dtypes import widened
-from nam_jax.layers.gating import gate
+from nam_jax.layers.gating import gate, normalized
 
 # The collection, and the variable in every module, that hold the gates of a call.
 _GATES = "nam_gates"
 # A gate is near 0.5 within this distance.
 NEAR_HALF = 0.01
+_halved = jax.make_user_context(False)
 
 
 def gates(
@@ -59,6 +59,17 @@ def gates(
 
     Source: https://arxiv.org/abs/2111.12419, equations 2 and 3.
     """
+    return {path: values for path, (_, values) in _recorded(module, variables, x, mutable, kwargs)}
+
+
+def _recorded(
+    module: nn.Module,
+    variables: Any,
+    x: jax.Array,
+    mutable: str | Sequence[str],
+    kwargs: dict[str, Any],
+) -> Iterator[tuple[str, tuple[str, jax.Array]]]:
+    """The gates of every call by path, with what they are of: `channel` or `spatial`."""
     called = set()
 
     def record(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -66,24 +77,24 @@ def gates(
         owner = context.module
         if isinstance(owner, ChannelNAM | SpatialNAM) and context.method_name == "affine":
             called.add("/".join(owner.path))
+            kind = "spatial" if isinstance(owner, SpatialNAM) else "channel"
             # A variable, for values cannot leave a rematerialised block in another way.
-            owner.sow(_GATES, _GATES, gate(widened(args[0]), *output))
+            owner.sow(_GATES, kind, gate(widened(args[0]), *output))
         return output
 
     changed = [mutable] if isinstance(mutable, str) else mutable
     with nn.intercept_methods(record):
         _, state = module.apply(variables, x, mutable=[_GATES, *changed], **kwargs)
-    found = {"/".join(path[:-1]): m for path, m in flatten_dict(state.get(_GATES, {})).items()}
-    if missing := sorted(called - found.keys()):
+    found = flatten_dict(state.get(_GATES, {}))
+    if missing := sorted(called - {"/".join(path[:-1]) for path in found}):
         raise ValueError(
             f"The gates of {', '.join(missing)} do not leave the nn.scan or nn.vmap around them: "
             f'add "{_GATES}": 0 to its variable_axes, for an axis of layers in front.'
         )
-    return {
-        path if len(calls) == 1 else f"{path}/{number}": m
-        for path, calls in found.items()
-        for number, m in enumerate(calls)
-    }
+    for (*owner, kind), calls in found.items():
+        path = "/".join(owner)
+        for number, values in enumerate(calls):
+            yield path if len(calls) == 1 else f"{path}/{number}", (kind, values)
 
 
 class GateStatistics(NamedTuple):
@@ -138,19 +149,17 @@ def gate_statistics(
       >>> round(found[""].within, 4), round(found[""].near_half, 2)
       (0.0039, 0.99)
     """
-    found = gates(module, variables, images, **kwargs)
-    pixels = {path for path, w in saliency(variables.get("params", {})).items() if w.ndim == 2}
+    mutable = kwargs.pop("mutable", ())
     statistics = {}
-    for path, values in found.items():
-        owner, _, number = path.rpartition("/")
-        is_spatial = path in pixels or (number.isdecimal() and owner in pixels)
-        axes = (0, 3) if is_spatial else tuple(range(values.ndim - 1))
-        statistics[path] = GateStatistics(*map(float, jax.device_get(_spread(values, axes))))
+    for path, (kind, values) in _recorded(module, variables, images, mutable, kwargs):
+        last = values.ndim - 1
+        axes = (last - 3, last) if kind == "spatial" else tuple(range(last))
+        statistics[path] = GateStatistics(*map(float, jax.device_get(_statistics(values, axes))))
     return statistics
 
 
 @jax.jit(static_argnums=1)
-def _spread(values: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, ...]:
+def _statistics(values: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, ...]:
     # Around 0.5, where they are: their squares would lose what is to be seen.
     offsets = values - 0.5
     means = offsets.mean(axes, keepdims=True)
@@ -161,10 +170,9 @@ def _spread(values: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, ...]:
 
 @contextlib.contextmanager
 def half_gates() -> Iterator[None]:
-    """Makes every gate of NAM the constant 0.5, in modules that are called inside.
+    """Makes every gate of NAM the constant 0.5, in linen modules that are called inside.
 
-    What is compiled before is not changed: call a function that was not jitted outside. It is what
-    scales of 0 do.
+    It is what scales of 0 do; `gate_scale` multiplies the constant too.
 
     Example:
       >>> import jax, jax.numpy as jnp, nam_jax
@@ -177,11 +185,17 @@ def half_gates() -> Iterator[None]:
       0.5 0.5
     """
 
-    def zero(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    def halved(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
         output = method(*args, **kwargs)
-        if isinstance(context.module, ChannelNAM | SpatialNAM) and context.method_name == "affine":
+        is_nam = isinstance(context.module, ChannelNAM | SpatialNAM)
+        if is_nam and context.method_name == "affine":
             return jax.tree.map(jnp.zeros_like, output)
+        # In training the gate of pixels is made together with its moments.
+        if is_nam and context.method_name == "gated":
+            x, affines, *_ = args
+            return 0.5 * normalized(x, *affines)
         return output
 
-    with nn.intercept_methods(zero):
+    # Part of the key of JAX's caches: what was traced without it is not taken.
+    with _halved(True), nn.intercept_methods(halved):
         yield

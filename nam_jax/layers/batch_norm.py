@@ -39,11 +39,14 @@ class Moments(NamedTuple):
         then be differentiated together with it, and reductions compute it a second time. The
         gradient through these joins the other one only behind BatchNorm's own reductions, which
         the compiler makes in fewer passes of each alone than of their sum.
+      output: BatchNorm's output, rounded: only what is given this very array takes `of` for it, so
+        that nothing is left out which stands between the two.
     """
 
     mean: jax.Array
     var: jax.Array
     of: Affine | None = None
+    output: jax.Array | None = None
 
 
 def to_reduce(x: jax.Array, moments: Moments | None) -> jax.Array:
@@ -60,7 +63,7 @@ def to_reduce(x: jax.Array, moments: Moments | None) -> jax.Array:
 
 
 def as_affine(x: jax.Array, moments: Moments | None) -> Affine | None:
-    """The array as the multiply-add that it is, where its moments tell.
+    """The array as the multiply-add that it is; None where its moments do not tell, or of another.
 
     Raises:
       ValueError: the moments are those of an array of another shape.
@@ -72,7 +75,7 @@ def as_affine(x: jax.Array, moments: Moments | None) -> Affine | None:
             f"The moments are those of an array of the shape {moments.of.x.shape}; x has the shape "
             f"{x.shape}. Leave moments out where x is not BatchNorm's own output."
         )
-    return moments.of
+    return moments.of if moments.output is x else None
 
 
 def batch_norm_affine(
@@ -226,7 +229,7 @@ class BatchNorm(nn.Module):
             return y
         if self._use_running_average(use_running_average):
             return y, None
-        return y, self._output_moments(wide, moments)
+        return y, self._output_moments(wide, moments)._replace(output=y)
 
     @nn.compact
     def statistics(

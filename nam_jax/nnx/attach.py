@@ -81,8 +81,10 @@ def attach(
         _check(path, module, template, name)
     outputs = _outputs(model, chosen, example, name)
     rngs = nnx.Rngs(0) if rngs is None else rngs
+    has_mode = template.use_running_average is not None
     for path, module in chosen.items():
-        _attend(module, _build(template, path, module, outputs.get(path), rngs), name)
+        built = _build(template, path, module, outputs.get(path), rngs)
+        _attend(module, built, name, has_mode=has_mode)
     return model
 
 
@@ -101,6 +103,11 @@ def _select(model: nnx.Module, after: str | Selector) -> dict[str, Any]:
     def selects(path: str, module: nnx.Module) -> bool:
         return after(path, module) if callable(after) else bool(re.fullmatch(after, path))
 
+    if not callable(after):
+        try:
+            re.compile(after)
+        except re.error as error:
+            raise ValueError(f"after={after!r} is no regular expression: {error}.") from error
     chosen = {path: module for path, module in found.items() if selects(path, module)}
     if not chosen:
         lines = (f"{path}: {type(module).__name__}" for path, module in found.items() if path)
@@ -186,17 +193,23 @@ def _build(
         return SpatialNAM(output.shape[1:3], **options)
     if kind is linen.NAM:
         return NAM(output.shape[-1], output.shape[1:3], **options)
-    return FromLinen(template.clone(axis_name=options["axis_name"]), output, rngs=rngs)
+    # It takes its mode from the attribute.
+    modeless = template.clone(axis_name=options["axis_name"], use_running_average=None)
+    wrapped = FromLinen(modeless, output, rngs=rngs)
+    wrapped.use_running_average = options["use_running_average"]
+    return wrapped
 
 
-def _attend(module: nnx.Module, attention: nnx.Module, name: str) -> None:
+def _attend(
+    module: nnx.Module, attention: nnx.Module, name: str, *, has_mode: bool = False
+) -> None:
     setattr(module, name, attention)
-    module.__class__ = _attended_class(type(module), name)
+    module.__class__ = _attended_class(type(module), name, has_mode)
 
 
 @functools.cache  # one class for each, so that graph definitions compare equal
-def _attended_class(base: type[nnx.Module], name: str) -> type[nnx.Module]:
-    """A subclass that differs in its call alone."""
+def _attended_class(base: type[nnx.Module], name: str, has_mode: bool) -> type[nnx.Module]:
+    """A subclass that differs in its call alone; an attention may have a mode of its own."""
     call: Any = base.__call__
 
     @functools.wraps(call)
@@ -207,7 +220,8 @@ def _attended_class(base: type[nnx.Module], name: str) -> type[nnx.Module]:
             raise ValueError(f"attach: attention takes an array; {base.__name__} returns {kind}.")
         attention = getattr(self, name)
         scale = {"scale": self.scale[...]} if isinstance(attention, TiedNAM) else {}
-        z = attention(y, _uses_running_average(call, self, args, kwargs), **scale)
+        mode = None if has_mode else _uses_running_average(call, self, args, kwargs)
+        z = attention(y, mode, **scale)
         return z if attention.dtype is not None else z.astype(y.dtype)
 
     same = {key: getattr(base, key) for key in ("__module__", "__qualname__", "__doc__")}

@@ -307,3 +307,23 @@ def test_half_gates_are_those_of_scales_of_zero(x64):
     np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
     assert not np.allclose(plain, expected, rtol=1e-3)
     np.testing.assert_array_equal(logits(variables), plain)
+
+
+@pytest.mark.parametrize("module", [NAM, ChannelNAM, SpatialNAM])
+@pytest.mark.parametrize("running", [False, True])
+def test_half_gates_in_both_modes(module, running):
+    x = image()
+    variables = random_variables(module(), x, np.float32)
+
+    @jax.jit
+    def apply(x):
+        jitted = nn.jit(module)(use_running_average=running)
+        return jitted.apply(variables, x, mutable="batch_stats")
+
+    plain, update = apply(x)
+    with nam_jax.half_gates():
+        halved, same = apply(x)
+    np.testing.assert_allclose(halved, x / (4 if module is NAM else 2), rtol=1e-5)
+    np.testing.assert_array_equal(apply(x)[0], plain)
+    if module is not NAM:
+        assert_close(same, update)

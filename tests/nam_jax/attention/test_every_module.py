@@ -483,15 +483,20 @@ def test_moments_are_used(name):
 def test_reductions_read_the_array_of_the_moments(name):
     x = image((4, 3, 5, 6))
     variables = random_variables(attention(name)(), x, np.float32)
-    apply = jax.jit(
-        lambda m: attention(name)().apply(variables, x, False, m, mutable="batch_stats")
-    )
+
+    @jax.jit(static_argnums=1)
+    def apply(moments, is_given=True):
+        moments = moments._replace(output=x if is_given else None)
+        return attention(name)().apply(variables, x, False, moments, mutable="batch_stats")
+
     moments = Moments(x.mean((0, 1, 2)), x.var((0, 1, 2)))
     ones = np.ones_like(x)
     affines = Affine(x, ones, 0 * ones), Affine(x, x, ones)
     right, wrong = (apply(moments._replace(of=affine)) for affine in affines)
     assert_close(right, apply(moments), 1e-5)
     assert not np.allclose(wrong[0], right[0], atol=1e-3)
+    # Of another array that stands behind BatchNorm's output.
+    assert_close(apply(moments._replace(of=affines[1]), False), right, 1e-5)
 
 
 def test_moments_of_another_array_are_refused():

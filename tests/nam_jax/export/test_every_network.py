@@ -56,9 +56,9 @@ def run(file: bytes, images: np.ndarray) -> np.ndarray:
     return session.run(None, {"images": images})[0]
 
 
-def check(model: nn.Module) -> onnx.ModelProto:
+def check(model: nn.Module, variables: Any = None) -> onnx.ModelProto:
     """Compares a network with what becomes of it; gives its ONNX graph."""
-    variables = variables_of(model)
+    variables = variables_of(model) if variables is None else variables
     apply = functools.partial(model.apply, variables, train=False)
     expected = np.asarray(jax.jit(apply)(NORMALISED))
     assert expected.dtype == np.float64
@@ -88,6 +88,15 @@ def test_every_attention(attention: str) -> None:
     assert not nodes(model, "BatchNormalization", "Tanh", "Div")
     # That of SimAM is of the image's own variance, in either block.
     assert len(nodes(model, "Sqrt")) == 2 * (attention == "simam")
+
+
+@with_slow("attention", ATTENTIONS, set(ATTENTIONS) - {"nam_channel"})
+def test_fresh_networks(attention: str) -> None:
+    """Statistics of 0 and 1, with which a BatchNorm is no more than a factor."""
+    model = small("resnet20", attention, stem="cifar")
+    init = jax.jit(functools.partial(model.init, train=False))
+    fresh = init(jax.random.key(0), NORMALISED[:1])
+    check(model, jax.tree.map(lambda leaf: leaf.astype(np.float64), fresh))
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)

@@ -55,6 +55,24 @@ def along_channels(x: jax.Array) -> jax.Array:
     return x * jax.nn.sigmoid(y.squeeze(-1))[:, None, None]
 
 
+def convolved(x: jax.Array) -> jax.Array:
+    """Maps (N, 6, 4, 4), as wide as they have channels."""
+    kernel = jnp.linspace(-1, 1, 20).reshape(1, 1, 5, 4)
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+
+
+def scaled_and_used_twice(x: jax.Array) -> jax.Array:
+    y = 0.5 * convolved(x)
+    return jax.nn.relu(y) + jnp.tanh(3 * y)
+
+
+def turned_and_used_twice(x: jax.Array) -> jax.Array:
+    y = convolved(x)
+    turned = jnp.transpose(y, (0, 1, 3, 2)) + jnp.arange(4.0)
+    return jnp.tanh(turned).sum((1, 2)) + jnp.tanh(y).sum((1, 3))
+
+
 FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "SimAM": simam,
     "coordinate attention": coordinates,
@@ -79,6 +97,9 @@ FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh and a sum": lambda x: 0.5 + 0.25 * jnp.tanh(x),
     "a gate used twice": lambda x: (0.5 + 0.5 * jnp.tanh(x)) * (x + jnp.tanh(x)),
     "a layer used twice": lambda x: (x @ W) * 2 + (x @ W).sum(-1, keepdims=True),
+    "a scaled layer used twice": scaled_and_used_twice,
+    "a turned layer used twice": turned_and_used_twice,
+    "a turned layer": lambda x: jnp.transpose(convolved(x), (0, 1, 3, 2)) + jnp.arange(4.0),
     "rematerialised": lambda x: jax.checkpoint(jnp.tanh)(x),
 }
 

@@ -79,7 +79,7 @@ def evaluate_checkpoint(
     Args:
       experiment: Experiment of the run; its config may differ in what changes no checkpoint.
       workdir: Directory of the run.
-      which: Which checkpoint, `last`, `best` or `best_ema`.
+      which: Which checkpoint, `last` or `best`, or `best_ema` for its averaged weights.
 
     Returns:
       The step of the checkpoint, and the result as of `evaluate`.
@@ -94,7 +94,8 @@ def evaluate_checkpoint(
         step = checkpoints.step_of(which)
         state, _ = checkpoints.restore(step, initial_state(experiment))
     eval_step = build_eval_step(experiment)
-    return step, evaluate(experiment, eval_step, state.evaluated, eval_feed(experiment))
+    weights = {"": state.ema} if which == "best_ema" else state.evaluated
+    return step, evaluate(experiment, eval_step, weights, eval_feed(experiment))
 
 
 def evaluate_pretrained(evaluation: Evaluation) -> dict[str, float]:
