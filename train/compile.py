@@ -1,4 +1,4 @@
-r"""Compiles the training step for TPUs or GPUs, on a machine that need not have any.
+r"""Compiles the training step for TPUs or GPUs, on a machine that needs none.
 
 It is the step that train.main runs on such devices. For one of them are
 printed: memory against what there is, operations, bytes, and collectives; for a
