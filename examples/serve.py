@@ -42,7 +42,8 @@ def cropped(path, height, width, channels, crop_ratio, interpolation, **_):
 def main(file, folder):
     """Prints the class of every image."""
     network, about = load(Path(file))
-    for path in sorted(Path(folder).iterdir()):
+    known = Image.registered_extensions()
+    for path in sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in known):
         scores = np.asarray(network(cropped(path, **about["images"])[None]))[0]
         label = int(scores.argmax())
         print(path.name, about["classes"][label] if about["classes"] else label)
