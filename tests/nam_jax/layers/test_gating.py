@@ -93,7 +93,7 @@ def test_numbers_of_the_reference(x64, in_both_forms, name):
     assert_close(actual.statistics, golden.step.statistics)
 
 
-@each_name
+@with_slow("name", NAMES, ("nam", "nam_tied", "nam_spatial"))
 @pytest.mark.parametrize("train", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_second_derivatives_and_those_forward(x64, in_both_forms, name, train):
     x, direction = (image(SHAPE, seed, np.float64) for seed in (0, 1))
@@ -112,7 +112,7 @@ def test_second_derivatives_and_those_forward(x64, in_both_forms, name, train):
     assert_close(*in_both_forms(derivatives))
 
 
-@with_slow("name", NAMES, ("nam_channel", "nam_tied", "nam_spatial"))
+@with_slow("name", NAMES, ("nam", "nam_tied", "nam_spatial"))
 def test_vmap_and_remat(x64, in_both_forms, name):
     x = image(SHAPE, dtype=np.float64)
     loss, params = loss_of(name, x, train=True)
@@ -121,7 +121,7 @@ def test_vmap_and_remat(x64, in_both_forms, name):
     assert_close(*in_both_forms(lambda: jax.jit(each)(several, x)))
 
 
-@with_slow("name", NAMES, ("nam_channel", "nam_tied", "nam_spatial"))
+@with_slow("name", NAMES, ("nam", "nam_tied", "nam_spatial"))
 def test_four_devices(x64, in_both_forms, name):
     x, cotangent = (image((8, *SHAPE[1:]), seed, np.float64) for seed in (0, 1))
     variables, module = random_variables(End(name), x), End(name, axis_name="data")
