@@ -15,7 +15,7 @@ from train.compare.runs import asked, listed_numbers, plan, read_runs, share
 from train.compare.train_all import train_all, write_tables
 from train.core.engine import loop
 from train.core.errors import ConfigError, PreemptedError, RunError
-from train.core.workdir import directory
+from train.core.workdir import claimed, directory
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -219,7 +219,7 @@ def test_told_to_stop_at_the_end_of_a_run_it_begins_no_other(tmp_path, monkeypat
 def test_told_to_stop_while_a_run_is_set_up_it_saves_its_first_step(tmp_path, monkeypatch, number):
     tiny.use(monkeypatch)
     monkeypatch.setattr(os, "kill", lambda *_: None)
-    monkeypatch.setattr(directory, "set_damaged_aside", lambda _: signal.raise_signal(number))
+    monkeypatch.setattr(claimed, "set_damaged_aside", lambda _: signal.raise_signal(number))
     runs = plan(base_config(), ["none", "se"], [0])
     with pytest.raises(PreemptedError, match="stopped after step 1, which is saved"):
         train_all(runs, epath.Path(tmp_path))
