@@ -217,9 +217,7 @@ def run(config, workdir):
 
 @pytest.mark.slow
 def test_imagenet_run_trains_and_evaluates(directory, tmp_path, monkeypatch):
-    def create(
-        name, *, num_classes, attention, stem, dtype, zero_init_last_scale, remat, axis_name
-    ):
+    def create(name, *, num_classes, attention, stem, dtype, axis_name, **_):
         fields = {"attention": attention, "stem": stem, "dtype": dtype, "axis_name": axis_name}
         return ResNet(BasicBlock, (1,), num_classes=num_classes, width=4, **fields)
 
