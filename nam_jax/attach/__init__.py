@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 from typing import Any
 
 from flax import linen as nn
@@ -10,6 +9,7 @@ from flax import linen as nn
 from nam_jax.attach.calls import Calls, Selector, Trains
 from nam_jax.attention import AttentionModule
 from nam_jax.attention import attention as find_attention
+from nam_jax.attention.base import check_selector
 
 
 def attach(
@@ -75,11 +75,7 @@ def attach(
     template = _configured(attention)
     if template is None:
         return model.clone()
-    if not callable(after):
-        try:
-            re.compile(after)
-        except re.error as error:
-            raise ValueError(f"after={after!r} is no regular expression: {error}.") from error
+    check_selector(after)
     base: Any = type(model)
     fields = _fields(model)
     return _attached_class(base, repr(fields), template, after, name, train)(**fields)
@@ -122,9 +118,7 @@ def _attached_class(
     @functools.wraps(base.apply)
     def apply(self: Any, *args: Any, **kwargs: Any) -> Any:
         with calls.begin(()):
-            result = base.apply(self, *args, **kwargs)
-            calls.check_selection()
-        return result
+            return base.apply(self, *args, **kwargs)
 
     @nn.nowrap
     @functools.wraps(base.init_with_output)

@@ -1,6 +1,7 @@
 """What all attention modules share."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -86,6 +87,15 @@ def uses_running_average(*named: Mapping[str, Any]) -> bool | None:
             if values.get(name) is not None:
                 return values[name] if is_running else not values[name]
     return None
+
+
+def check_selector(after: Any) -> None:
+    """Refuses what selects modules if it is a text that is no regular expression."""
+    if not callable(after):
+        try:
+            re.compile(after)
+        except re.error as error:
+            raise ValueError(f"after={after!r} is no regular expression: {error}.") from error
 
 
 def check_at_least_1(module: nn.Module, *names: str) -> None:

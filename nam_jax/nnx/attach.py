@@ -12,7 +12,7 @@ from flax import nnx
 from nam_jax.attention import AttentionModule
 from nam_jax.attention import attention as find_attention
 from nam_jax.attention import nam as linen
-from nam_jax.attention.base import uses_running_average
+from nam_jax.attention.base import check_selector, uses_running_average
 from nam_jax.nnx.from_linen import FromLinen
 from nam_jax.nnx.nam import NAM, ChannelNAM, Options, SpatialNAM, TiedNAM
 
@@ -103,11 +103,7 @@ def _select(model: nnx.Module, after: str | Selector) -> dict[str, Any]:
     def selects(path: str, module: nnx.Module) -> bool:
         return after(path, module) if callable(after) else bool(re.fullmatch(after, path))
 
-    if not callable(after):
-        try:
-            re.compile(after)
-        except re.error as error:
-            raise ValueError(f"after={after!r} is no regular expression: {error}.") from error
+    check_selector(after)
     chosen = {path: module for path, module in found.items() if selects(path, module)}
     if not chosen:
         lines = (f"{path}: {type(module).__name__}" for path, module in found.items() if path)
