@@ -135,7 +135,6 @@ def assert_equal(workdir: Path, uninterrupted: Path) -> None:
     [
         (TINY, 1),
         pytest.param(TINY, 4, marks=pytest.mark.slow),
-        pytest.param(MAIN, 5, marks=pytest.mark.slow),
         pytest.param(MAIN, 100, marks=pytest.mark.long),
     ],
     indirect=["module"],
@@ -163,7 +162,7 @@ def test_killed_runs_end_with_the_same_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", [TINY, MAIN], indirect=True, scope="module")
+@pytest.mark.parametrize("module", [TINY], indirect=True, scope="module")
 def test_finished_run_does_nothing(module: str, uninterrupted: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
     assert "finished" in end(uninterrupted, module)

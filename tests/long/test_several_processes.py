@@ -51,7 +51,7 @@ def streamed(directory: Path) -> tuple[str, ...]:
     return tuple(f"--config.data.{name}={value}" for name, value in data.items())
 
 
-@pytest.fixture(scope="module", params=[TINY, pytest.param(MAIN, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[TINY, pytest.param(MAIN, marks=pytest.mark.long)])
 def module(request: pytest.FixtureRequest) -> str:
     """What is run."""
     return request.param

@@ -90,7 +90,10 @@ def test_every_attention(attention: str) -> None:
     assert len(nodes(model, "Sqrt")) == 2 * (attention == "simam")
 
 
-@with_slow("attention", ATTENTIONS, set(ATTENTIONS) - {"nam_channel"})
+# With BatchNorms of their own.
+@with_slow(
+    "attention", ["nam_channel", "nam", "bam", "tam", "coordatt"], ("nam", "bam", "tam", "coordatt")
+)
 def test_fresh_networks(attention: str) -> None:
     """Statistics of 0 and 1, with which a BatchNorm is no more than a factor."""
     model = small("resnet20", attention, stem="cifar")
@@ -99,7 +102,7 @@ def test_fresh_networks(attention: str) -> None:
     check(model, jax.tree.map(lambda leaf: leaf.astype(np.float64), fresh))
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", ["none", "nam_tied", "nam", "bam", "coordatt"])
 @pytest.mark.slow
 def test_every_attention_in_mobilenet(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stages = (Stage(1, 16, 1, 1), Stage(6, 16, 1, 1), Stage(6, 32, 1, 2))
@@ -124,8 +127,13 @@ def test_the_stem_of_imagenet_and_bottlenecks() -> None:
     assert len(nodes(check(model), "MaxPool")) == 1
 
 
-@pytest.mark.parametrize("name", models.NAMES)
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "resnet20" else pytest.mark.long)
+        for name in models.NAMES
+    ],
+)
 def test_every_network_whole(name: str) -> None:
     check(models.create(name, num_classes=6, attention="nam"))
 

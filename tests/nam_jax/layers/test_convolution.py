@@ -141,9 +141,9 @@ def test_bfloat16_is_about_as_exact_as_in_xla(channels, window, groups):
         assert errors[0] <= 1.5 * errors[1]
 
 
-@pytest.mark.parametrize("size", [(6,), (5, 6, 7)])
-@pytest.mark.parametrize("window", [1, 3])
-@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize(
+    ("size", "window", "groups"), [((6,), 3, 1), ((6,), 1, 8), ((5, 6, 7), 1, 1), ((5, 6, 7), 3, 8)]
+)
 def test_one_and_three_axes_are_left_to_xla(size, window, groups):
     def module(convolve):
         windows = (window,) * len(size)
@@ -222,17 +222,17 @@ def test_dilation(dilation, name, x64):
     assert_close(own, xla)
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-@pytest.mark.parametrize("name", CHEAPER)
-def test_other_platforms_get_the_convolution_itself(name, platform):
-    def lowered(f, x, kernel):
+@with_slow("name", CHEAPER, set(CHEAPER) - {*QUICK, "depthwise"})
+def test_other_platforms_get_the_convolution_itself(name):
+    def traced(f, x, kernel):
         # Named alike: the name of a function stands in its program.
-        gradients = jax.jit(lambda x, kernel: jax.grad(scalar, (1, 2))(f, x, kernel))
-        return operations(gradients.trace(x, kernel).lower(lowering_platforms=(platform,)))
+        return jax.jit(lambda x, kernel: jax.grad(scalar, (1, 2))(f, x, kernel)).trace(x, kernel)
 
-    own, xla = (lowered(*c) for c in case(name, "float32"))
-    assert own["convolution"] == xla["convolution"] > 0
-    assert "dot_general" not in own
+    programs = [traced(*c) for c in case(name, "float32")]
+    for platform in ("cuda", "tpu"):
+        own, xla = (operations(p.lower(lowering_platforms=(platform,))) for p in programs)
+        assert own["convolution"] == xla["convolution"] > 0
+        assert "dot_general" not in own
 
 
 @pytest.mark.parametrize("name", CHEAPER)

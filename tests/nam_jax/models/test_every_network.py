@@ -61,14 +61,10 @@ FEW = (
     ("resnet18", "bam"),
     ("mobilenet_v2", "se"),
 )
-# SE and CBAM stand for these.
-DEAR = ("half", "eca", "simam", "coordatt")
-each_pair = pairs(
-    lambda name, attention: (
-        (name == FAMILIES[0] and attention not in DEAR) or (name, attention) in FEW
-    )
-)
-mainly_few = pairs(lambda name, attention: (name, attention) in FEW)
+# One of every kind stands for the others where what is tested does not depend on attention.
+SOME = list(dict.fromkeys([*FEW, *((name, "nam") for name in KINDS)]))
+each_pair = pairs(lambda *pair: pair in FEW)
+some_pairs = pairs(lambda *pair: pair in FEW, SOME)
 
 IMAGES = (2, 12, 6, 3)
 ONE_IMAGE = (1, 6, 4, 3)
@@ -153,7 +149,10 @@ def test_logits(name, attention):
         assert not np.allclose(logits, evaluate(name, "none")(plain, images()), rtol=1e-3)
 
 
-@pairs(lambda name, attention: (name, attention) in FEW[:1])
+@pairs(
+    lambda *pair: pair in FEW[:1],
+    [pair for pair in PAIRS if pair[0] == "resnet18" or pair in SOME],
+)
 def test_one_image_trains(name, attention):
     variables, x = variables_of(name, attention, ONE_IMAGE), images(ONE_IMAGE)
     options = None if attention in ("cbam", "tam") else CHEAP
@@ -172,7 +171,7 @@ def test_one_image_trains(name, attention):
     assert bool(own) == owns_parameters(attention)
 
 
-@mainly_few
+@some_pairs
 def test_vmap_over_parameters_is_a_loop(name, attention):
     several = [variables_of(name, attention, shift=shift) for shift in range(2)]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *several)
@@ -185,7 +184,7 @@ def test_vmap_over_parameters_is_a_loop(name, attention):
     assert_close(mapped(stacked, images()), loop, 1e-5)
 
 
-@mainly_few
+@some_pairs
 def test_bfloat16_logits_are_float32_and_near(name, attention):
     variables = variables_of(name, attention)
     actual = evaluate(name, attention, jnp.bfloat16)(variables, images())
@@ -204,7 +203,8 @@ def test_serialisation_brings_everything_back(name, attention):
     jax.tree.map(np.testing.assert_array_equal, restored, variables)
 
 
-@pairs(lambda *_: False)
+@pytest.mark.slow
+@pairs(lambda *_: True, SOME)
 def test_jit_changes_nothing(name, attention):
     variables = variables_of(name, attention)
     eager, _ = Called(cut_short(name, attention)).apply(variables, images(), True)
@@ -222,8 +222,8 @@ def test_penalty_finds_scales_where_there_are_some(name, attention):
 
 @pytest.mark.slow
 @pairs(
-    lambda name, attention: name == "resnet18" and attention == "nam_channel",
-    [("resnet18", "nam"), ("mobilenet_v2", "se"), *((name, "nam_channel") for name in KINDS)],
+    lambda *_: True,
+    [("resnet18", "nam"), ("mobilenet_v2", "se"), ("resnet50", "nam_channel")],
 )
 def test_remat_changes_neither_variables_nor_gradients_nor_statistics(x64, name, attention):
     variables = variables_of(name, attention)

@@ -85,7 +85,7 @@ def test_kernels_are_those_of_the_paper():
     assert params["last_conv"]["kernel"].shape == (1, 1, 320, 1280)
 
 
-@with_slow("attention", IN_BLOCKS, ("cbam", "tam", "half", "eca", "simam", "coordatt"))
+@with_slow("attention", IN_BLOCKS, set(IN_BLOCKS) - {"nam"})
 def test_every_block_has_attention(attention):
     params = shapes(attention)
     with_own = BLOCKS if owns_parameters(attention) else set()
@@ -198,7 +198,7 @@ def parameters_of_width(multiplier, num_classes=1000):
     return total + (inputs + 2) * last + (last + 1) * num_classes
 
 
-@with_slow("multiplier", [0.25, 0.5, 0.75, 1.0, 1.4], (0.5, 0.75, 1.4))
+@with_slow("multiplier", [0.25, 0.5, 0.75, 1.0, 1.4], (0.5, 0.75, 1.0, 1.4))
 def test_parameter_count_of_every_width(multiplier):
     params = shapes(width_multiplier=multiplier)
     actual = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -10,6 +10,7 @@ from nam_jax.attention import attention
 from nam_jax.variables import abstract_variables
 from tests.helpers.torch_weights import layers
 from tests.helpers.torch_weights.layers import INPUT, entries, state_dict_of
+from tests.helpers.values import with_slow
 
 CIFAR_MAPS = ((16, 8), (8, 4), (4, 2))
 
@@ -152,7 +153,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+LESS_LIKELY = ("attention for a plain network", "bam", "prefixed family", "unknown depth")
+LESS_LIKELY += ("other stem", "other features", "no classifier", "two prefixes")
+
+
+@with_slow("case", CASES, LESS_LIKELY)
 def test_most_likely_cause_comes_first(case):
     module, state_dict, causes, options = CASES[case]
     error = misfit(module, state_dict)

@@ -37,12 +37,19 @@ def renamed(state_dict, old, new):
     }
 
 
+@functools.cache
+def plain_variables(name):
+    return torch_import.variables(module(name), stored(name), INPUT)
+
+
 def assert_same(state_dict, name="none", network=None, expected=None, **options):
-    network = network or module(name)
-    plain = torch_import.variables(network, expected or stored(name), INPUT)
-    actual = torch_import.variables(network, state_dict, INPUT, **options)
-    jax.tree.map(np.testing.assert_array_equal, actual, plain)
-    return torch_import.plan(network, state_dict, INPUT, **options)
+    if expected is None:
+        plain = plain_variables(name)
+    else:
+        plain = torch_import.variables(network or module(name), expected, INPUT)
+    plan = torch_import.plan(network or module(name), state_dict, INPUT, **options)
+    jax.tree.map(np.testing.assert_array_equal, plan.variables(), plain)
+    return plan
 
 
 PREFIXES = [

@@ -70,7 +70,7 @@ def untimed_rows(workdir: Path) -> list[dict[str, Any]]:
 PARAMETERS = {"resnet20": 270610, "small": 5370}
 
 
-@pytest.fixture(scope="module", params=[pytest.param("resnet20", marks=pytest.mark.slow), "small"])
+@pytest.fixture(scope="module", params=[pytest.param("resnet20", marks=pytest.mark.long), "small"])
 def learned(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Path, str]]:

@@ -14,7 +14,7 @@ from train.core.engine import optimizer, step
 from train.core.engine.state import TrainState
 
 
-@pytest.mark.usefixtures("x64")
+@pytest.mark.usefixtures("x64", "quick_compilation")
 @pytest.mark.parametrize(
     "tag",
     [
