@@ -1,5 +1,6 @@
 """Four virtual CPU devices for every test; float64, and what can be broken, on request."""
 
+import gc
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -24,6 +25,12 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile("many", max_examples=1000, deadline=None, database=None)
 hypothesis.settings.load_profile("few")
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays: Python need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from nam_jax.torch_import import names
 from nam_jax.variables import abstract_variables
 from tests.helpers.commands import BEGINS, call, no_work
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 README = Path(__file__).parents[1] / "README.md"
 PHOTOGRAPHS = README.parent / "docs/photographs.md"
 

@@ -146,7 +146,7 @@ def test_file_that_may_not_grow(tmp_path: Path) -> None:
     code += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({MEGABYTE // 8},) * 2)\n"
     code += f"runpy.run_module('{TINY}', run_name='__main__')"
     # The network is small, its images large, and so is its checkpoint.
-    options = (*OPTIONS, "--config.data.image_size=64")
+    options = (*OPTIONS, "--config.data.image_size=64", "--config.epochs=1")
     arguments = ("--config", "configs/digits_resnet20.py", "--workdir", str(tmp_path), *options)
     environment = QUICK_COMPILATION | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     result = subprocess.run(

@@ -172,6 +172,7 @@ def test_gates_of_a_network(x64, attention):
     assert len(found) == len(seen) * (2 if attention == "nam" else 1)
 
 
+@pytest.mark.slow
 def test_gates_inside_and_outside_of_jit(x64):
     model = resnet("nam")
     variables = random_variables(model, IMAGES)

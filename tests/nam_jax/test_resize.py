@@ -13,6 +13,8 @@ from nam_jax.variables import abstract_variables
 from tests.helpers.arrays import KINDS, hard_arrays, unit
 from tests.helpers.networks import random_variables
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MODULES = [NAM(use_running_average=True), SpatialNAM(use_running_average=True)]
 each_module = pytest.mark.parametrize("module", MODULES, ids=["NAM", "SpatialNAM"])
 
@@ -42,10 +44,11 @@ def test_the_same_size_is_the_identity(x64, module):
 def test_an_enlarged_input_gets_the_enlarged_gate(x64, module, factor):
     x = image(7, 5)
     variables = variables_of(module, x)
-    expected = enlarged(np.asarray(module.apply(variables, x)), factor)
+    apply = jax.jit(module.apply)
+    expected = enlarged(np.asarray(apply(variables, x)), factor)
     large = enlarged(x, factor)
     resized = resize_spatial(variables, module, large.shape)
-    np.testing.assert_allclose(module.apply(resized, large), expected, rtol=1e-12)
+    np.testing.assert_allclose(apply(resized, large), expected, rtol=1e-12)
 
 
 @each_module

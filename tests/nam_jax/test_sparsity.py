@@ -18,6 +18,7 @@ from nam_jax import NAM, ChannelNAM, SpatialNAM
 from nam_jax.sparsity import nam_scales
 from tests.helpers.arrays import assert_close, growth, hard_arrays, unit
 from tests.helpers.networks import random_variables
+from tests.helpers.values import with_slow
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -44,9 +45,9 @@ def resnet_params(attention, dtype=np.float32):
 
 def run(tx, params, gradient, steps):
     """Parameters after some steps of a transformation."""
-    state = tx.init(params)
+    state, update = tx.init(params), jax.jit(tx.update)
     for _ in range(steps):
-        updates, state = tx.update(gradient(params), state, params)
+        updates, state = update(gradient(params), state, params)
         params = optax.apply_updates(params, updates)
     return params
 
@@ -243,7 +244,7 @@ def toy_problem(attention):
 SGD = optax.chain(optax.add_decayed_weights(1e-2), optax.sgd(0.1, momentum=0.9))
 
 
-@pytest.mark.parametrize("attention", [ChannelNAM, SpatialNAM, NAM])
+@with_slow("attention", [ChannelNAM, SpatialNAM, NAM], (ChannelNAM, SpatialNAM))
 @pytest.mark.parametrize(
     "tx",
     [

@@ -43,8 +43,9 @@ def all_but(*dear):
     return with_slow("name", MODULES, dear)
 
 
-# CBAM stands for the others that take long, SE for what is simpler.
-but_the_largest = all_but("bam", "tam", "half", "eca", "simam", "coordatt")
+# CBAM stands for the others that take long, SE for what is simpler, NAM for its two parts.
+FEW = {"nam", "nam_tied", "se", "cbam"}
+few = all_but(*MODULES.keys() - FEW)
 COMMON = ("use_running_average", "dtype", "param_dtype", "axis_name")
 
 
@@ -152,7 +153,7 @@ def test_calls_are_alike(name):
 
 
 @each_name
-@each_mode
+@pytest.mark.parametrize("train", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_running_average_at_construction_or_at_call(name, train):
     call = further_arguments(name)
     variables = random_variables(attention(name)(), image(), np.float32, **call)
@@ -287,14 +288,14 @@ def test_statistics_of_the_batch_are_not_the_running_ones(name):
     assert np.array_equal(trained, evaluated) == (not statistics_of(name))
 
 
-@but_the_largest
+@few
 def test_jit_changes_nothing(name):
     block = Block(name)
     actual = block.apply(variables_of(name), image(), False, mutable="batch_stats")
     assert_close(actual, compiled(name, True)(variables_of(name), image()), 1e-5)
 
 
-@but_the_largest
+@few
 def test_vmap_over_parameters_is_a_loop(name):
     leaves, structure = jax.tree.flatten(variables_of(name))
     if not leaves:
@@ -321,7 +322,7 @@ BEFORE_NORM = {
 }
 
 
-@but_the_largest
+@few
 def test_gradients_are_finite_and_reach_everything(name):
     step = train_step(Block(name), variables_of(name), image(), image(seed=1))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(step))
@@ -359,13 +360,18 @@ def test_serialisation_brings_everything_back(name):
     jax.tree.map(np.testing.assert_array_equal, restored, trained)
 
 
-@but_the_largest
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-    "shape",
+    ("name", "shape"),
     [
-        (1, 1, 1, 32),
-        pytest.param((3, 1, 1, 32), marks=pytest.mark.slow),
-        pytest.param((1, 4, 2, 32), marks=pytest.mark.slow),
+        *(pytest.param(n, (1, 1, 1, 32), marks=() if n in FEW else SLOW) for n in MODULES),
+        *(
+            pytest.param(n, s, marks=SLOW)
+            for n in sorted(FEW)
+            for s in ((3, 1, 1, 32), (1, 4, 2, 32))
+        ),
     ],
 )
 def test_one_pixel_and_one_image(name, shape):
@@ -414,7 +420,7 @@ def test_float64_stays_float64(x64, name):
 
 
 @pytest.mark.usefixtures("mixed_dtypes")
-@but_the_largest
+@all_but(*MODULES.keys() - {"nam", "se"})
 def test_four_devices_are_one_batch(x64, name):
     x, cotangent = (image((8, 5, 3, 32), seed, np.float64) for seed in (0, 1))
     variables = random_variables(Block(name), x)
@@ -460,7 +466,6 @@ def test_moments_change_no_number(x64, name):
     assert_close(actual.y, expected.y)
     assert_close(actual.statistics, expected.statistics)
     assert_close((actual.dparams, actual.dx), (expected.dparams, expected.dx))
-    assert_close(actual.dparams, expected.dparams)
 
 
 @pytest.mark.parametrize("name", ["nam_channel", "nam"])
@@ -477,8 +482,10 @@ def test_moments_are_used(name):
     assert not np.allclose(apply(wrong)[0], apply(None)[0], atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "name", ["nam_spatial", "nam", "se", "cbam", "tam", "eca", "simam", "coordatt"]
+@with_slow(
+    "name",
+    ["nam_spatial", "nam", "se", "cbam", "tam", "eca", "simam", "coordatt"],
+    ("nam_spatial", "tam", "eca", "simam", "coordatt"),
 )
 def test_reductions_read_the_array_of_the_moments(name):
     x = image((4, 3, 5, 6))

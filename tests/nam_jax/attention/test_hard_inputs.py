@@ -31,8 +31,8 @@ pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.faults]
 SHAPE = (2, 3, 5, 4)
 NAMES = ["bn", *MODULES]
 each_name = pytest.mark.parametrize("name", NAMES)
-# CBAM stands for the others that take long to compile, SE for what is simpler.
-LARGEST = ("bam", "tam", "half", "eca", "coordatt")
+# NAM stands for its parts, CBAM for the others that take long to compile, SE for what is simpler.
+LARGEST = ("nam_channel", "nam_spatial", "bam", "tam", "half", "eca", "simam", "coordatt")
 # A kernel of 7 would see all of a map.
 FIELDS = {
     "bn": {"momentum": 0.9},
@@ -181,7 +181,7 @@ def in_two_dtypes(name):
     return jax.jit(lambda *args: [outputs(*args, train) for train in (False, True)])
 
 
-@with_slow("name", MODULES, ("half", "eca", "coordatt"))
+@with_slow("name", MODULES, set(LARGEST) - {"bam"})
 @given(x=hard_arrays(SHAPE, "float16", ["normal", "zeros", "negative", "huge", "tiny"]))
 def test_float16_is_rounded_to_once_and_overflows_where_the_output_does(name, x):
     # The two are compiled one by one, and rounded differently in float32: in the gate, 100 times.
@@ -345,7 +345,7 @@ def check_slope(before, at, after, slope, size):
     assert abs(slope - (left + right) / 2) <= abs(right - left) + 4 * ROUNDING * size / STEP
 
 
-@with_slow("case", CASES, (*LARGEST, "simam", "nam after norm"))
+@with_slow("case", CASES, (*LARGEST, "nam after norm"))
 @in_float64
 @given(seed=st.integers(0, 999), far=st.sampled_from([0.0, 10.0]))
 def test_gradient_is_that_of_finite_differences(x64, case, seed, far):

@@ -15,11 +15,14 @@ from nam_jax.attention import TiedNAM
 from nam_jax.attention.nam import attention_weights
 from tests.helpers.arrays import assert_close, formula
 from tests.helpers.networks import random_variables, train_step
+from tests.helpers.values import with_slow
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 MODULES = [ChannelNAM, SpatialNAM, NAM]
 each_module = pytest.mark.parametrize("module", MODULES)
+# NAM stands for its parts.
+mainly_both = with_slow("module", MODULES, (ChannelNAM, SpatialNAM))
 each_gradient = pytest.mark.parametrize("weight_gradient", [False, True])
 # Where both have the same way to go, the one with more in it.
 mainly_with_gradient = pytest.mark.parametrize(
@@ -50,7 +53,7 @@ def with_scales(params, function):
 
 
 @each_module
-@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("sign", [pytest.param(1, marks=pytest.mark.slow), -1])
 def test_training_output_is_the_formula(x64, module, sign):
     x = image(4, 5, 3, 6)
     variables = random_variables(module(), x)
@@ -60,7 +63,7 @@ def test_training_output_is_the_formula(x64, module, sign):
 
 
 @each_gradient
-@each_module
+@mainly_both
 def test_gradients_are_those_of_the_formula(x64, module, weight_gradient):
     x, cotangent = image(2, 2, 3, 4), image(2, 2, 3, 4, seed=1)
     module = module(weight_gradient=weight_gradient)
@@ -103,7 +106,7 @@ def test_zero_scales_open_the_gate_by_exactly_half(module, halvings, train, weig
 
 
 @mainly_with_gradient
-@each_module
+@mainly_both
 def test_zero_scales_have_finite_gradients(module, weight_gradient):
     x = image(3, 4, 5, 6).astype(np.float32)
     module = module(weight_gradient=weight_gradient)
@@ -115,7 +118,7 @@ def test_zero_scales_have_finite_gradients(module, weight_gradient):
 
 
 @mainly_with_gradient
-@each_module
+@mainly_both
 def test_one_pixel_of_one_image_trains(module, weight_gradient):
     # A variance of zero per channel and, of equal channels, per pixel; the reference fails.
     x = np.full((1, 1, 1, 6), 1.5, np.float32)
@@ -126,7 +129,7 @@ def test_one_pixel_of_one_image_trains(module, weight_gradient):
     assert np.abs(step.dx).max() > 0
 
 
-@each_module
+@mainly_both
 def test_one_pixel_of_one_image_is_the_formula(x64, module):
     x = image(1, 1, 1, 6)
     variables = random_variables(module(), x)
@@ -200,7 +203,7 @@ def test_gate_scale_of_1_changes_nothing(module):
     assert programs.pop().count(" mul ") < str(doubled).count(" mul ")
 
 
-@each_module
+@mainly_both
 def test_fresh_module_of_gate_scale_2_is_nearly_the_identity(module):
     x = np.random.default_rng(0).standard_normal((2, 14, 14, 64)).astype(np.float32)
     fresh = jax.tree.map(
@@ -238,8 +241,8 @@ def test_initialisation_is_neutral(module):
         np.testing.assert_array_equal(leaf, np.full(leaf.shape, expected[path[-1].key]))
 
 
-@each_module
-@pytest.mark.parametrize("momentum", [0.7, 1.0])
+@mainly_both
+@pytest.mark.parametrize("momentum", [0.7, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_momentum_decays_the_running_statistics(x64, module, momentum):
     x = image()
     variables = random_variables(module(), x)
@@ -266,8 +269,8 @@ def test_statistics_are_mean_and_biased_variance(x64):
     assert_close(update["batch_stats"], expected)
 
 
-@each_module
-@pytest.mark.parametrize("epsilon", [1e-5, 0.3])
+@mainly_both
+@pytest.mark.parametrize("epsilon", [pytest.param(1e-5, marks=pytest.mark.slow), 0.3])
 def test_epsilon_is_added_to_the_variance(x64, module, epsilon):
     x = image()
     module = module(epsilon=epsilon)
@@ -288,7 +291,7 @@ def test_dtype_of_the_result(module, dtype, x_dtype):
     assert dtypes(update) == {"float32"}
 
 
-@each_module
+@mainly_both
 def test_bfloat16_parameters_are_computed_with_in_float32(module):
     x = image().astype(np.float32)
     rounded = random_variables(module(), x, jnp.bfloat16)["params"]
@@ -307,7 +310,7 @@ def test_float64_stays_float64(x64, module):
     assert dtypes(update) == {"float64"}
 
 
-@each_module
+@mainly_both
 def test_wrong_moments_are_ignored_under_running_statistics(module):
     x = image().astype(np.float32)
     variables = random_variables(module(), x, np.float32)

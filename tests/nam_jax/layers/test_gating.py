@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 NAMES = ["nam_channel", "nam_tied", "nam_spatial", "nam"]
 # As many pixels as channels: neither is taken for the other.
 SHAPE = (4, 2, 3, 6)
-each_name = with_slow("name", NAMES, ("nam_tied", "nam_spatial"))
+each_name = with_slow("name", NAMES, ("nam_tied", "nam_channel", "nam_spatial"))
 
 
 class End(nn.Module):

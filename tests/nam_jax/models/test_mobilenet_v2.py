@@ -55,7 +55,10 @@ def outputs(stem, size, kind=InvertedResidual):
 
 @pytest.mark.parametrize(
     ("stem", "size", "divisor"),
-    [("imagenet", (224, 192), 2), ("cifar", (32, 48), 1)],
+    [
+        ("imagenet", (224, 192), 2),
+        pytest.param("cifar", (32, 48), 1, marks=pytest.mark.slow),
+    ],
 )
 def test_blocks_are_those_of_the_paper(stem, size, divisor):
     actual = outputs(stem, size)
@@ -95,7 +98,7 @@ def test_every_block_has_attention(attention):
 
 @pytest.mark.parametrize(
     ("stem", "after"),
-    [pytest.param("imagenet", (1, 3, 6, 13), marks=pytest.mark.slow), ("cifar", (3, 6, 13))],
+    [("imagenet", (1, 3, 6, 13)), pytest.param("cifar", (3, 6, 13), marks=pytest.mark.slow)],
 )
 def test_bam_stands_where_the_resolution_drops(stem, after):
     params, plain = shapes("bam", stem), shapes("none", stem)

@@ -54,7 +54,7 @@ def test_sizes_of_resnet50_are_those_of_the_reference(attention, parameters, mul
         (20, "0.27"),
         pytest.param(32, "0.46", marks=pytest.mark.slow),
         pytest.param(44, "0.66", marks=pytest.mark.slow),
-        (56, "0.85"),
+        pytest.param(56, "0.85", marks=pytest.mark.slow),
         pytest.param(110, "1.73", marks=pytest.mark.slow),
     ],
 )
@@ -79,19 +79,16 @@ def test_sizes_of_small_resnets(depth, millions):
     [
         ("none", 23_705_252, "1.298"),
         ("nam_channel", 23_735_460, "1.298"),
-        ("nam_spatial", 23_705_252 + 9_056, "1.298"),
-        ("nam_tied", 23_705_252, "1.298"),
         ("bam", 24_063_319, "1.325"),
         # The reference has 1.304: it counts the biases of linear layers, 32,196 more.
         ("cbam", 26_237_844, "1.303"),
         ("se", 26_220_196, "1.301"),
-        ("tam", 23_705_252 + 16 * 3 * 100, None),
     ],
 )
 def test_sizes_of_resnet50_for_small_images(attention, parameters, multiply_adds):
     total = size.total(layers("resnet50", "cifar", attention))
     assert total.parameters == parameters
-    assert multiply_adds in (None, f"{total.multiply_adds / 1e9:.3f}")
+    assert f"{total.multiply_adds / 1e9:.3f}" == multiply_adds
 
 
 @pytest.mark.slow

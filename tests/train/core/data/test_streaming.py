@@ -1,6 +1,7 @@
 """The streaming loader: which record goes where, every image once, and the same for all hosts."""
 
 import contextlib
+import functools
 import itertools
 import json
 
@@ -48,14 +49,14 @@ def open_maker(config, rows=None, split="train"):
     return BatchMaker(open_split(config.data, split), config, rows)
 
 
-def order_of(config):
-    key = streams(config.seed)["order"]
-    return epoch_orders(key, COUNT)
+@functools.cache
+def order_of(seed):
+    return epoch_orders(streams(seed)["order"], COUNT)
 
 
 def train_batches(config, steps, rows=None):
     """What a host makes of some steps: images and labels."""
-    steps_per_epoch, order = COUNT // config.batch_size, order_of(config)
+    steps_per_epoch, order = COUNT // config.batch_size, order_of(config.seed)
     with open_maker(config, rows) as maker:
         made = [maker.train_batch(step, order(step // steps_per_epoch)) for step in steps]
     assert all(batch.mask.all() and not batch.bad for batch in made)
@@ -114,7 +115,7 @@ def test_crops_differ_from_step_to_step_row_to_row_and_seed_to_seed(directory):
 def test_each_epoch_reads_each_record_at_most_once_in_the_resident_order(directory):
     config = imagenet.config(directory)
     labels = np.concatenate([batch.labels for batch in train_batches(config, range(10))])
-    order = order_of(config)
+    order = order_of(config.seed)
     np.testing.assert_array_equal(labels, np.concatenate([order(0)[:40], order(1)[:40]]))
     assert order(0).dtype == np.int32
     np.testing.assert_array_equal(np.sort(order(0)), np.arange(COUNT))

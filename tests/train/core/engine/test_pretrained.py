@@ -62,6 +62,7 @@ def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "create", create)
 
 
+@pytest.mark.usefixtures("small_network")
 def test_all_of_a_fitting_file_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expected = flat(save(tmp_path / "w.npz", 10, "nam_channel", prefix="module."))
     actual = load(tmp_path / "w.npz")
@@ -191,6 +192,7 @@ def test_a_run_that_has_saved_goes_on_without_the_file(tmp_path: Path) -> None:
     assert summary["steps"] == 1
 
 
+@pytest.mark.usefixtures("small_network")
 def test_an_unfinished_checkpoint_is_nothing_to_go_on_from(tmp_path: Path) -> None:
     save(tmp_path / "w.npz", 10, "nam_channel")
     experiment = build(tmp_path / "w.npz")
@@ -202,6 +204,7 @@ def test_an_unfinished_checkpoint_is_nothing_to_go_on_from(tmp_path: Path) -> No
         loop.train(experiment, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("small_network")
 @pytest.mark.parametrize("value", [np.nan, "text"])
 def test_weights_that_are_no_finite_numbers_are_refused(tmp_path: Path, value: Any) -> None:
     save(tmp_path / "w.npz", 10, "nam_channel")
@@ -213,6 +216,7 @@ def test_weights_that_are_no_finite_numbers_are_refused(tmp_path: Path, value: A
         load(tmp_path / "w.npz")
 
 
+@pytest.mark.usefixtures("small_network")
 @pytest.mark.parametrize("case", ["missing", "damaged", "misfit"])
 def test_a_wrong_file_is_refused_before_anything_is_written(tmp_path: Path, case: str) -> None:
     path = tmp_path / "w.npz"
@@ -287,6 +291,7 @@ def test_options_are_those_of_the_command(options: dict[str, Any], expected: str
 
 
 @pytest.mark.faults
+@pytest.mark.usefixtures("small_network")
 @pytest.mark.parametrize("value", [1e39, -1e300, np.inf])
 def test_numbers_too_large_for_float32_are_refused(tmp_path: Path, value: float) -> None:
     save(tmp_path / "w.npz", 10, "nam_channel")
