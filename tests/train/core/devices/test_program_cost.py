@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from configs import digits_resnet20
 from tests.helpers import tiny
-from train.core.devices import compilation_cache, environment
+from train.core.devices import compilation_cache, environment, scheduled_program
 from train.core.devices.chips import memory_bytes, peak_flops
 from train.core.devices.program_cost import Collective, array_bytes, collectives
 from train.core.engine import loop
@@ -173,3 +173,113 @@ def test_settings_of_the_compilation_cache_in_the_environment_hold(
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "7")
     compilation_cache.enable()
     assert settings == {}
+
+
+# What kernels read, write and compute, from the text of a program.
+
+FUSED = """
+%fused (p.0: bf16[4,8], p.1: f32[8], p.2: u8[100,8]) -> f32[4,8] {
+  %p.0 = bf16[4,8]{1,0} parameter(0)
+  %p.1 = f32[8]{0} parameter(1)
+  %p.2 = u8[100,8]{1,0} parameter(2)
+  %slice = u8[2,8]{1,0} slice(%p.2), slice={[0:2], [0:8]}
+  %convert = f32[4,8]{1,0} convert(%p.0)
+  %tanh = f32[4,8]{1,0} tanh(%convert)
+  %broadcast = f32[4,8]{1,0} broadcast(%p.1), dimensions={1}
+  ROOT %multiply = f32[4,8]{1,0} multiply(%tanh, %broadcast)
+}
+"""
+FUSION = "%f = f32[4,8]{1,0} fusion(%a, %b, %c), kind=kLoop, calls=%fused"
+ARGUMENTS = """
+  %a = bf16[4,8]{1,0} parameter(0)
+  %b = f32[8]{0} parameter(1)
+  %c = u8[100,8]{1,0} parameter(2)
+"""
+
+
+def figures(*lines: str, more: str = "") -> dict[str, int]:
+    body = "".join(f"  {line}\n" for line in lines)
+    return scheduled_program.figures(
+        f"HloModule m\n{FUSED}{more}\nENTRY %main {{{ARGUMENTS}{body}}}"
+    )
+
+
+def test_a_fusion_reads_each_operand_once_and_of_slices_the_slices() -> None:
+    assert figures(FUSION) == {
+        "flops": 2 * 32,
+        "transcendentals": 32,
+        "bytes_accessed": 2 * 32 + 4 * 8 + 16 + 4 * 32,
+        "kernels": 1,
+        # Larger than the largest float32 argument.
+        "float32_map_bytes": 4 * 32,
+    }
+
+
+def test_what_is_no_kernel_costs_nothing() -> None:
+    same = figures("%t = (f32[8], f32[8]) tuple(%b, %b)", "%g = f32[8] get-tuple-element(%t)")
+    assert same == dict.fromkeys(same, 0)
+
+
+def test_an_operand_that_is_given_twice_is_read_once() -> None:
+    lines = ("%v = f32[2,4]{1,0} bitcast(%b)", "ROOT %s = f32[8]{0} add(%v, %b)")
+    assert figures(*lines)["bytes_accessed"] == 2 * 32
+
+
+def test_float32_maps_count_where_they_are_read_too() -> None:
+    found = figures(FUSION, "ROOT %n = bf16[4,8]{1,0} convert(%f)")
+    assert found["float32_map_bytes"] == 2 * 4 * 32
+
+
+@pytest.mark.parametrize(
+    "caller",
+    [
+        "%w = f32[8] while(%b), condition=%empty, body=%called",
+        "%w = f32[8] call(%b), to_apply=%called",
+        "%w = f32[8] conditional(%b, %b), branch_computations={%empty, %called}",
+    ],
+)
+def test_kernels_of_called_computations(caller: str) -> None:
+    more = """
+%empty (x: f32[8]) -> f32[8] {
+  ROOT %x = f32[8]{0} parameter(0)
+}
+%called (y: f32[8]) -> f32[8] {
+  %y = f32[8]{0} parameter(0)
+  ROOT %n = f32[8]{0} negate(%y)
+}
+"""
+    found = figures(caller, more=more)
+    assert (found["kernels"], found["bytes_accessed"], found["flops"]) == (1, 64, 8)
+
+
+# A convolution of 2 images, 5×5, 3 channels to 4, with a 3×3 kernel that keeps the size.
+X, KERNEL, Y = "f32[2,5,5,3]", "f32[4,3,3,3]", "f32[2,5,5,4]"
+
+
+@pytest.mark.parametrize(
+    ("target", "operands", "result"),
+    [
+        ("Forward", (X, KERNEL), Y),
+        ("BackwardInput", (Y, KERNEL), X),
+        ("BackwardFilter", (X, Y), KERNEL),
+    ],
+)
+def test_convolutions_take_their_operands_and_the_same_flops_in_either_direction(
+    target: str, operands: tuple[str, str], result: str
+) -> None:
+    found = figures(
+        f"%p = {operands[0]}{{3,2,1,0}} parameter(3)",
+        f"%q = {operands[1]}{{3,2,1,0}} parameter(4)",
+        f"%y = ({result}{{3,2,1,0}}, u8[0]{{0}}) custom-call(%p, %q), window={{size=3x3}}, "
+        f'dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$conv{target}"',
+    )
+    assert found["flops"] == 2 * (2 * 5 * 5 * 4) * (3 * 3 * 3)
+    assert found["bytes_accessed"] == 4 * (2 * 5 * 5 * 3 + 4 * 3 * 3 * 3 + 2 * 5 * 5 * 4)
+
+
+def test_products_and_sums() -> None:
+    dot = "%d = f32[4,6]{1,0} dot(%x, %y), lhs_contracting_dims={1}, rhs_contracting_dims={0}"
+    lines = ("%x = f32[4,5]{1,0} parameter(3)", "%y = f32[5,6]{1,0} parameter(4)", dot)
+    assert figures(*lines)["flops"] == 2 * 4 * 5 * 6
+    lines = ("%z = f32[] constant(0)", "%r = f32[4]{0} reduce(%x, %z), dimensions={1}")
+    assert figures("%x = f32[4,5]{1,0} parameter(3)", *lines)["flops"] == 16
