@@ -237,7 +237,11 @@ def programs(model: nn.Module, x: Any) -> list[str]:
 
 
 @with_slow("attention", ["nam_channel", "nam", "nam_tied", "se"], {"nam", "nam_tied", "se"})
-@pytest.mark.parametrize("kind", MODELS)
+@with_slow(
+    "kind",
+    MODELS,
+    ("jit by decorator", "jit of the norm", "remat of the norm", "Flax's ImageNet example"),
+)
 def test_attached_is_hand_edited(x64, kind, attention):
     # Partial, for nn.jit takes any two classes with the same fields for one another.
     plain, edited = (functools.partial(norm) for norm in (nn.BatchNorm, by_hand(attention)))

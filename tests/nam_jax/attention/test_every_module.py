@@ -334,7 +334,7 @@ def test_gradients_are_finite_and_reach_everything(name):
         assert (np.abs(leaf).max() > 1e-5) != (before_norm or name == "nam_tied"), path
 
 
-@each_name
+@few
 @pytest.mark.parametrize("train", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_bfloat16_is_near_float32(name, train):
     x = jnp.asarray(image(), jnp.bfloat16)

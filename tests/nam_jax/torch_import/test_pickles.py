@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers.commands import run_process as run_command
+from tests.helpers.commands import REPOSITORY, call
 from tests.helpers.torch_weights.files import (
     EIGHT,
     HEAD,
@@ -213,14 +213,15 @@ def test_objects_in_a_npz_file_are_not_made(tmp_path):
 
 
 @pytest.mark.faults
-def test_run_with_a_hostile_file_ends_in_one_line(tmp_path):
+def test_run_with_a_hostile_file_ends_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
     path, mark = tmp_path / "weights.pth", tmp_path / "mark"
     write_zip(path, state_dict(hostile=calls(mark)["reduce"]), EIGHT)
     arguments = ("--config=configs/digits_resnet20.py", f"--config.model.pretrained={path}")
-    done = run_command(*arguments, f"--workdir={tmp_path / 'run'}")
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: config.model.pretrained: {path} cannot be read")
-    assert len(done.stderr.splitlines()) == 1
+    done = call("main", *arguments, f"--workdir={tmp_path / 'run'}", "--num_processes=1")
+    assert done.code == 2
+    assert done.err.startswith(f"error: config.model.pretrained: {path} cannot be read")
+    assert len(done.err.splitlines()) == 1
     assert not mark.exists()
 
 

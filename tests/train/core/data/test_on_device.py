@@ -240,6 +240,7 @@ def test_cutmix_pastes_the_same_box_into_both_of_a_pair():
     assert len(set(is_own.sum((1, 2)))) > 8
 
 
+@pytest.mark.slow
 def test_area_of_the_box_is_the_share_of_the_partner():
     images, _, _, partners = mixed(128, 0.0, 1e4, size=(64, 32))
     is_partners = (images == partners).all(-1)[::2]
@@ -251,6 +252,7 @@ def test_area_of_the_box_is_the_share_of_the_partner():
         assert np.abs(inside.sum(-1) - size * np.sqrt(0.5)).max() < 1
 
 
+@pytest.mark.slow
 def test_both_together_toss_a_coin_for_each_pair():
     images, targets, own, partners = mixed(128, 0.8, 1.0)
     shares = own_shares(images, own, partners)
@@ -295,6 +297,7 @@ def test_random_erasing_follows_its_definition():
     assert all(found == 1 for found in np.unique(erase(keys(600), images, 0.0)))
 
 
+@pytest.mark.slow
 def test_random_erasing_reaches_every_pixel():
     images = jnp.ones((300, 20, 20, 1))
     kept = jax.jit(on_device.random_erase, static_argnums=2)(keys(300), images, 1)

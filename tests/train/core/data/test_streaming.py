@@ -13,6 +13,7 @@ from nam_jax import models
 from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.helpers import tiny
 from tests.helpers.image_datasets import imagenet, tfds_writer
+from tests.helpers.values import with_slow
 from train.core.config.fields import replaced
 from train.core.data import crop
 from train.core.data.feed import epoch_orders
@@ -70,8 +71,11 @@ def hosts(batch_size, count):
 MODERN = {"data.augmentation": "randaugment"}
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("changes", [{}, MODERN], ids=["crops", "crops and operations"])
+@pytest.mark.parametrize(
+    ("count", "changes"),
+    [(2, MODERN), pytest.param(4, {}, marks=pytest.mark.slow)],
+    ids=["crops and operations", "crops"],
+)
 def test_all_hosts_together_make_the_batch_of_one(directory, count, changes):
     config = imagenet.config(directory, **changes)
     steps = range(12)  # more than two epochs
@@ -172,7 +176,7 @@ def one_by_one(start):
     return (range(step, step + 1) for step in itertools.count(start + 1))
 
 
-@pytest.mark.parametrize("num_devices", [1, 2, 4])
+@with_slow("num_devices", [1, 2, 4], (1, 2))
 def test_feed_lays_the_rows_on_the_devices_and_starts_anywhere(directory, num_devices):
     config = imagenet.config(directory)
     loader = Streaming(config, create(8, devices=jax.devices()[:num_devices]))

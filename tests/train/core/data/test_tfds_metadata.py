@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers.commands import REPOSITORY
+from tests.helpers.commands import REPOSITORY, call
 from tests.helpers.damage import assert_says, json_values, places, put
 from tests.helpers.image_datasets import small
 from tests.helpers.image_datasets.small import COUNT, SHARD, config_of
@@ -232,16 +232,16 @@ IS_ROOT = os.geteuid() == 0
 AS_USER = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if IS_ROOT else []
 
 
-def run(directory: Path, workdir: Path) -> subprocess.CompletedProcess[str]:
-    command = [*AS_USER, sys.executable, "-m", "train.main", f"--workdir={workdir}"]
+def options(directory: Path, workdir: Path) -> list[str]:
     config = ["--config=configs/digits_resnet20.py", "--config.batch_size=8"]
-    data = [
-        "--config.data.name=tiny",
-        f"--config.data.dir={directory}",
-        "--config.data.image_size=8",
-    ]
+    data = {"name": "tiny", "dir": directory, "image_size": 8}
+    more = [f"--config.data.{name}={value}" for name, value in data.items()]
+    return [f"--workdir={workdir}", *config, *more]
+
+
+def run(directory: Path, workdir: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*command, *config, *data],
+        [*AS_USER, sys.executable, "-m", "train.main", *options(directory, workdir)],
         cwd=REPOSITORY,
         env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"},
         capture_output=True,
@@ -278,10 +278,13 @@ def test_run_without_permission_ends_in_one_line(
 
 
 @pytest.mark.faults
-def test_run_on_damaged_metadata_ends_in_one_line(tmp_path: Path) -> None:
+def test_run_on_damaged_metadata_ends_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
     path = small.write(tmp_path) / FEATURES
     path.write_bytes(path.read_bytes()[:300])
-    done = run(tmp_path, tmp_path / "run")
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {UNREADABLE}")
-    assert len(done.stderr.splitlines()) == 1
+    done = call("main", *options(tmp_path, tmp_path / "run"), "--num_processes=1")
+    assert done.code == 2
+    assert done.err.startswith(f"error: {UNREADABLE}")
+    assert len(done.err.splitlines()) == 1
