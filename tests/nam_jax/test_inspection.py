@@ -291,7 +291,7 @@ def test_statistics_are_those_of_numpy(x64, attention):
 
 
 def test_half_gates_are_those_of_scales_of_zero(x64):
-    model = nam_jax.models.create("resnet20", num_classes=3, attention="nam", stem="cifar", width=2)
+    model = resnet("nam")
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3), float)
     variables = random_variables(model, x, np.float64)
 

@@ -51,7 +51,7 @@ def test_every_module_and_network_under_all_strict_flags(suite):
     assert result.returncode == 0, result.stdout.decode()[-3000:]
 
 
-@with_slow("name", MODULES, MODULES.keys() - {"nam_channel", "nam_spatial"})
+@with_slow("name", MODULES, MODULES.keys() - {"nam_channel"})
 def test_strict_promotion_changes_not_a_bit(name):
     x, cotangent = image(), image(seed=1)
     variables = random_variables(Block(name), x, np.float32)

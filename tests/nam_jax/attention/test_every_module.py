@@ -457,7 +457,7 @@ class End(nn.Module):
         return self.name_ == "nam_tied"
 
 
-@all_but(*MODULES.keys() - {"nam_channel", "nam_spatial"})
+@all_but(*MODULES.keys() - {"nam_channel"})
 def test_moments_change_no_number(x64, name):
     x, cotangent = (image((4, 3, 5, 6), seed, np.float64) for seed in (0, 1))
     variables = random_variables(End(name), x)

@@ -93,8 +93,9 @@ def test_numbers_of_the_reference(x64, in_both_forms, name):
     assert_close(actual.statistics, golden.step.statistics)
 
 
-@with_slow("name", NAMES, ("nam", "nam_tied", "nam_spatial"))
-@pytest.mark.parametrize("train", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("train", [False, True])
 def test_second_derivatives_and_those_forward(x64, in_both_forms, name, train):
     x, direction = (image(SHAPE, seed, np.float64) for seed in (0, 1))
     loss, params = loss_of(name, x, train=train)
