@@ -28,8 +28,10 @@ from benchmarks.peers import resnet, timing
 from nam_jax import models, torch_import
 from train.benchmark import turns
 from train.core import command_line, tables
-from train.core.config.fields import Config, with_attention
+from train.core.config.fields import Config
+from train.core.config.variants import variant_of, with_attention
 from train.core.data.sources.registry import source_of
+from train.core.devices.environment import processor
 from train.core.errors import ConfigError
 from train.core.workdir.storage import write_json
 
@@ -177,7 +179,7 @@ def check(config: Config, names: list[str]) -> None:
         raise ConfigError(
             f"config.model.name: got {config.model.name!r}; allowed: {', '.join(resnet.NAMES)}."
         )
-    for name in names:
+    for name in (variant_of(with_attention(config, name)) for name in names):
         if name not in resnet.ATTENTIONS:
             raise ConfigError(
                 f"--attention: got {name!r}; allowed: {', '.join(resnet.ATTENTIONS)}."
@@ -199,7 +201,7 @@ def parser() -> command_line.Parser:
 def main(options: Namespace) -> None:
     """Measures, and prints a table and JSON."""
     config = options.config
-    names = options.attention or [config.model.attention]
+    names = options.attention or [variant_of(config)]
     check(config, names)
     # PyTorch needs memory too.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -210,6 +212,7 @@ def main(options: Namespace) -> None:
         "batch_size": config.batch_size,
         "dtype": dtype,
         "device_kind": jax.devices()[0].device_kind,
+        "processor": processor(),
         "versions": {"jax": jax.__version__, "torch": torch.__version__},
         "date": datetime.date.today().isoformat(),
     }

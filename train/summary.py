@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from nam_jax.models.size import Layer, Size, layers, total
 from train.core import command_line
-from train.core.config.fields import with_attention
+from train.core.config.variants import variant_of, with_attention
 from train.core.data.sources.registry import source_of
 from train.core.engine.experiment import create_model
 from train.core.engine.pretrained import planned
@@ -71,7 +71,7 @@ def parser() -> command_line.Parser:
 def main(options: Namespace) -> None:
     """Prints the layers of one network, or compares several."""
     config = options.config
-    names = options.attention or [config.model.attention]
+    names = options.attention or [variant_of(config)]
     source = source_of(config.data)
     num_classes, image_shape = source.num_classes, source.image_shape
     networks = {}

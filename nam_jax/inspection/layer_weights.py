@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nam_jax.attention.nam import attention_weights
+from nam_jax.layers.equations import attention_weights
 from nam_jax.sparsity import NAM_SCALES, Scales, is_selected, path_names
 
 Names = tuple[str, ...]

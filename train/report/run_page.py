@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from nam_jax.attention import NAMES, has_nam_scales
 from nam_jax.inspection import SMALL_WEIGHT, count_small_weights, saliency
 from train.core.config.fields import default_config
 from train.core.config.parsing import flattened
@@ -15,9 +16,9 @@ from train.core.errors import ConfigError, RunError
 from train.core.monitor import metric_rows
 from train.core.monitor.metric_rows import Row
 from train.core.tables import Table
-from train.core.workdir import directory, storage
+from train.core.workdir import directory, gates, storage
 from train.core.workdir.checkpoints import Checkpoints
-from train.report import curves, page, weight_plots
+from train.report import curves, gate_plot, page, weight_plots
 from train.report.page import Plot
 from train.report.weight_plots import Weights
 
@@ -57,6 +58,7 @@ def render(workdir: epath.Path, folder: epath.Path) -> str:
         _result(summary),
         _training(rows, folder),
         _nam(workdir, rows, folder),
+        _gates(workdir, fields, folder),
         _classes(workdir),
         _config(fields),
         _environment(workdir),
@@ -130,6 +132,28 @@ def _nam(workdir: epath.Path, rows: Sequence[Row], folder: epath.Path) -> str:
         page.paragraph(text),
         _tables(weights),
         page.side_by_side(folder, *_plots(weights, rows)),
+    )
+
+
+def _gates(workdir: epath.Path, fields: Fields, folder: epath.Path) -> str:
+    heading, found = "NAM gates", gates.read(workdir)
+    if found is None:
+        attention = fields["model.attention"]
+        hint = "Not known: python -m train.evaluate --gates looks at them, on the dataset."
+        has_gates = attention in NAMES and has_nam_scales(attention)
+        return page.section(heading, page.paragraph(hint)) if has_gates else ""
+    figures, layers = found
+    text = (
+        f"Of the {figures['which']} checkpoint, step {figures['step']:,}, on the split "
+        f"{figures['split']}. Its top-1 error is {figures['top1_error']:.2f} %, and with every "
+        f"gate replaced by 0.5 {figures['half_gates_top1_error']:.2f} %: as far as these are "
+        "equal, the network does without what its gates do. A unit is a channel or a pixel."
+    )
+    return page.section(
+        heading,
+        page.paragraph(text),
+        page.side_by_side(folder, gate_plot.spread(layers)),
+        page.folded(f"Layer by layer ({len(layers)})", gates.table(layers).html(heading)),
     )
 
 

@@ -18,7 +18,8 @@ from train.benchmark import attentions, steps
 from train.benchmark.attentions import measure_attentions
 from train.benchmark.turns import Times
 from train.core.command_line import call
-from train.core.config.fields import replaced, with_attention
+from train.core.config.fields import replaced
+from train.core.config.variants import with_attention
 from train.core.data import resident
 from train.core.data.feed import Feed
 from train.core.data.streaming import READY

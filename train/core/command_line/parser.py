@@ -11,7 +11,7 @@ from etils import epath
 from train.core.command_line.values import attentions, not_empty, output, whole_number
 from train.core.config import parsing
 from train.core.config.checks import validate
-from train.core.config.fields import FIELDS, replaced
+from train.core.config.fields import FIELDS, Config, replaced
 from train.core.errors import ConfigError
 from train.core.workdir import storage
 
@@ -205,6 +205,24 @@ def check_no_run(options: argparse.Namespace) -> None:
                 f"--{name} is of a run, and config.model.pretrained names the weights of a file: "
                 f"leave --{name} out, or set --config.model.pretrained= to nothing."
             )
+
+
+def config_of_weights(options: argparse.Namespace) -> Config | None:
+    """The config that names a file of weights; None where a run is meant.
+
+    Raises:
+      ConfigError: both are, or a config names no weights.
+    """
+    config: Config | None = options.config
+    if config is None:
+        return None
+    if not config.model.pretrained:
+        raise ConfigError(
+            "--config: a run has a config of its own: name it by --workdir alone, or weights by "
+            "--config.model.pretrained."
+        )
+    check_no_run(options)
+    return config
 
 
 def workdir(options: argparse.Namespace) -> epath.Path:

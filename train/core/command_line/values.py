@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from nam_jax.attention import NAMES as ATTENTIONS
+from train.core.config.fields import default_config
+from train.core.config.variants import variant_of, with_attention
+from train.core.errors import ConfigError
 
 Number = TypeVar("Number", int, float)
 
@@ -24,14 +27,19 @@ def listed(value: str) -> list[str]:
 
 
 def attentions(value: str) -> list[str]:
-    """Names of attentions, each once, with commas between."""
-    names = listed(value)
-    if not set(names) <= set(ATTENTIONS) or len(set(names)) < len(names):
-        raise ArgumentTypeError(
-            f"got {value!r}; allowed: one or several of {', '.join(ATTENTIONS)}, each once, with "
-            "commas between."
-        )
-    return names
+    """Attentions, each once, with commas between; behind each may stand its hyper-parameters."""
+    variants = listed(value)
+    if {variant.partition("+")[0] for variant in variants} <= set(ATTENTIONS):
+        try:
+            variants = [variant_of(with_attention(default_config(), each)) for each in variants]
+        except ConfigError as error:
+            raise ArgumentTypeError(str(error)) from error
+        if len(set(variants)) == len(variants):
+            return variants
+    raise ArgumentTypeError(
+        f"got {value!r}; allowed: one or several of {', '.join(ATTENTIONS)}, each once, with "
+        "commas between."
+    )
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
