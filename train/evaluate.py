@@ -17,6 +17,8 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
+from nam_jax.attention import has_nam_scales
+from nam_jax.inspection import GateStatistics
 from train.core import command_line
 from train.core.config.fields import Config, replaced
 from train.core.devices.processes import is_main
@@ -27,7 +29,7 @@ from train.core.engine.evaluation import (
     pretrained_weights,
 )
 from train.core.engine.experiment import Evaluation, build_evaluation, build_experiment
-from train.core.errors import RunError
+from train.core.errors import ConfigError, RunError
 from train.core.workdir import gates
 from train.core.workdir.storage import write_json
 
@@ -51,11 +53,16 @@ def main(options: Namespace) -> None:
     """Prints the evaluation, one figure a line, and a table of the gates."""
     # Running statistics need no groups, and the devices here may not divide into them.
     config = replaced(options.config, {"model.sync_bn_devices": 1, "accumulate_steps": 1})
+    attention = config.model.attention
+    if options.gates and not has_nam_scales(attention):
+        raise ConfigError(
+            f"--gates: config.model.attention={attention!r} has no gates of NAM; leave it out."
+        )
     evaluation, weights, step = _loaded(options, config)
     if step is not None:
         print(f"step {step}")
     result: dict[str, Any] = evaluate_split(evaluation, weights)
-    layers = {}
+    layers: dict[str, GateStatistics] = {}
     if options.gates:
         halved, layers = evaluate_gates(evaluation, weights[""])
         result |= halved

@@ -72,7 +72,7 @@ def test_wrong_list_of_attentions_is_refused_in_one_line(names):
 def test_wrong_hyperparameter_of_an_attention_is_refused_in_one_line():
     result = call("summary", *DIGITS, "--attention=none,nam+gate_scale=-1")
     assert (result.code, result.out) == (2, "")
-    assert result.err.startswith("error: --attention: config.model.gate_scale: got '-1'; allowed:")
+    assert result.err.startswith("error: --attention: config.model.gate_scale: got -1.0; allowed:")
 
 
 def test_command_lists_the_layers_of_a_network_without_its_dataset(tmp_path):

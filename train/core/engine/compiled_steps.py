@@ -113,8 +113,7 @@ def build_gate_step(evaluation: Evaluation) -> Any:
     def program(variables: Any, fed: Any, index: Any = None) -> dict[str, GateMoments]:
         batch = loader.batch(fed, index)
         images = normalize(batch.images, config.data.mean, config.data.std, config.model.dtype)
-        mask = {"mask": batch.mask, "axis_name": AXES}
-        return gate_moments(model, variables, images, **mask, train=False)
+        return gate_moments(model, variables, images, mask=batch.mask, axis_name=AXES, train=False)
 
     return jit_replicated(program, evaluation.mesh, rows_argnum=loader.rows_argnum)
 

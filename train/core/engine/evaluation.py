@@ -8,7 +8,6 @@ import jax
 from etils import epath
 
 from nam_jax import half_gates, sparsity_penalty
-from nam_jax.attention import has_nam_scales
 from nam_jax.inspection import GateStatistics, small_weight_percentage, statistics_of
 from nam_jax.models.size import multiply_adds, parameters
 from train.core.config.fields import marked
@@ -21,7 +20,7 @@ from train.core.engine.experiment import Evaluation, Experiment
 from train.core.engine.feeds import eval_feed
 from train.core.engine.pretrained import load_pretrained
 from train.core.engine.state import TrainState, initial_state, widened
-from train.core.errors import ConfigError, RunError
+from train.core.errors import RunError
 from train.core.monitor.log import LAG, Progress
 from train.core.monitor.metric_rows import Row
 from train.core.workdir import directory
@@ -132,16 +131,8 @@ def evaluate_gates(
 
     Returns:
       The errors with every gate replaced by 0.5, as of `evaluate`, and the statistics of each
-      layer's gates.
-
-    Raises:
-      ConfigError: the network has no NAM.
+      layer's gates; none without NAM.
     """
-    attention = evaluation.config.model.attention
-    if not has_nam_scales(attention):
-        raise ConfigError(
-            f"--gates: config.model.attention={attention!r} has no gates of NAM; leave it out."
-        )
     gate_step = build_gate_step(evaluation)
     with contextlib.closing(eval_feed(evaluation).batches(0)) as fed:
         moments = [jax.device_get(gate_step(variables, *arguments)) for arguments in fed]
