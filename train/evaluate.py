@@ -73,11 +73,11 @@ def main(options: Namespace) -> None:
     if layers:
         print(gates.table(layers).text())
         result["gates"] = {path: layer._asdict() for path, layer in layers.items()}
-        if step is not None and is_main():
-            whose = {"step": step, "which": options.which, "split": config.data.eval_split}
-            gates.write(command_line.workdir(options), {**whose, **result})
     if options.json:
         write_json(options.json, result)
+    if layers and step is not None and is_main():
+        whose = {"step": step, "which": options.which, "split": config.data.eval_split}
+        gates.write(command_line.workdir(options), {**whose, **result})
 
 
 def _loaded(options: Namespace, config: Config) -> tuple[Evaluation, Mapping[str, Any], int | None]:
@@ -86,8 +86,8 @@ def _loaded(options: Namespace, config: Config) -> tuple[Evaluation, Mapping[str
         command_line.check_no_run(options)
         evaluation = build_evaluation(config)
         return evaluation, pretrained_weights(evaluation), None
-    experiment = build_experiment(config)
     workdir = command_line.workdir(options)
+    experiment = build_experiment(config)
     step, weights = checkpoint_weights(experiment, workdir, options.which)
     return experiment, weights, step
 

@@ -133,7 +133,8 @@ def _moments(
     axes = (last - 3, last) if kind == "spatial" else tuple(range(last))
     where = jnp.ones((1,) * gates.ndim, bool) if mask is None else mask.reshape(-1, *[1] * last)
     counts = total(jnp.broadcast_to(where, gates.shape).sum(axes, dtype=gates.dtype))
-    means = total(offsets.sum(axes, where=where)) / counts
+    # Of a batch no image may count.
+    means = total(offsets.sum(axes, where=where)) / jnp.maximum(counts, 1)
     around = offsets - jnp.expand_dims(means, axes)
     return GateMoments(
         counts,
@@ -164,10 +165,11 @@ def statistics_of(batches: Iterable[Mapping[str, GateMoments]]) -> dict[str, Gat
 
 def _merged(a: GateMoments, b: GateMoments) -> GateMoments:
     counts, apart = a.counts + b.counts, b.means - a.means
+    share = b.counts / np.maximum(counts, 1)
     return GateMoments(
         counts,
-        a.means + apart * b.counts / counts,
-        a.squares + b.squares + (np.square(apart) * a.counts * b.counts / counts).sum(),
+        a.means + apart * share,
+        a.squares + b.squares + (np.square(apart) * a.counts * share).sum(),
         np.minimum(a.low, b.low),
         np.maximum(a.high, b.high),
         a.near + b.near,

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from flax import linen as nn
+from flax.core import FrozenDict
 from flax.typing import Dtype
 
 from nam_jax.attention import hyperparameters
@@ -79,6 +80,8 @@ def create(
         )
     if shortcut:
         options["shortcut"] = shortcut
+    # A dict would make a network that cannot be a static argument of jax.jit.
+    options["attention_options"] = FrozenDict(options.get("attention_options", {}))
     for field in options:
         if not has_field(name, field):
             raise ValueError(f"The network {name} has no {field}.")

@@ -13,9 +13,9 @@ import numpy as np
 
 from nam_jax.models.size import multiply_adds
 from train.benchmark import turns
+from train.core.config.attentions import with_attention
 from train.core.config.fields import Config
 from train.core.config.spec import MOST_STEPS
-from train.core.config.variants import with_attention
 from train.core.data.feed import Feed
 from train.core.data.streaming import READY
 from train.core.devices import chips, program_cost

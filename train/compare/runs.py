@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 from etils import epath
 
 from nam_jax.attention import NAMES
+from train.core.config.attentions import attention_name, with_attention
 from train.core.config.checks import check_field
 from train.core.config.fields import HYPERPARAMETERS, Config, marked, replaced
 from train.core.config.parsing import from_fields
 from train.core.config.spec import Mark
-from train.core.config.variants import variant_of, with_attention
 from train.core.errors import ConfigError
 from train.core.workdir import directory, storage
 
@@ -44,7 +44,7 @@ class ComparedRun:
     @property
     def attention(self) -> str:
         """Its attention, such as `nam` or `nam+normalization=mean`."""
-        return variant_of(self.config)
+        return attention_name(self.config)
 
     @property
     def sparsity(self) -> float:
@@ -86,7 +86,7 @@ def asked(
     Raises:
       ConfigError: an option says what it may not.
     """
-    names = names or list(dict.fromkeys(["none", variant_of(config)]))
+    names = names or list(dict.fromkeys(["none", attention_name(config)]))
     drawn = [config.seed] if seeds is None else listed_numbers("seeds", seeds, int, "seed")
     strengths = None
     if sparsities is not None:

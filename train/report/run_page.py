@@ -10,12 +10,13 @@ from etils import epath
 
 from nam_jax.attention import NAMES, has_nam_scales
 from nam_jax.inspection import SMALL_WEIGHT, count_small_weights, saliency
+from train.core.config.attentions import attention_name_in
 from train.core.config.fields import default_config
 from train.core.config.parsing import flattened
 from train.core.errors import ConfigError, RunError
 from train.core.monitor import metric_rows
 from train.core.monitor.metric_rows import Row
-from train.core.tables import Table
+from train.core.tables import Table, in_depth_order
 from train.core.workdir import directory, gates, storage
 from train.core.workdir.checkpoints import Checkpoints
 from train.report import curves, gate_plot, page, weight_plots
@@ -67,7 +68,7 @@ def render(workdir: epath.Path, folder: epath.Path) -> str:
 
 def title(fields: Fields) -> str:
     """What a run trains."""
-    network = f"{fields['model.name']} with attention {fields['model.attention']}"
+    network = f"{fields['model.name']} with attention {attention_name_in(fields)}"
     return f"{network} on {fields['data.name']}"
 
 
@@ -124,8 +125,8 @@ def _nam(workdir: epath.Path, rows: Sequence[Row], folder: epath.Path) -> str:
         return page.section(heading, page.paragraph(f"Left out: {error}"))
     text = (
         f"Of the checkpoint of step {step:,}. A weight is the share of a channel or pixel in the "
-        f"scales of its layer; one below {SMALL_WEIGHT:g} of the mean of its layer is small: its "
-        "gate hardly depends on the image."
+        "scales of its layer, whatever it is relative to in its gate; one below "
+        f"{SMALL_WEIGHT:g} of the mean of its layer is small: its gate hardly depends on the image."
     )
     return page.section(
         heading,
@@ -193,7 +194,7 @@ def nam_weights(workdir: epath.Path) -> tuple[int, Weights]:
     weights = {path: np.asarray(w) for path, w in jax.device_get(saliency(params)).items()}
     if not weights:
         raise RunError("the network has no NAM scales.")
-    return step, weight_plots.in_depth_order(weights)
+    return step, in_depth_order(weights)
 
 
 def _tables(weights: Weights) -> str:

@@ -327,6 +327,7 @@ def test_hyperparameters_reach_every_attention(name, attention):
     with nn.intercept_methods(note):
         jax.eval_shape(lambda: model.init(jax.random.key(0), images(), train=False))
     assert set(found) == {4}
+    assert hash(model) == hash(cut_short(name, attention, attention_options={"reduction": 4}))
 
 
 @pytest.mark.parametrize(("attention", "message"), [("se", "its are reduction"), ("half", "none")])

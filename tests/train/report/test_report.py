@@ -129,11 +129,12 @@ def test_gates_of_each_layer(tmp_path, whole):
     ]
     assert (workdir / "report" / "gates-dark.png").exists()
 
-    (workdir / gates.FILE).write_text('{"gates": {}}')
-    with pytest.raises(
-        RunError, match=r"gates\.json is damaged: python -m train\.evaluate --gates"
-    ):
-        write_report(workdir)
+    for lost in (*whose, "top1_error", "half_gates_top1_error", "gates"):
+        kept = {**whose, **errors, "gates": layers}
+        del kept[lost]
+        gates.write(workdir, kept)
+        with pytest.raises(RunError, match=r"gates\.json is damaged: python -m train\.evaluate"):
+            write_report(workdir)
 
 
 def test_plot_of_gates_is_on_the_whole_of_their_scale():

@@ -10,6 +10,7 @@ from etils import epath
 
 from train.core.command_line.values import attentions, not_empty, output, whole_number
 from train.core.config import parsing
+from train.core.config.attentions import by_name
 from train.core.config.checks import validate
 from train.core.config.fields import FIELDS, Config, replaced
 from train.core.errors import ConfigError
@@ -73,7 +74,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--workdir", metavar="DIR", type=not_empty, help=what)
 
     def add_attention(self, what: str) -> None:
-        """Adds --attention: names of attentions, with commas between."""
+        """Adds --attention: attentions, with commas between."""
         self.add_argument("--attention", metavar="NAME,...", type=attentions, help=what)
 
     def add_json(self) -> None:
@@ -170,6 +171,8 @@ class Parser(argparse.ArgumentParser):
         config = replaced(config, values)
         validate(config)
         options.config = parsing.typed(config)
+        # Finds two that are the same one.
+        by_name(options.config, getattr(options, "attention", None) or [])
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from nam_jax.attention import NAMES as ATTENTIONS
+from train.core.config.attentions import with_attention
 from train.core.config.fields import default_config
-from train.core.config.variants import variant_of, with_attention
 from train.core.errors import ConfigError
 
 Number = TypeVar("Number", int, float)
@@ -27,19 +26,14 @@ def listed(value: str) -> list[str]:
 
 
 def attentions(value: str) -> list[str]:
-    """Attentions, each once, with commas between; behind each may stand its hyper-parameters."""
-    variants = listed(value)
-    if {variant.partition("+")[0] for variant in variants} <= set(ATTENTIONS):
+    """Attentions with commas between; behind those of NAM may stand hyper-parameters."""
+    texts = listed(value)
+    for text in texts:
         try:
-            variants = [variant_of(with_attention(default_config(), each)) for each in variants]
+            with_attention(default_config(), text)
         except ConfigError as error:
-            raise ArgumentTypeError(str(error)) from error
-        if len(set(variants)) == len(variants):
-            return variants
-    raise ArgumentTypeError(
-        f"got {value!r}; allowed: one or several of {', '.join(ATTENTIONS)}, each once, with "
-        "commas between."
-    )
+            raise ArgumentTypeError(f"got {value!r}: {error}") from error
+    return texts
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:

@@ -110,12 +110,12 @@ def _check_model(model: ModelConfig) -> None:
                 f"config.model.{name}: {value!r} with config.model.name={model.name!r}, which has "
                 f"no choice of it; set it to {default!r}."
             )
-    for name in set(HYPERPARAMETERS) - set(hyperparameters(model.attention)):
+    for name in HYPERPARAMETERS:
         value, default = getattr(model, name), FIELDS[f"model.{name}"].default
-        if value != default:
+        if value != default and name not in hyperparameters(model.attention):
             raise ConfigError(
                 f"config.model.{name}: {value!r} with config.model.attention="
-                f"{model.attention!r}, which has none; set it to {default!r}."
+                f"{model.attention!r}, which has no such hyper-parameter; set it to {default!r}."
             )
 
 

@@ -23,6 +23,7 @@ from train.core.engine.state import TrainState, initial_state, widened
 from train.core.errors import RunError
 from train.core.monitor.log import LAG, Progress
 from train.core.monitor.metric_rows import Row
+from train.core.tables import in_depth_order
 from train.core.workdir import directory
 from train.core.workdir.checkpoint_files import state_sha256
 from train.core.workdir.checkpoints import Checkpoints
@@ -131,14 +132,19 @@ def evaluate_gates(
 
     Returns:
       The errors with every gate replaced by 0.5, as of `evaluate`, and the statistics of each
-      layer's gates; none without NAM.
+      layer's gates, from input to output; none without NAM.
     """
-    gate_step = build_gate_step(evaluation)
-    with contextlib.closing(eval_feed(evaluation).batches(0)) as fed:
-        moments = [jax.device_get(gate_step(variables, *arguments)) for arguments in fed]
-    with half_gates():
-        halved = evaluate_split(evaluation, {"": variables})
-    return {f"half_gates_{name}": halved[name] for name in LAST}, statistics_of(moments)
+    gate_step, halved_step = build_gate_step(evaluation), build_eval_step(evaluation)
+    moments = []
+
+    def step(variables: Any, *arguments: Any) -> Any:
+        moments.append(jax.device_get(gate_step(variables, *arguments)))
+        with half_gates():
+            return halved_step(variables, *arguments)
+
+    halved = evaluate(evaluation, step, {"": variables}, eval_feed(evaluation))
+    layers = in_depth_order(statistics_of(moments))
+    return {f"half_gates_{name}": halved[name] for name in LAST}, layers
 
 
 def summarize(

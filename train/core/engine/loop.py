@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 
 from nam_jax.models.size import parameters
-from train.core.config.variants import variant_of
+from train.core.config.attentions import attention_name
 from train.core.data.feed import Feed
 from train.core.devices import mesh
 from train.core.devices.processes import Preemption, check_agreement, is_main, say
@@ -223,7 +223,7 @@ def _compile(session: _Session, state: TrainState, feed: Feed, evaluation_feed: 
     experiment = session.experiment
     config = experiment.config
     say(
-        f"{config.model.name}, attention {variant_of(config)}, {parameters(state.params):,} "
+        f"{config.model.name}, attention {attention_name(config)}, {parameters(state.params):,} "
         f"parameters, {experiment.total_steps:,} steps, {mesh.describe(experiment.mesh)}"
     )
     lowered = (

@@ -37,9 +37,13 @@ def read(workdir: epath.Path) -> tuple[dict[str, Any], dict[str, GateStatistics]
             return None
         figures = dict(json.loads(text))
         layers = {path: GateStatistics(**layer) for path, layer in figures.pop("gates").items()}
-        if not all(isinstance(value, float) for layer in layers.values() for value in layer):
+        numbers = [value for layer in layers.values() for value in layer]
+        numbers += [figures[name] for name in ("step", "top1_error", "half_gates_top1_error")]
+        texts = [figures["which"], figures["split"]]
+        if not layers or not all(isinstance(number, int | float) for number in numbers):
             raise ValueError("a figure is no number")
-        float(figures["top1_error"]), float(figures["half_gates_top1_error"])
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("a name is no text")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunError(
             f"{workdir / FILE} is damaged: python -m train.evaluate --gates writes it again."
