@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import FrozenDict
 from flax.typing import Dtype, Initializer
 
 from nam_jax.attention import attention as find_attention
@@ -25,7 +26,7 @@ class Attention(NamedTuple):
     """
 
     name: str
-    hyperparameters: Mapping[str, Any]
+    hyperparameters: Mapping[str, Any] = FrozenDict()
 
     def module(self, options: Mapping[str, Any], name: str) -> AttentionModule | None:
         """The module, with fields from `shared_options`; None of no attention."""
