@@ -24,7 +24,6 @@ each_module = pytest.mark.parametrize("module", MODULES)
 # NAM stands for its parts.
 mainly_both = with_slow("module", MODULES, (ChannelNAM, SpatialNAM))
 each_normalization = pytest.mark.parametrize("normalization", ["share", "mean"])
-each_gradient = pytest.mark.parametrize("weight_gradient", [False, True])
 # Where both have the same way to go, the one with more in it.
 mainly_with_gradient = pytest.mark.parametrize(
     "weight_gradient", [pytest.param(False, marks=pytest.mark.slow), True]
