@@ -1,4 +1,4 @@
-"""The training step: the same numbers on one device and on four, and those of the reference."""
+"""The training step: the same numbers on one device and on four, and what it reports."""
 
 import functools
 from typing import Any
@@ -11,7 +11,6 @@ import pytest
 
 from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.helpers.arrays import assert_close
-from tests.helpers.networks import network
 from train.core.config.fields import Config, default_config, replaced
 from train.core.data.resident import Resident, ResidentSplit
 from train.core.data.sources.digits import Digits
@@ -260,48 +259,3 @@ def test_eval_step_counts_unmasked_rows_only() -> None:
     assert int(whole["count"]) == 4
     for name in whole:
         np.testing.assert_allclose(whole[name], first[name] + last[name], rtol=1e-6)
-
-
-# Training losses of the reference implementation, through the trainer's own step and chain.
-
-
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-    "tag",
-    [
-        pytest.param("cifar_resnet18_nam_channel", marks=pytest.mark.long),
-        pytest.param("cifar_resnet18_nam", marks=pytest.mark.slow),
-        pytest.param("cifar_resnet18_cbam", marks=pytest.mark.long),
-        pytest.param("cifar_resnet18_bam", marks=pytest.mark.long),
-        pytest.param("cifar_resnet50_nam_channel", marks=pytest.mark.long),
-    ],
-)
-def test_losses_of_the_reference(tag: str) -> None:
-    expected = network(tag)
-    changes = {
-        "optimizer.schedule": "constant",
-        "optimizer.learning_rate": 0.01,
-        "optimizer.momentum": 0.9,
-        "optimizer.weight_decay": 5e-4,
-        "optimizer.sparsity": 1e-3 if "nam" in tag else 0.0,
-    }
-    config = replaced(default_config(), changes)
-    tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 10, 0))
-    variables = jax.tree.map(jnp.asarray, expected.variables)
-    state = TrainState(jnp.zeros((), int), **variables, opt_state=tx.init(variables["params"]))
-    targets = jax.nn.one_hot(expected.labels, expected.eval_logits.shape[1])
-
-    def update(state: TrainState) -> Any:
-        x = jnp.asarray(expected.x)
-        return step.train_step(state, x, targets, model=expected.module, tx=tx, config=config)
-
-    jitted = jit_replicated(update, create(1, devices=jax.devices()[:1]))
-    losses = []
-    for _ in expected.losses:
-        state, metrics = jitted(state)
-        losses.append(metrics["cross_entropy"])
-    assert_close(jnp.stack(losses), expected.losses)
-    logits, _ = jax.jit(
-        lambda v: expected.module.apply(v, expected.x, train=True, mutable="batch_stats")
-    )(state.variables)
-    assert_close(logits, expected.train_logits_after)
