@@ -206,7 +206,7 @@ def test_serialisation_brings_everything_back(name, attention):
 
 
 @pytest.mark.slow
-@pairs(lambda *_: True, SOME)
+@pytest.mark.parametrize(("name", "attention"), SOME)
 def test_jit_changes_nothing(name, attention):
     variables = variables_of(name, attention)
     eager, _ = Called(cut_short(name, attention)).apply(variables, images(), True)
@@ -223,8 +223,8 @@ def test_penalty_finds_scales_where_there_are_some(name, attention):
 
 
 @pytest.mark.slow
-@pairs(
-    lambda *_: True,
+@pytest.mark.parametrize(
+    ("name", "attention"),
     [("resnet18", "nam"), ("mobilenet_v2", "se"), ("resnet50", "nam_channel")],
 )
 def test_remat_changes_neither_variables_nor_gradients_nor_statistics(x64, name, attention):
