@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from nam_jax import models
 from train.core.config.checks import validate
-from train.core.config.fields import Config, ModelConfig
+from train.core.config.fields import Config, ModelConfig, evaluated
 from train.core.config.spec import MOST_STEPS
 from train.core.data import on_device
 from train.core.data.loaders import LOADERS, Loader
@@ -154,7 +154,9 @@ def build_experiment(
     total_steps = _total_steps(config, steps_per_epoch)
     warmup_steps = optimizer.warmup_steps(config.optimizer, steps_per_epoch, total_steps)
     scale = optimizer.batch_size_scale(config.optimizer, config.batch_size)
-    learning_rate = optimizer.schedule(config.optimizer, total_steps, warmup_steps, scale=scale)
+    learning_rate = optimizer.schedule(
+        config.optimizer, total_steps, warmup_steps, steps_per_epoch=steps_per_epoch, scale=scale
+    )
     return Experiment(
         **opened,
         config=config,
@@ -183,13 +185,15 @@ def create_model(config: Config, num_classes: int, axis_name: str | None = None)
         zero_init_last_scale=config.model.zero_init_last_scale,
         remat=config.model.remat,
         axis_name=axis_name,
-        **_width(config.model),
+        **_numbers(config.model),
     )
 
 
-def _width(config: ModelConfig) -> dict[str, float]:
-    """The width of a network that has one."""
-    return {} if config.width == 1 else {"width_multiplier": config.width}
+def _numbers(config: ModelConfig) -> dict[str, float]:
+    """The fields of a network that not every network has, where they are not the default."""
+    values = {"drop_path": config.drop_path, "dropout": config.dropout}
+    changed = {name: value for name, value in values.items() if value}
+    return changed if config.width == 1 else changed | {"width_multiplier": config.width}
 
 
 def _open(
@@ -209,13 +213,17 @@ def _open(
         accumulate_steps=config.accumulate_steps,
     )
     loader, source = LOADERS[config.data.loader](config, mesh), source_of(config.data)
+    size = config.data.eval_image_size
+    sources = {"eval_split": source_of(evaluated(config.data)) if size else source}
     splits = {}
     for field in fields:
         with named_by(f"config.data.{field}"):
-            splits[field] = split = open_split(source, getattr(config.data, field))
+            of = sources.get(field, source)
+            splits[field] = split = open_split(of, getattr(config.data, field))
         if split.num_examples <= 0:
-            of = config.data.name
-            raise ConfigError(f"config.data.{field}: {split.name!r} of {of} is empty.")
+            raise ConfigError(
+                f"config.data.{field}: {split.name!r} of {config.data.name} is empty."
+            )
         loader.check_split(split)
     split = splits[fields[0]]
     on_device.check_images(config.data, split.image_shape)

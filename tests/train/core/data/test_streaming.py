@@ -50,7 +50,7 @@ def open_maker(config, rows=None, split="train"):
 
 def order_of(config):
     key = streams(config.seed)["order"]
-    return epoch_orders(key, COUNT)
+    return epoch_orders(key, COUNT, config)
 
 
 def train_batches(config, steps, rows=None):
