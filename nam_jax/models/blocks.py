@@ -158,21 +158,26 @@ def keys_of(row_keys: jax.Array | None, place: int) -> jax.Array | None:
     return jax.vmap(lambda key: jax.random.fold_in(key, place))(row_keys)
 
 
-def drop_path(branch: jax.Array, keys: jax.Array | None, rate: float) -> jax.Array:
-    """Stochastic depth: makes a residual branch zero for some images, larger for the others.
+def drop(
+    x: jax.Array, keys: jax.Array | None, rate: float, shape: tuple[int, ...] = (1, 1, 1)
+) -> jax.Array:
+    """Sets parts of each row to zero at random, and divides the rest by 1 − rate.
 
     Args:
-      branch: Output of the branch, (N, H, W, C).
+      x: Rows, (N, …).
       keys: Random key of each row, (N,); None: nothing is dropped.
-      rate: Probability that an image's is zero; the others are divided by 1 − rate.
+      rate: Probability that a part is zero, in [0, 1).
+      shape: Shape of a row's draws: of ones for stochastic depth, all or nothing, and that of the
+        row for dropout.
 
     Source: G. Huang, Y. Sun, Z. Liu, D. Sedra and K. Weinberger, Deep Networks with Stochastic
-    Depth, 2016, https://arxiv.org/abs/1603.09382.
+    Depth, 2016, https://arxiv.org/abs/1603.09382; N. Srivastava, G. Hinton, A. Krizhevsky, I.
+    Sutskever and R. Salakhutdinov, Dropout, 2014, https://jmlr.org/papers/v15/srivastava14a.html.
     """
     if keys is None or not rate:
-        return branch
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate))(keys)
-    return jnp.where(kept[:, None, None, None], branch / (1 - rate), 0)
+        return x
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape))(keys)
+    return jnp.where(kept, x / (1 - rate), 0)
 
 
 def head(
@@ -184,12 +189,10 @@ def head(
       x: Output of the last block, (N, H, W, C).
       num_classes: Number of logits.
       keys: Random key of each row, (N,); None: nothing is dropped.
-      dropout: Probability that a feature is zero; the others are divided by 1 − dropout.
+      dropout: Probability that a feature is dropped.
     """
     x = widened(x).mean((1, 2))
-    if keys is not None and dropout:
-        kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - dropout, x.shape[1:]))(keys)
-        x = jnp.where(kept, x / (1 - dropout), 0)
+    x = drop(x, keys, dropout, x.shape[1:])
     return nn.Dense(
         num_classes,
         kernel_init=initializers.linear_kernel,

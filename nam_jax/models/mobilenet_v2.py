@@ -89,7 +89,7 @@ class InvertedResidual(nn.Module):
             norm_name="project_bn",
             scale_init=nn.initializers.zeros if zero else nn.initializers.ones,
         )
-        return x + blocks.drop_path(y, keys, self.drop_path) if is_residual else y
+        return x + blocks.drop(y, keys, self.drop_path) if is_residual else y
 
 
 class MobileNetV2(nn.Module):

@@ -61,7 +61,7 @@ class BasicBlock(_Block):
         y = nn.relu(blocks.batch_norm(self.options, name="bn1")(y))
         y = self._conv(self.features, 3, name="conv2")(y)
         y = self._last_norm(y, "bn2")
-        y = blocks.drop_path(y, keys, self.drop_path)
+        y = blocks.drop(y, keys, self.drop_path)
         return blocks.relu(y + self._shortcut(x, self.features))
 
 
@@ -77,7 +77,7 @@ class Bottleneck(_Block):
         y = nn.relu(blocks.batch_norm(self.options, name="bn2")(y))
         y = self._conv(4 * self.features, 1, name="conv3")(y)
         y = self._last_norm(y, "bn3")
-        y = blocks.drop_path(y, keys, self.drop_path)
+        y = blocks.drop(y, keys, self.drop_path)
         return blocks.relu(y + self._shortcut(x, 4 * self.features))
 
 
