@@ -184,16 +184,16 @@ def create_model(config: Config, num_classes: int, axis_name: str | None = None)
         dtype=config.model.dtype,
         zero_init_last_scale=config.model.zero_init_last_scale,
         remat=config.model.remat,
+        drop_path=config.model.drop_path,
+        dropout=config.model.dropout,
         axis_name=axis_name,
-        **_numbers(config.model),
+        **_width(config.model),
     )
 
 
-def _numbers(config: ModelConfig) -> dict[str, float]:
-    """The fields of a network that not every network has, where they are not the default."""
-    values = {"drop_path": config.drop_path, "dropout": config.dropout}
-    changed = {name: value for name, value in values.items() if value}
-    return changed if config.width == 1 else changed | {"width_multiplier": config.width}
+def _width(config: ModelConfig) -> dict[str, float]:
+    """The width of a network that has one."""
+    return {} if config.width == 1 else {"width_multiplier": config.width}
 
 
 def _open(
@@ -213,12 +213,11 @@ def _open(
         accumulate_steps=config.accumulate_steps,
     )
     loader, source = LOADERS[config.data.loader](config, mesh), source_of(config.data)
-    size = config.data.eval_image_size
-    sources = {"eval_split": source_of(evaluated(config.data)) if size else source}
+    eval_source = source_of(evaluated(config.data)) if config.data.eval_image_size else source
     splits = {}
     for field in fields:
         with named_by(f"config.data.{field}"):
-            of = sources.get(field, source)
+            of = eval_source if field == "eval_split" else source
             splits[field] = split = open_split(of, getattr(config.data, field))
         if split.num_examples <= 0:
             raise ConfigError(
