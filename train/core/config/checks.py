@@ -152,8 +152,8 @@ def _check_loader(config: Config) -> None:
 def _check_repeats(config: Config) -> None:
     data = config.data
     is_mixed = data.mixup > 0 or data.cutmix > 0
-    most = config.batch_size // 2 if is_mixed else config.batch_size
-    if data.augment_repeats > max(1, most):
+    most = max(1, config.batch_size // 2) if is_mixed else config.batch_size
+    if data.augment_repeats > most:
         why = "config.data.mixup and config.data.cutmix mix different ones" if is_mixed else ""
         raise ConfigError(
             f"config.data.augment_repeats: {data.augment_repeats} rows of each image in a batch of "

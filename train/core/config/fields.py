@@ -320,7 +320,7 @@ def replaced(config: Config, changes: Mapping[str, Any]) -> Config:
     return config
 
 
-def evaluated(data: DataConfig) -> DataConfig:
+def at_eval_size(data: DataConfig) -> DataConfig:
     """A copy of the `data` part of a config, with images of the size that is evaluated."""
     return dataclasses.replace(data, image_size=data.eval_image_size or data.image_size)
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from nam_jax import models
 from train.core.config.checks import validate
-from train.core.config.fields import Config, ModelConfig, evaluated
+from train.core.config.fields import Config, ModelConfig, at_eval_size
 from train.core.config.spec import MOST_STEPS
 from train.core.data import on_device
 from train.core.data.loaders import LOADERS, Loader
@@ -213,7 +213,7 @@ def _open(
         accumulate_steps=config.accumulate_steps,
     )
     loader, source = LOADERS[config.data.loader](config, mesh), source_of(config.data)
-    eval_source = source_of(evaluated(config.data)) if config.data.eval_image_size else source
+    eval_source = source_of(at_eval_size(config.data)) if config.data.eval_image_size else source
     splits = {}
     for field in fields:
         with named_by(f"config.data.{field}"):

@@ -9,7 +9,7 @@ from etils import epath
 from flax import linen as nn
 
 from nam_jax import resize_spatial
-from train.core.config.fields import Config, evaluated, replaced
+from train.core.config.fields import Config, at_eval_size, replaced
 from train.core.data.sources.registry import source_of
 from train.core.data.sources.split import Source, Split
 from train.core.engine import pretrained
@@ -63,7 +63,7 @@ def of_run(workdir: epath.Path, which: str, data_dir: str | None = None) -> Trai
     dataset = directory.dataset(workdir) or described(source_of(config.data))
 
     def open_split(name: str) -> Split:
-        source = source_of(evaluated(config.data))
+        source = source_of(at_eval_size(config.data))
         directory.check_classes(workdir, source.class_names)
         return source.open_split(name)
 
@@ -100,7 +100,7 @@ def of_file(config: Config) -> Trained:
         model=model,
         **_at_eval_size(evaluation.config, model, variables, dataset["image_shape"]),
         class_names=dataset["class_names"],
-        open_split=source_of(evaluated(evaluation.config.data)).open_split,
+        open_split=source_of(at_eval_size(evaluation.config.data)).open_split,
     )
 
 

@@ -211,8 +211,7 @@ def test_a_network_that_drops_is_trained_with_its_rows_keys() -> None:
         {},
         {"data.mixup": 0.4, "data.cutmix": 0.4},
         {"data.mixup": 0.4, "loss": "sigmoid", "loss_threshold": 0.2, "optimizer.name": "lamb"},
-        DROPPING,
-        {**DROPPING, "accumulate_steps": 2, "optimizer.name": "muon"},
+        {**DROPPING, "optimizer.name": "muon"},
     ],
 )
 def test_global_statistics_equal_one_device(changes: dict[str, Any]) -> None:

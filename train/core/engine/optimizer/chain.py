@@ -47,7 +47,7 @@ def create(config: OptimizerConfig, learning_rate: optax.Schedule) -> optax.Grad
     for Deep Learning (LAMB), 2019, https://arxiv.org/abs/1904.00962; K. Jordan et al., Muon, 2024,
     https://kellerjordan.github.io/posts/muon; J. Liu et al., Muon is Scalable for LLM Training
     (the factor), 2025, https://arxiv.org/abs/2502.16982; J. Yun, A. Lozano and E. Yang, Adaptive
-    Proximal Gradient Methods, 2020, https://arxiv.org/abs/2006.01384.
+    Proximal Gradient Methods for Structured Neural Networks, NeurIPS 2021 (the threshold).
     """
     chain = []
     if config.clip_norm:
