@@ -91,7 +91,9 @@ def of_file(config: Config) -> Trained:
     # One device is enough, whatever groups and batches the config is for.
     alone = {"model.sync_bn_devices": 1, "accumulate_steps": 1, "model.remat": False}
     evaluation = build_evaluation(replaced(config, alone), jax.devices()[:1], reads_images=False)
-    dataset = described(evaluation.source)
+    dataset, data, source = described(evaluation.source), evaluation.config.data, evaluation.source
+    if data.eval_image_size:
+        source = source_of(at_eval_size(data))
     model = create_model(evaluation.config, dataset["num_classes"])
     variables = pretrained.load_pretrained(evaluation, may_be_fresh=False)
     return Trained(
@@ -100,7 +102,7 @@ def of_file(config: Config) -> Trained:
         model=model,
         **_at_eval_size(evaluation.config, model, variables, dataset["image_shape"]),
         class_names=dataset["class_names"],
-        open_split=source_of(at_eval_size(evaluation.config.data)).open_split,
+        open_split=source.open_split,
     )
 
 
