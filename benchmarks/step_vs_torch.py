@@ -17,6 +17,7 @@ import json
 import os
 import statistics
 from argparse import Namespace
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -28,8 +29,10 @@ from benchmarks.peers import resnet, timing
 from nam_jax import models, torch_import
 from train.benchmark import turns
 from train.core import command_line, tables
-from train.core.config.fields import Config, with_attention
+from train.core.config.attentions import attention_name, by_name
+from train.core.config.fields import Config
 from train.core.data.sources.registry import source_of
+from train.core.devices.environment import processor
 from train.core.errors import ConfigError
 from train.core.workdir.storage import write_json
 
@@ -167,7 +170,7 @@ def measure(config: Config, dtype: str, steps: int) -> dict[str, Any]:
     return {**figures, "speed_vs_torch": round(turns.ratio(times["torch"], times["nam_jax"]), 4)}
 
 
-def check(config: Config, names: list[str]) -> None:
+def check(config: Config, names: Iterable[str]) -> None:
     """Refuses what there is no peer of.
 
     Raises:
@@ -199,8 +202,8 @@ def parser() -> command_line.Parser:
 def main(options: Namespace) -> None:
     """Measures, and prints a table and JSON."""
     config = options.config
-    names = options.attention or [config.model.attention]
-    check(config, names)
+    configs = by_name(config, options.attention or [attention_name(config)])
+    check(config, configs)
     # PyTorch needs memory too.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     dtype = "bfloat16" if timing.torch_device() == "cuda" else "float32"
@@ -210,12 +213,13 @@ def main(options: Namespace) -> None:
         "batch_size": config.batch_size,
         "dtype": dtype,
         "device_kind": jax.devices()[0].device_kind,
+        "processor": processor(),
         "versions": {"jax": jax.__version__, "torch": torch.__version__},
         "date": datetime.date.today().isoformat(),
     }
     rows = [("attention", "nam_jax images/s", "torch images/s", "speed vs torch")]
-    for name in names:
-        figures = measure(with_attention(config, name), dtype, options.steps)
+    for name, varied in configs.items():
+        figures = measure(varied, dtype, options.steps)
         result[name] = figures
         speeds = (figures[framework]["images_per_second"] for framework in ("nam_jax", "torch"))
         rows.append((name, *(f"{s:,.1f}" for s in speeds), f"{figures['speed_vs_torch']:.3f}"))

@@ -28,12 +28,13 @@ def load(path):
     return network.call, json.loads(Path(f"{path}.json").read_text())
 
 
-def cropped(path, height, width, channels, crop_ratio, interpolation, **_):
+def cropped(path, height, width, channels, crop_ratio, **about):
     """The middle of an image, scaled as in the evaluation."""
     image = ImageOps.exif_transpose(Image.open(path)).convert("L" if channels == 1 else "RGB")
     scale = max(height / image.height, width / image.width) / crop_ratio
     size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
-    image = image.resize(size, Image.Resampling[RESAMPLING[interpolation]])
+    name = about["interpolation" if scale < 1 else "interpolation_enlarging"]
+    image = image.resize(size, Image.Resampling[RESAMPLING[name]])
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
     box = left, top, left + width, top + height
     return np.asarray(image.crop(box)).reshape(height, width, channels)

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nam_jax.attention.nam import magnitude
 from nam_jax.layers.dtypes import widened
+from nam_jax.layers.equations import magnitude
 
 # A schedule takes the number of updates so far.
 ScalarOrSchedule = float | Callable[[jax.Array], jax.Array]

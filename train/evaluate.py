@@ -14,12 +14,23 @@ Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 
 import math
 from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
 
+from nam_jax.attention import has_nam_scales
+from nam_jax.inspection import GateStatistics
 from train.core import command_line
-from train.core.config.fields import replaced
-from train.core.engine.evaluation import evaluate_checkpoint, evaluate_pretrained
-from train.core.engine.experiment import build_evaluation, build_experiment
-from train.core.errors import RunError
+from train.core.config.fields import Config, replaced
+from train.core.devices.processes import is_main
+from train.core.engine.evaluation import (
+    checkpoint_weights,
+    evaluate_gates,
+    evaluate_split,
+    pretrained_weights,
+)
+from train.core.engine.experiment import Evaluation, build_evaluation, build_experiment
+from train.core.errors import ConfigError, RunError
+from train.core.workdir import gates
 from train.core.workdir.storage import write_json
 
 
@@ -31,27 +42,54 @@ def parser() -> command_line.Parser:
     parser.add_config()
     parser.add_workdir("the directory of the run; default: runs/<config name>")
     parser.add_which()
+    parser.add_argument(
+        "--gates", action="store_true", help="also looks at NAM's gates; of a run, for its report"
+    )
     parser.add_json()
     return parser
 
 
 def main(options: Namespace) -> None:
-    """Prints the evaluation, one figure a line."""
+    """Prints the evaluation, one figure a line, and a table of the gates."""
     # Running statistics need no groups, and the devices here may not divide into them.
     config = replaced(options.config, {"model.sync_bn_devices": 1, "accumulate_steps": 1})
-    if config.model.pretrained:
-        command_line.check_no_run(options)
-        result = evaluate_pretrained(build_evaluation(config))
-    else:
-        workdir = command_line.workdir(options)
-        step, result = evaluate_checkpoint(build_experiment(config), workdir, options.which)
+    attention = config.model.attention
+    if options.gates and not has_nam_scales(attention):
+        raise ConfigError(
+            f"--gates: config.model.attention={attention!r} has no gates of NAM; leave it out."
+        )
+    evaluation, weights, step = _loaded(options, config)
+    if step is not None:
         print(f"step {step}")
+    result: dict[str, Any] = evaluate_split(evaluation, weights)
+    layers: dict[str, GateStatistics] = {}
+    if options.gates:
+        halved, layers = evaluate_gates(evaluation, weights[""])
+        result |= halved
     for name, value in result.items():
         print(f"{name} {value:.6g}")
         if not math.isfinite(value):
             raise RunError(f"the {name} is {value}: the network overflows on these images.")
+    if layers:
+        print(gates.table(layers).text())
+        result["gates"] = {path: layer._asdict() for path, layer in layers.items()}
     if options.json:
         write_json(options.json, result)
+    if layers and step is not None and is_main():
+        whose = {"step": step, "which": options.which, "split": config.data.eval_split}
+        gates.write(command_line.workdir(options), {**whose, **result})
+
+
+def _loaded(options: Namespace, config: Config) -> tuple[Evaluation, Mapping[str, Any], int | None]:
+    """What an evaluation needs, the weights, and of a run the step of the checkpoint."""
+    if config.model.pretrained:
+        command_line.check_no_run(options)
+        evaluation = build_evaluation(config)
+        return evaluation, pretrained_weights(evaluation), None
+    workdir = command_line.workdir(options)
+    experiment = build_experiment(config)
+    step, weights = checkpoint_weights(experiment, workdir, options.which)
+    return experiment, weights, step
 
 
 if __name__ == "__main__":

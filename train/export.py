@@ -64,9 +64,10 @@ def _images(data: DataConfig, shape: tuple[int, int, int], *, raw: bool) -> dict
         "dtype": "float32" if raw else "uint8",
         "mean": data.mean,
         "std": data.std,
-        # Of whole images, what does not have the size is scaled as by evaluations.
         "crop_ratio": data.eval_crop_ratio if is_cut else 1.0,
+        # Of whole images, what does not have the size is scaled as by evaluations.
         "interpolation": data.interpolation if is_cut else "area",
+        "interpolation_enlarging": data.interpolation if is_cut else "bilinear",
     }
 
 
@@ -149,17 +150,12 @@ def main(options: Namespace) -> None:
         raise ConfigError("--out is missing; name the file to write.")
     kind = options.format or ("onnx" if options.out.suffix == ".onnx" else "stablehlo")
     _check_possible(options, kind)
-    if options.config is None:
+    config = command_line.config_of_weights(options)
+    if config is None:
         workdir = command_line.named_workdir(options)
         network = trained_network.of_run(workdir, options.which, options.data_dir)
-    elif options.config.model.pretrained:
-        command_line.check_no_run(options)
-        network = trained_network.of_file(options.config)
     else:
-        raise ConfigError(
-            "--config: a run has a config of its own: name it by --workdir alone, or weights by "
-            "--config.model.pretrained."
-        )
+        network = trained_network.of_file(config)
     write(network, options.out, kind, raw=options.raw, probabilities=options.probabilities)
     step = "" if network.step is None else f", step {network.step}"
     print(f"{options.out}: {kind}, {options.out.stat().st_size:,} bytes{step}")

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from nam_jax.models.size import Layer, Size, layers, total
 from train.core import command_line
-from train.core.config.fields import with_attention
+from train.core.config.attentions import attention_name, by_name
 from train.core.data.sources.registry import source_of
 from train.core.engine.experiment import create_model
 from train.core.engine.pretrained import planned
@@ -71,21 +71,22 @@ def parser() -> command_line.Parser:
 def main(options: Namespace) -> None:
     """Prints the layers of one network, or compares several."""
     config = options.config
-    names = options.attention or [config.model.attention]
+    configs = by_name(config, options.attention or [attention_name(config)])
     source = source_of(config.data)
     num_classes, image_shape = source.num_classes, source.image_shape
     networks = {}
-    for name in names:
-        model = create_model(with_attention(config, name), num_classes)
+    for name, varied in configs.items():
+        model = create_model(varied, num_classes)
         networks[name] = layers(model, image_shape)
         if config.model.pretrained:
             planned(config.model, model, image_shape)
-    attention = f"attention {names[0]}, " if len(names) == 1 else ""
+    first, *others = networks
+    attention = "" if others else f"attention {first}, "
     print(
         f"{config.model.name}, {attention}stem {config.model.stem}, "
         f"images {_format_shape(image_shape)}, {num_classes} classes\n"
     )
-    print(layer_table(networks[names[0]]) if len(names) == 1 else comparison_table(networks))
+    print(comparison_table(networks) if others else layer_table(networks[first]))
 
 
 if __name__ == "__main__":

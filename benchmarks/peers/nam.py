@@ -1,6 +1,6 @@
 """NAM in PyTorch, from equations 1 to 3 of https://arxiv.org/abs/2111.12419.
 
-What `nam_jax.attention.nam` computes, for (N, C, H, W) tensors, which may be channels_last in
+What `nam_jax.layers.equations` computes, for (N, C, H, W) tensors, which may be channels_last in
 memory. The submodules are called as `nam_jax.torch_import` reads them.
 """
 

@@ -7,8 +7,7 @@ from typing import Any
 from flax import linen as nn
 
 from nam_jax.attach.calls import Calls, Selector, Trains
-from nam_jax.attention import AttentionModule
-from nam_jax.attention import attention as find_attention
+from nam_jax.attention import AttentionModule, configured
 from nam_jax.attention.base import check_selector
 
 
@@ -72,7 +71,7 @@ def attach(
             f"attach takes an unbound model; got a bound {type(model).__name__}. Attach before the "
             "model is bound, or outside of the module that builds it."
         )
-    template = _configured(attention)
+    template = configured(attention)
     if template is None:
         return model.clone()
     check_selector(after)
@@ -81,23 +80,12 @@ def attach(
     return _attached_class(base, repr(fields), template, after, name, train)(**fields)
 
 
-def _configured(attention: str | AttentionModule) -> AttentionModule | None:
-    if isinstance(attention, str):
-        kind = find_attention(attention)
-        return None if kind is None else kind(parent=None)
-    if not isinstance(attention, AttentionModule) or attention.scope is not None:
-        raise ValueError(
-            f"attention has to be a name or an unbound attention module; got {attention!r}."
-        )
-    return attention.clone(parent=None)
-
-
 def _fields(model: nn.Module) -> dict[str, Any]:
     own = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.init}
     return {**own, "parent": None}
 
 
-@functools.cache  # equal models from equal arguments
+@functools.lru_cache(maxsize=256)  # equal models from equal arguments
 def _attached_class(
     base: type[nn.Module],
     fields: str,  # those of one model alone, for a class remembers whether `after` has selected

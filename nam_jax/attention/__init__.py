@@ -1,5 +1,7 @@
 """Attention modules by name."""
 
+import dataclasses
+
 from nam_jax.attention.bam import BAM
 from nam_jax.attention.base import AttentionModule
 from nam_jax.attention.cbam import CBAM
@@ -50,6 +52,48 @@ def attention(name: str) -> type[AttentionModule] | None:
     if name not in _MODULES:
         raise ValueError(f"There is no attention {name!r}; choose one of {', '.join(NAMES)}.")
     return _MODULES[name]
+
+
+def configured(wanted: str | AttentionModule) -> AttentionModule | None:
+    """An unbound module of an attention that is named, or a copy of one that is given.
+
+    Args:
+      wanted: Name of an attention, see `attention`, or an unbound module.
+
+    Returns:
+      The module; None of `none`.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    if isinstance(wanted, str):
+        kind = attention(wanted)
+        return None if kind is None else kind(parent=None)
+    if not isinstance(wanted, AttentionModule) or wanted.scope is not None:
+        raise ValueError(
+            f"attention has to be a name or an unbound attention module; got {wanted!r}."
+        )
+    return wanted.clone(parent=None)
+
+
+def hyperparameters(name: str) -> tuple[str, ...]:
+    """The names of the fields that an attention has beyond those of all.
+
+    Args:
+      name: Name of the attention, see `attention`.
+
+    Raises:
+      ValueError: there is no such attention.
+
+    Example:
+      >>> from nam_jax.attention import hyperparameters
+      >>> hyperparameters("se")
+      ('reduction',)
+    """
+    module = attention(name)
+    common = {field.name for field in dataclasses.fields(AttentionModule)}
+    fields = () if module is None else dataclasses.fields(module)
+    return tuple(field.name for field in fields if field.name not in common)
 
 
 def has_nam_scales(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Normalization-based attention: the equations as pure functions, then the modules.
+"""Normalization-based attention as modules, on the equations of `nam_jax.layers.equations`.
 
 Y. Liu, Z. Shao, Y. Teng and N. Hoffmann, NAM: Normalization-based Attention Module, 2021,
 https://arxiv.org/abs/2111.12419. Equation numbers below are the paper's.
@@ -12,75 +12,9 @@ from flax.linen.module import merge_param
 
 from nam_jax.attention.base import AttentionModule, shared_fields
 from nam_jax.layers import gating
-from nam_jax.layers.batch_norm import Affine, BatchNorm, Moments, as_affine, batch_norm_affine
-from nam_jax.layers.dtypes import promoted, widened
-
-
-def magnitude(scale: jax.Array) -> jax.Array:
-    """|scale|, at least float32, with the gradient 0 at 0, where that of jnp.abs is 1."""
-    scale = widened(meta.unbox(scale))
-    return scale * jnp.sign(scale)
-
-
-def attention_weights(scale: jax.Array, *, gradient: bool = False) -> jax.Array:
-    """The weights of equations 2 and 3: the share of each scale in their sum.
-
-    W = |scale| / Σ|scale|, and 0 where every scale is 0
-
-    The paper writes γ / Σγ. The absolute values, as in the authors' code, keep W in [0, 1]
-    when a scale turns negative.
-
-    Args:
-      scale: Scales γ (C,) or λ (H, W).
-      gradient: Whether gradients flow through W; the authors' code detaches it.
-
-    Returns:
-      The weights W, in [0, 1], of the shape of scale, at least float32.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from nam_jax.attention.nam import attention_weights
-      >>> print(attention_weights(jnp.array([1.0, -3.0])))
-      [0.25 0.75]
-    """
-    magnitudes = magnitude(scale)
-    # A factor that all scales have in common changes nothing. Without that of the largest their
-    # sum does not overflow, nor does its square, in the gradient, vanish.
-    magnitudes /= _or_one(jax.lax.stop_gradient(magnitudes).max(initial=0))
-    weights = magnitudes / _or_one(magnitudes.sum())
-    return weights if gradient else jax.lax.stop_gradient(weights)
-
-
-def _or_one(divisor: jax.Array) -> jax.Array:
-    return jnp.where(divisor == 0, 1, divisor)
-
-
-def gate_affine(
-    moments: Moments,
-    scale: jax.Array,
-    bias: jax.Array,
-    *,
-    epsilon: float = 1e-5,
-    weight_gradient: bool = False,
-) -> tuple[jax.Array, jax.Array]:
-    """The gates of equations 2 and 3, M = sigmoid(W BN(x)), with W folded into BN's multiply-add.
-
-    M = sigmoid(multiplier x + offset)
-
-    Args:
-      moments: Mean and variance of every channel, (C,), or of every pixel, (H, W).
-      scale: Scales γ (C,) or λ (H, W).
-      bias: Shifts, of the shape of scale.
-      epsilon: Small positive number added to the variance.
-      weight_gradient: Whether gradients flow through W.
-
-    Returns:
-      The multiplier and the offset, of the shape of scale, at least float32.
-    """
-    weights = attention_weights(scale, gradient=weight_gradient)
-    affine = batch_norm_affine(moments, scale, bias, epsilon=epsilon)
-    weights, multiplier, offset = promoted(weights, *affine)
-    return weights * multiplier, weights * offset
+from nam_jax.layers.batch_norm import Affine, BatchNorm, Moments, as_affine
+from nam_jax.layers.dtypes import widened
+from nam_jax.layers.equations import Normalization, attention_weights, gate_affine
 
 
 class NormalizationAttention(AttentionModule, kw_only=True):
@@ -88,6 +22,7 @@ class NormalizationAttention(AttentionModule, kw_only=True):
 
     momentum: float = 0.9
     epsilon: float = 1e-5
+    normalization: Normalization = "share"
     weight_gradient: bool = False
     gate_scale: float = 1.0
 
@@ -105,6 +40,7 @@ class NormalizationAttention(AttentionModule, kw_only=True):
             params["scale"],
             params["bias"],
             epsilon=bn.epsilon,
+            normalization=self.normalization,
             weight_gradient=self.weight_gradient,
         )
 
@@ -121,6 +57,8 @@ class ChannelNAM(NormalizationAttention, kw_only=True):
     Attributes:
       momentum: Decay rate for the running statistics, in [0, 1].
       epsilon: Small positive number added to the variance.
+      normalization: What W_γ is relative to: `share`, the sum of the scales, as in the paper; or
+        `mean`, their mean, with weights larger by the number of scales.
       weight_gradient: Whether gradients flow through W_γ. The authors' code detaches it;
         γ still learns through BN's own affine.
       gate_scale: Factor of the gate, above 0. Fresh gates are near 0.5: with 2 a fresh module
@@ -173,7 +111,9 @@ class ChannelNAM(NormalizationAttention, kw_only=True):
     ) -> tuple[jax.Array, jax.Array]:
         """Multiplier and offset of x in M_c's sigmoid, for the arguments of `__call__`."""
         if scale is not None:
-            weights = attention_weights(scale, gradient=self.weight_gradient)
+            weights = attention_weights(
+                scale, normalization=self.normalization, gradient=self.weight_gradient
+            )
             return weights, jnp.zeros_like(weights)
         bn = self._batch_norm("nam_bn")
         return self._affine_of(bn, bn.statistics(x, use_running_average, moments))
@@ -211,6 +151,8 @@ class SpatialNAM(NormalizationAttention, kw_only=True):
     Attributes:
       momentum: Decay rate for the running statistics, in [0, 1].
       epsilon: Small positive number added to the variance.
+      normalization: What W_λ is relative to: `share`, the sum of the scales, as in the paper; or
+        `mean`, their mean, with weights larger by the number of scales.
       weight_gradient: Whether gradients flow through W_λ.
       gate_scale: Factor of the gate, above 0. Fresh gates are near 0.5: with 2 a fresh module
         is nearly the identity, as a pretrained network needs it.
@@ -262,7 +204,9 @@ class SpatialNAM(NormalizationAttention, kw_only=True):
         ):
             return gating.gated_pixels(x, *affines, *self.affine(z, use_running_average))
         self._check_map(z)
-        norm = gating.PixelNorm(gate_affine, self.epsilon, self.weight_gradient, self.axis_name)
+        norm = gating.PixelNorm(
+            self.epsilon, self.normalization, self.weight_gradient, self.axis_name
+        )
         params = meta.unbox(self.variables["params"]["nam_bn"])
         y, moments = gating.gated_by_own_moments(norm, x, affines, params["scale"], params["bias"])
         self.affine(z, use_running_average, moments)
@@ -309,6 +253,8 @@ class NAM(NormalizationAttention, kw_only=True):
     Attributes:
       momentum: Decay rate for the running statistics, in [0, 1].
       epsilon: Small positive number added to the variance.
+      normalization: What W_γ and W_λ are relative to: `share`, the sum of the scales, as in the
+        paper; or `mean`, their mean, with weights larger by the number of scales.
       weight_gradient: Whether gradients flow through W_γ and W_λ.
       gate_scale: Factor of either gate, above 0. Fresh gates are near 0.5: with 2 a fresh module
         is nearly the identity, as a pretrained network needs it.

@@ -1,8 +1,8 @@
-"""What NAM does: its gates by image, and how far they are from the constant 0.5."""
+"""What NAM does: its gates by image, and a network with the constant 0.5 in their place."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,6 @@ from nam_jax.layers.gating import gate, normalized
 
 # The collection, and the variable in every module, that hold the gates of a call.
 _GATES = "nam_gates"
-# A gate is near 0.5 within this distance.
-NEAR_HALF = 0.01
 _halved = jax.make_user_context(False)
 
 
@@ -59,10 +57,11 @@ def gates(
 
     Source: https://arxiv.org/abs/2111.12419, equations 2 and 3.
     """
-    return {path: values for path, (_, values) in _recorded(module, variables, x, mutable, kwargs)}
+    recorded = recorded_gates(module, variables, x, mutable, kwargs)
+    return {path: values for path, (_, values) in recorded}
 
 
-def _recorded(
+def recorded_gates(
     module: nn.Module,
     variables: Any,
     x: jax.Array,
@@ -95,77 +94,6 @@ def _recorded(
         path = "/".join(owner)
         for number, values in enumerate(calls):
             yield path if len(calls) == 1 else f"{path}/{number}", (kind, values)
-
-
-class GateStatistics(NamedTuple):
-    """How the gates of a layer are spread.
-
-    A unit is a channel or, of spatial attention, a pixel.
-
-    Attributes:
-      mean: Mean of all gates.
-      between: Standard deviation of the units' means.
-      within: Standard deviation of the gates around the mean of their unit: with the one before, by
-        squares, that of all gates.
-      low: Lowest gate.
-      high: Highest gate.
-      near_half: Share of gates within `NEAR_HALF` of 0.5, in [0, 1].
-    """
-
-    mean: float
-    between: float
-    within: float
-    low: float
-    high: float
-    near_half: float
-
-
-def gate_statistics(
-    module: nn.Module, variables: Any, images: jax.Array, **kwargs: Any
-) -> dict[str, GateStatistics]:
-    """How far the gates of every NAM module are from a constant, for some images.
-
-    With W = |γ| / Σ|γ| a gate is about 0.5 + W BN(x) / 4: where all scales are γ and x is standard
-    normal, the gates of C channels have the standard deviation γ / (4 C).
-
-    Args:
-      module: Network with NAM inside, or a NAM module itself.
-      variables: Variables of the module, `params` and `batch_stats`.
-      images: Input of the module, (N, H, W, channels).
-      **kwargs: Further arguments of the module's call, see `gates`.
-
-    Returns:
-      Statistics by the path of their module, such as `layer1_0/attention/channel`; empty without
-      NAM.
-
-    Raises:
-      ValueError: see `gates`.
-
-    Example:
-      >>> import jax, nam_jax
-      >>> x = jax.random.normal(jax.random.key(0), (8, 16, 16, 64))
-      >>> nam = nam_jax.ChannelNAM(use_running_average=True)
-      >>> found = nam_jax.gate_statistics(nam, nam.init(jax.random.key(0), x), x)
-      >>> round(found[""].within, 4), round(found[""].near_half, 2)
-      (0.0039, 0.99)
-    """
-    mutable = kwargs.pop("mutable", ())
-    statistics = {}
-    for path, (kind, values) in _recorded(module, variables, images, mutable, kwargs):
-        last = values.ndim - 1
-        axes = (last - 3, last) if kind == "spatial" else tuple(range(last))
-        statistics[path] = GateStatistics(*map(float, jax.device_get(_statistics(values, axes))))
-    return statistics
-
-
-@jax.jit(static_argnums=1)
-def _statistics(values: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, ...]:
-    # Around 0.5, where they are: their squares would lose what is to be seen.
-    offsets = values - 0.5
-    means = offsets.mean(axes, keepdims=True)
-    within = jnp.sqrt(jnp.square(offsets - means).mean())
-    near = (jnp.abs(offsets) <= NEAR_HALF).mean(dtype=values.dtype)
-    return 0.5 + means.mean(), means.std(), within, values.min(), values.max(), near
 
 
 @contextlib.contextmanager

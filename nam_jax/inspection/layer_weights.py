@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nam_jax.attention.nam import attention_weights
+from nam_jax.layers.equations import attention_weights
 from nam_jax.sparsity import NAM_SCALES, Scales, is_selected, path_names
 
 Names = tuple[str, ...]
@@ -18,7 +18,7 @@ SMALL_WEIGHT = 0.1
 def saliency(params: Any, *, scales: Scales = NAM_SCALES) -> dict[str, jax.Array]:
     """The weights of equations 2 and 3 in every NAM module of a network.
 
-    W = |scale| / Σ|scale|
+    W = |scale| / Σ|scale|, whatever the `normalization` of a module makes of it
 
     A channel or pixel whose weight is near 0 has a gate that hardly depends on it.
 

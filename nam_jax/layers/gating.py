@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from nam_jax.layers.batch_norm import AxisNames, Moments, moments_of_means
 from nam_jax.layers.dtypes import promoted
+from nam_jax.layers.equations import Normalization, gate_affine
 
 # What BatchNorm and gates are made of: a multiplier and an offset of each, per channel or pixel.
 Affines = tuple[jax.Array, ...]
@@ -117,14 +118,14 @@ class PixelNorm(NamedTuple):
     """How the gate of pixels follows from the moments of the map that it gates.
 
     Attributes:
-      affine: `nam_jax.attention.nam.gate_affine`.
       epsilon: Small positive number added to the variance.
+      normalization: What the weights are relative to, see `attention_weights`.
       weight_gradient: Whether gradients flow through the weights.
       axis_name: Mapped axis (or axes) of devices to average the moments over.
     """
 
-    affine: Callable[..., tuple[jax.Array, jax.Array]]
     epsilon: float
+    normalization: Normalization
     weight_gradient: bool
     axis_name: AxisNames | None
 
@@ -132,8 +133,14 @@ class PixelNorm(NamedTuple):
         self, means: jax.Array, scale: jax.Array, bias: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Multiplier and offset, (H, W, 1)."""
-        options = {"epsilon": self.epsilon, "weight_gradient": self.weight_gradient}
-        multiplier, offset = self.affine(moments_of_means(means), scale, bias, **options)
+        multiplier, offset = gate_affine(
+            moments_of_means(means),
+            scale,
+            bias,
+            epsilon=self.epsilon,
+            normalization=self.normalization,
+            weight_gradient=self.weight_gradient,
+        )
         return multiplier[..., None], offset[..., None]
 
     def averaged(self, means: jax.Array) -> jax.Array:

@@ -1,14 +1,15 @@
 """Networks by name."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 from flax import linen as nn
+from flax.core import FrozenDict
 from flax.typing import Dtype
 
-from nam_jax.attention import attention as find_attention
+from nam_jax.attention import hyperparameters
 from nam_jax.models.mobilenet_v2 import MobileNetV2
 from nam_jax.models.resnet import SHORTCUTS, STEMS, BasicBlock, Bottleneck, ResNet
 
@@ -53,15 +54,15 @@ def create(
         network, `pad_centre` for the small ones of CIFAR (`resnet20` to `resnet110`) and
         `projection` for the others.
       dtype: Dtype of the computation (default: inferred from inputs and parameters).
-      **options: Further fields of the network, such as `axis_name`, or `width_multiplier` of
-        MobileNetV2.
+      **options: Further fields of the network, such as `axis_name`, `width_multiplier` of
+        MobileNetV2, or `attention_options`, hyper-parameters of the attention by name.
 
     Returns:
       A linen module, called as `model.apply(variables, images, train=False)`.
 
     Raises:
-      ValueError: there is no such network, attention, stem or shortcut, or the network has no
-        such field.
+      ValueError: there is no such network, attention, stem or shortcut, or the network or the
+        attention has no such field.
 
     Example:
       >>> import nam_jax
@@ -69,7 +70,7 @@ def create(
     """
     if name not in _MODELS:
         raise ValueError(f"There is no model {name!r}; choose one of {', '.join(NAMES)}.")
-    find_attention(attention)
+    _check_hyperparameters(attention, options.get("attention_options", {}))
     if stem not in STEMS:
         raise ValueError(f"There is no stem {stem!r}; choose one of {', '.join(STEMS)}.")
     if shortcut not in ("", *SHORTCUTS):
@@ -79,12 +80,22 @@ def create(
         )
     if shortcut:
         options["shortcut"] = shortcut
+    # A dict would make a network that cannot be a static argument of jax.jit.
+    options["attention_options"] = FrozenDict(options.get("attention_options", {}))
     for field in options:
         if not has_field(name, field):
             raise ValueError(f"The network {name} has no {field}.")
     return _MODELS[name](
         num_classes=num_classes, attention=attention, stem=stem, dtype=dtype, **options
     )
+
+
+def _check_hyperparameters(attention: str, names: Iterable[str]) -> None:
+    allowed = hyperparameters(attention)
+    for name in names:
+        if name not in allowed:
+            some = f"its are {', '.join(allowed)}" if allowed else "it has none"
+            raise ValueError(f"The attention {attention} has no hyper-parameter {name}; {some}.")
 
 
 def has_field(name: str, field: str) -> bool:

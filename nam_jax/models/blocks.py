@@ -1,17 +1,37 @@
 """Building blocks that the networks share."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import FrozenDict
 from flax.typing import Dtype, Initializer
 
-from nam_jax.attention import BAM, attention
+from nam_jax.attention import attention as find_attention
+from nam_jax.attention.base import AttentionModule
 from nam_jax.layers import initializers
 from nam_jax.layers.batch_norm import AxisNames, BatchNorm
 from nam_jax.layers.convolution import convolution
 from nam_jax.layers.dtypes import widened
+
+
+class Attention(NamedTuple):
+    """The attention of a network.
+
+    Attributes:
+      name: Name of the attention, see `nam_jax.attention`.
+      hyperparameters: Fields of the module that differ from their defaults.
+    """
+
+    name: str
+    hyperparameters: Mapping[str, Any] = FrozenDict()
+
+    def module(self, options: Mapping[str, Any], name: str) -> AttentionModule | None:
+        """The module, with fields from `shared_options`; None of no attention."""
+        kind = find_attention(self.name)
+        return None if kind is None else kind(**options, **self.hyperparameters, name=name)
 
 
 def shared_options(
@@ -63,7 +83,7 @@ def batch_norm(
 
 def norm_and_attention(
     x: jax.Array,
-    attention_name: str,
+    attention: Attention,
     options: dict[str, Any],
     *,
     norm_name: str,
@@ -77,13 +97,13 @@ def norm_and_attention(
 
     Args:
       x: Output of the block's last convolution, (N, H, W, C).
-      attention_name: Name of an attention, see `nam_jax.attention`.
+      attention: Attention of the network.
       options: Fields from `shared_options`.
       norm_name: Name of the BatchNorm where it is not `nam_bn`.
       scale_init: Initialiser of the BatchNorm's scale.
     """
-    tied = attention_name == "nam_tied"
-    module = None if attention_name == "bam" else attention(attention_name)
+    tied = attention.name == "nam_tied"
+    module = None if attention.name == "bam" else attention.module(options, "attention")
     # Unrounded into attention, which rounds its own result: the compiler then fuses the two.
     norm_options = options if module is None else {**options, "dtype": None}
     bn = batch_norm(norm_options, name="nam_bn" if tied else norm_name, scale_init=scale_init)
@@ -91,21 +111,22 @@ def norm_and_attention(
     if module is None:
         return x
     call = {"scale": bn.variables["params"]["scale"]} if tied else {"moments": moments}
-    return module(**options, name="attention")(x, **call)
+    return module(x, **call)
 
 
 def between_stages(
-    x: jax.Array, attention_name: str, options: dict[str, Any], *, name: str
+    x: jax.Array, attention: Attention, options: dict[str, Any], *, name: str
 ) -> jax.Array:
     """The attention where the resolution is about to drop: BAM, or none.
 
     Args:
       x: Output of a stage, (N, H, W, C).
-      attention_name: Name of an attention, see `nam_jax.attention`.
+      attention: Attention of the network.
       options: Fields from `shared_options`.
       name: Name of the module.
     """
-    return BAM(**options, name=name)(x) if attention_name == "bam" else x
+    module = attention.module(options, name) if attention.name == "bam" else None
+    return x if module is None else module(x)
 
 
 def relu(x: jax.Array) -> jax.Array:

@@ -1,10 +1,11 @@
 """MobileNetV2 with attention after the last BatchNorm of every block."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
+from flax.core import FrozenDict
 from flax.typing import Dtype
 
 from nam_jax.layers.batch_norm import AxisNames
@@ -57,7 +58,7 @@ class InvertedResidual(nn.Module):
       features: Number of features of the output.
       strides: Stride of the depthwise convolution, in pixels.
       expansion: Number of features inside for every channel of the input; 1: no expansion.
-      attention: Name of the attention after the projection's BatchNorm.
+      attention: Attention after the projection's BatchNorm.
       options: Fields from `blocks.shared_options`.
       zero_init_last_scale: Whether the branch starts at zero where the input is added.
       drop_path: Probability that an image passes the branch by, where the input is added.
@@ -66,7 +67,7 @@ class InvertedResidual(nn.Module):
     features: int
     strides: int
     expansion: int
-    attention: str
+    attention: blocks.Attention
     options: dict[str, Any]
     zero_init_last_scale: bool
     drop_path: float = 0.0
@@ -102,6 +103,7 @@ class MobileNetV2(nn.Module):
     Attributes:
       num_classes: Number of logits.
       attention: Name of an attention, see `nam_jax.attention`.
+      attention_options: Hyper-parameters of the attention, such as `{"gate_scale": 2.0}`.
       stem: `imagenet`, which divides the resolution by 32, or `cifar`, which divides it by
         8: the first convolution and the first blocks with 24 features have stride 1.
       width_multiplier: Factor of the number of features of all layers, above 0; the last
@@ -133,6 +135,7 @@ class MobileNetV2(nn.Module):
 
     num_classes: int
     attention: str = "none"
+    attention_options: Mapping[str, Any] = FrozenDict()
     stem: str = "imagenet"
     width_multiplier: float = 1.0
     zero_init_last_scale: bool = False
@@ -160,6 +163,7 @@ class MobileNetV2(nn.Module):
           ValueError: something is to be dropped, and there are no row_keys.
         """
         options = blocks.shared_options(train=train, dtype=self.dtype, axis_name=self.axis_name)
+        attention = blocks.Attention(self.attention, self.attention_options)
         strides = 2 if self.stem == "imagenet" else 1
         stem_features = scaled(32, self.width_multiplier)
         x = _layer(x, stem_features, 3, options, name="stem", strides=strides)
@@ -168,12 +172,12 @@ class MobileNetV2(nn.Module):
         rates = blocks.drop_rates(self.drop_path, len(list(self._blocks())))
         for number, (expansion, features, strides) in enumerate(self._blocks(), start=1):
             if strides > 1:
-                x = blocks.between_stages(x, self.attention, options, name=f"bam{number - 1}")
+                x = blocks.between_stages(x, attention, options, name=f"bam{number - 1}")
             x = block(
                 scaled(features, self.width_multiplier),
                 strides,
                 expansion,
-                self.attention,
+                attention,
                 options,
                 self.zero_init_last_scale,
                 drop_path=rates[number - 1],

@@ -1,11 +1,12 @@
 """Residual networks with attention on every residual branch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import FrozenDict
 from flax.typing import Dtype, Initializer
 
 from nam_jax.layers.batch_norm import AxisNames
@@ -21,7 +22,7 @@ class _Block(nn.Module):
 
     features: int
     strides: int
-    attention: str
+    attention: blocks.Attention
     options: dict[str, Any]
     shortcut: str
     last_scale_init: Initializer
@@ -94,6 +95,7 @@ class ResNet(nn.Module):
         resolution.
       num_classes: Number of logits.
       attention: Name of an attention, see `nam_jax.attention`.
+      attention_options: Hyper-parameters of the attention, such as `{"gate_scale": 2.0}`.
       stem: `imagenet` (7×7 convolution and max-pool, each of stride 2) or `cifar` (3×3).
       width: Number of features of the first stage; every further stage doubles it.
       shortcut: Shortcut where the number of features changes: `projection`, a 1×1 convolution
@@ -127,6 +129,7 @@ class ResNet(nn.Module):
     stage_sizes: Sequence[int]
     num_classes: int
     attention: str = "none"
+    attention_options: Mapping[str, Any] = FrozenDict()
     stem: str = "imagenet"
     width: int = 64
     shortcut: str = "projection"
@@ -155,6 +158,7 @@ class ResNet(nn.Module):
           ValueError: something is to be dropped, and there are no row_keys.
         """
         options = blocks.shared_options(train=train, dtype=self.dtype, axis_name=self.axis_name)
+        attention = blocks.Attention(self.attention, self.attention_options)
         x = self._stem(x, options)
         zeros, ones = nn.initializers.zeros, nn.initializers.ones
         block = nn.remat(self.block) if self.remat else self.block
@@ -166,7 +170,7 @@ class ResNet(nn.Module):
                 x = block(
                     features=self.width * 2**stage,
                     strides=2 if stage > 0 and index == 0 else 1,
-                    attention=self.attention,
+                    attention=attention,
                     options=options,
                     shortcut=self.shortcut,
                     last_scale_init=zeros if self.zero_init_last_scale else ones,
@@ -175,7 +179,7 @@ class ResNet(nn.Module):
                 )(x, blocks.keys_of(keys, number))
                 number += 1
             if stage + 1 < len(self.stage_sizes):
-                x = blocks.between_stages(x, self.attention, options, name=f"bam{stage + 1}")
+                x = blocks.between_stages(x, attention, options, name=f"bam{stage + 1}")
         return blocks.head(x, self.num_classes, blocks.keys_of(keys, number), self.dropout)
 
     def _stem(self, x: jax.Array, options: dict[str, Any]) -> jax.Array:

@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 import jax
 from flax import nnx
 
-from nam_jax.attention import AttentionModule
-from nam_jax.attention import attention as find_attention
+from nam_jax.attention import AttentionModule, configured
 from nam_jax.attention import nam as linen
 from nam_jax.attention.base import check_selector, uses_running_average
 from nam_jax.nnx.from_linen import FromLinen
@@ -72,7 +71,7 @@ def attach(
     if not isinstance(model, nnx.Module):
         kind = type(model).__name__
         raise ValueError(f"nam_jax.nnx.attach takes an NNX model; got {kind}.")
-    template = _configured(attention)
+    template = configured(attention)
     model = nnx.clone(model)
     if template is None:
         return model
@@ -86,15 +85,6 @@ def attach(
         built = _build(template, path, module, outputs.get(path), rngs)
         _attend(module, built, name, has_mode=has_mode)
     return model
-
-
-def _configured(attention: str | AttentionModule) -> AttentionModule | None:
-    if isinstance(attention, str):
-        kind = find_attention(attention)
-        return None if kind is None else kind(parent=None)
-    if not isinstance(attention, AttentionModule):
-        raise ValueError(f"attention has to be a name or a linen module; got {attention!r}.")
-    return attention
 
 
 def _select(model: nnx.Module, after: str | Selector) -> dict[str, Any]:
@@ -175,7 +165,7 @@ def _build(
         options["axis_name"] = getattr(module, "axis_name", None)
     kind = type(template)
     if kind is linen.TiedNAM:
-        own = ("weight_gradient", "gate_scale", "dtype")
+        own = ("normalization", "weight_gradient", "gate_scale", "dtype")
         return TiedNAM(**{key: options[key] for key in own if key in options})
     num_features = getattr(module, "num_features", None) if output is None else output.shape[-1]
     if kind is linen.ChannelNAM and num_features is not None:

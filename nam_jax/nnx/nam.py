@@ -1,4 +1,4 @@
-"""NAM as native NNX modules, on the pure functions of `nam_jax.attention.nam`.
+"""NAM as native NNX modules, on the pure functions of `nam_jax.layers.equations`.
 
 They are built like `flax.nnx.BatchNorm` and follow `train()`, `eval()` and `nnx.view` as it does.
 Variables have the paths that they have in linen: `nnx.update(module, variables["params"])`, and the
@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
-from nam_jax.attention.nam import attention_weights, gate_affine
 from nam_jax.layers.batch_norm import AxisNames, Moments, batch_moments, running_average
 from nam_jax.layers.dtypes import result_dtype
+from nam_jax.layers.equations import Normalization, attention_weights, gate_affine
 from nam_jax.layers.gating import gated, scaled
 
 
@@ -26,6 +26,8 @@ class Options(TypedDict, total=False):
       use_running_average: Whether to normalise with the running statistics (default: False).
       momentum: Decay rate for the running statistics, in [0, 1] (0.9).
       epsilon: Small positive number added to the variance (1e-5).
+      normalization: What the weights W are relative to: `share`, the sum of the scales, as in the
+        paper; or `mean`, their mean, with weights larger by the number of scales (`share`).
       weight_gradient: Whether gradients flow through the weights W (False).
       gate_scale: Factor of the gate, above 0 (1). Fresh gates are near 0.5: with 2 a fresh module
         is nearly the identity, as a pretrained network needs it.
@@ -38,6 +40,7 @@ class Options(TypedDict, total=False):
     use_running_average: bool
     momentum: float
     epsilon: float
+    normalization: Normalization
     weight_gradient: bool
     gate_scale: float
     dtype: Dtype | None
@@ -66,6 +69,7 @@ class NormalizationAttention(nnx.Module):
         use_running_average: bool = False,
         momentum: float = 0.9,
         epsilon: float = 1e-5,
+        normalization: Normalization = "share",
         weight_gradient: bool = False,
         gate_scale: float = 1.0,
         dtype: Dtype | None = None,
@@ -78,6 +82,7 @@ class NormalizationAttention(nnx.Module):
         self.use_running_average = use_running_average
         self.momentum = momentum
         self.epsilon = epsilon
+        self.normalization = normalization
         self.weight_gradient = weight_gradient
         self.gate_scale = gate_scale
         self.dtype = dtype
@@ -126,6 +131,7 @@ class NormalizationAttention(nnx.Module):
             norm.scale[...],
             norm.bias[...],
             epsilon=self.epsilon,
+            normalization=self.normalization,
             weight_gradient=self.weight_gradient,
         )
 
@@ -232,6 +238,7 @@ class TiedNAM(nnx.Module):
     """ChannelNAM in its parameter-free form: M_c = sigmoid(W_γ x), with the γ of a BatchNorm.
 
     Args:
+      normalization: What W_γ is relative to, `share` or `mean`, see `Options`.
       weight_gradient: Whether gradients flow through W_γ.
       gate_scale: Factor of the gate, above 0, see `Options`.
       dtype: Dtype of the result (default: that of x).
@@ -248,10 +255,12 @@ class TiedNAM(nnx.Module):
     def __init__(
         self,
         *,
+        normalization: Normalization = "share",
         weight_gradient: bool = False,
         gate_scale: float = 1.0,
         dtype: Dtype | None = None,
     ):
+        self.normalization = normalization
         self.weight_gradient = weight_gradient
         self.gate_scale = gate_scale
         self.dtype = dtype
@@ -261,6 +270,8 @@ class TiedNAM(nnx.Module):
     ) -> jax.Array:
         """Gates x, (N, ..., C), the output of the BatchNorm with this scale, (C,)."""
         del use_running_average  # the same in both modes
-        weights = attention_weights(scale, gradient=self.weight_gradient)
+        weights = attention_weights(
+            scale, normalization=self.normalization, gradient=self.weight_gradient
+        )
         y = scaled(gated(x, weights, jnp.zeros_like(weights)), self.gate_scale)
         return y.astype(result_dtype(x, dtype=self.dtype))

@@ -62,18 +62,27 @@ def assert_close(actual: Any, expected: Any, tolerance: float = 1e-9) -> None:
         assert np.abs(np.asarray(a) - e).max() <= tolerance * largest
 
 
-def formula(params: Any, x: np.ndarray, weights_of: Any = None, epsilon: float = 1e-5) -> Any:
+def formula(
+    params: Any,
+    x: np.ndarray,
+    weights_of: Any = None,
+    *,
+    epsilon: float = 1e-5,
+    normalization: str = "share",
+) -> Any:
     """The three modules in training, in NumPy, straight from equations 1 to 3.
 
     The weights W come from the scales of weights_of, by default those of params.
     """
     weights_of = weights_of or params
     if "channel" in params:
-        x = formula(params["channel"], x, weights_of["channel"], epsilon)
-        return formula(params["spatial"], x, weights_of["spatial"], epsilon)
+        for name in ("channel", "spatial"):
+            options = {"epsilon": epsilon, "normalization": normalization}
+            x = formula(params[name], x, weights_of[name], **options)
+        return x
     scale, bias = (np.asarray(params["nam_bn"][key]) for key in ("scale", "bias"))
     weights = np.abs(np.asarray(weights_of["nam_bn"]["scale"]))
-    weights = weights / weights.sum()
+    weights = weights / (weights.sum() if normalization == "share" else weights.mean())
     others = tuple(range(x.ndim - 1))
     if scale.ndim == 2:  # pixels: (H, W) against (N, H, W, C)
         scale, bias, weights = scale[..., None], bias[..., None], weights[..., None]

@@ -9,7 +9,13 @@ from flax import linen as nn
 import nam_jax
 from nam_jax import NAM, ChannelNAM, SpatialNAM
 from nam_jax.attention import TiedNAM
-from nam_jax.inspection import SMALL_WEIGHT, count_small_weights, small_weight_percentage
+from nam_jax.inspection import (
+    SMALL_WEIGHT,
+    count_small_weights,
+    gate_moments,
+    small_weight_percentage,
+    statistics_of,
+)
 from nam_jax.models import mobilenet_v2
 from nam_jax.models.mobilenet_v2 import MobileNetV2, Stage
 from nam_jax.models.resnet import BasicBlock, ResNet
@@ -287,6 +293,21 @@ def test_statistics_are_those_of_numpy(x64, attention):
             near_half=(np.abs(units - 0.5) <= 0.01).mean(),
         )
         np.testing.assert_allclose(found[path], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+@pytest.mark.parametrize("module", [ChannelNAM, SpatialNAM])
+def test_statistics_of_batches_are_those_of_the_images_that_count(x64, module, order):
+    x = jax.random.normal(jax.random.key(0), (9, 3, 5, 6), float)
+    nam, mode = module(), {"use_running_average": True}
+    variables = random_variables(nam, x, np.float64)
+    mask = np.array([[True, False, True], [True] * 3, [False] * 3])
+    batches = [
+        jax.device_get(gate_moments(nam, variables, x[3 * n : 3 * n + 3], mask=mask[n], **mode))
+        for n in order
+    ]
+    expected = nam_jax.gate_statistics(nam, variables, x[mask.ravel()], **mode)
+    np.testing.assert_allclose(statistics_of(batches)[""], expected[""], rtol=1e-9)
 
 
 def test_half_gates_are_those_of_scales_of_zero(x64):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+import nam_jax
 from nam_jax import models
 from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.helpers import commands, tiny
@@ -20,7 +21,7 @@ from train import evaluate
 from train.core.command_line import call
 from train.core.data.on_device import normalize
 from train.core.data.sources.registry import open_split
-from train.core.engine import loop
+from train.core.engine import loop, trained_network
 from train.core.engine.experiment import build_experiment
 
 CHANGES = {"steps": 6, "data.image_size": 16, "optimizer.sparsity": 0.0}
@@ -169,3 +170,39 @@ def test_figures_that_are_not_finite_are_no_result(small_network: Path, tmp_path
     assert done.code == 1
     assert "error: the loss is nan" in done.err
     assert not (tmp_path / "out.json").exists()
+
+
+# Gates.
+
+
+def test_gates_of_a_run(small_network: Path) -> None:
+    workdir, fields = small_network.parent / "run", {"steps": 2, "model.attention": "nam_channel"}
+    loop.train(build_experiment(digits(**fields)), epath.Path(workdir))
+    options = [f"--config.{name}={value}" for name, value in fields.items()]
+    arguments = ["--config=configs/digits_resnet20.py", f"--workdir={workdir}", *options]
+    done = commands.call("evaluate", *arguments, "--gates")
+    assert (done.code, done.err) == (0, "")
+    figures = json.loads((workdir / "gates.json").read_text())
+    assert (figures["step"], figures["which"], figures["split"]) == (2, "last", "test")
+
+    network = trained_network.of_run(epath.Path(workdir), "last")
+    images, labels = network.open_split("test").load()
+    inputs = normalize(images, network.config.data.mean, network.config.data.std, "float32")
+    found = nam_jax.gate_statistics(network.model, network.variables, inputs, train=False)
+    assert list(found) == list(figures["gates"]) == ["layer1_0/attention"]
+    for path, layer in found.items():
+        np.testing.assert_allclose(list(figures["gates"][path].values()), layer, rtol=1e-4)
+        assert f"{path}  {layer.mean:.4f}" in done.out
+    with nam_jax.half_gates():
+        logits = network.model.apply(network.variables, inputs, train=False)
+    wrong = 100 * np.mean(np.argmax(logits, -1) != labels)
+    assert figures["half_gates_top1_error"] == pytest.approx(wrong)
+    assert f"half_gates_top1_error {wrong:.6g}\n" in done.out
+
+
+def test_gates_of_another_attention(small_network: Path) -> None:
+    networks.save(small_network, small(attention="none"), (8, 8, 1))
+    changes = "--config.model.attention=none", "--config.optimizer.sparsity=0"
+    done = evaluated(small_network, "--gates", *changes)
+    assert (done.code, done.out) == (2, "")
+    assert "--gates: config.model.attention='none' has no gates of NAM" in done.err

@@ -135,6 +135,7 @@ def test_a_run_and_what_is_told_of_it(run: epath.Path, tmp_path: Path, name: str
         **{"height": 8, "width": 8, "channels": 3, "dtype": "uint8"},
         **{"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]},
         **{"crop_ratio": 0.875, "interpolation": "antialias"},
+        "interpolation_enlarging": "antialias",
     }
     assert (about["output"], about["step"]) == ("logits", 2)
     assert about["weights_sha256"] == state_sha256(variables(2))

@@ -65,8 +65,14 @@ def test_tables_fit_in_100_columns():
 def test_wrong_list_of_attentions_is_refused_in_one_line(names):
     result = call("summary", *DIGITS, f"--attention={names}")
     assert (result.code, result.out) == (2, "")
-    pattern = rf"error: --attention: got {names!r}; allowed: .* none, .*tam, .*\n"
-    assert re.fullmatch(pattern, result.err)
+    reason = r"with none twice\.|there is no attention .*; choose one of none, .*tam, .*"
+    assert re.fullmatch(rf"error: --attention: got {names!r}[,:] ({reason})\n", result.err)
+
+
+def test_wrong_hyperparameter_of_an_attention_is_refused_in_one_line():
+    result = call("summary", *DIGITS, "--attention=none,nam+gate_scale=-1")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: --attention: got 'none,nam+gate_scale=-1': config.model.")
 
 
 def test_command_lists_the_layers_of_a_network_without_its_dataset(tmp_path):

@@ -16,6 +16,7 @@ from train.benchmark import loader
 from train.benchmark.attentions import measure_attentions
 from train.core import command_line
 from train.core.command_line.values import number
+from train.core.config.attentions import attention_name
 from train.core.workdir.storage import write_json
 
 
@@ -55,7 +56,7 @@ def main(options: Namespace) -> None:
     if options.loader_only:
         figures = loader.run(config, options.workers, options.seconds)
     else:
-        names = options.attention or [config.model.attention]
+        names = options.attention or [attention_name(config)]
         figures = measure_attentions(config, options.config_name, names, options.steps)
     if options.json:
         write_json(options.json, figures)

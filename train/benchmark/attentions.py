@@ -7,6 +7,7 @@ import jax
 
 from train.benchmark.steps import experiment_with, measure
 from train.benchmark.table import table
+from train.core.config.attentions import by_name
 from train.core.config.fields import Config
 from train.core.devices import environment
 from train.core.errors import explaining_memory
@@ -20,7 +21,7 @@ def measure_attentions(
     Args:
       config: Config of the run; its attention is exchanged.
       config_name: Name of the config's file, for the figures.
-      names: Names of the attentions.
+      names: Attentions, see `with_attention`.
       steps: Steps of each that are timed.
 
     Returns:
@@ -32,12 +33,13 @@ def measure_attentions(
     """
     # A step from the cache would compile in no time.
     jax.config.update("jax_enable_compilation_cache", False)
-    experiments = {name: experiment_with(config, name) for name in names}
+    configs = by_name(config, names)
+    experiments = {name: experiment_with(varied, name) for name, varied in configs.items()}
     with explaining_memory():
         figures = measure(experiments, steps)
     result = {
         **circumstances(config, config_name, steps),
-        **(figures if len(names) > 1 else figures[names[0]]),
+        **(figures if len(figures) > 1 else next(iter(figures.values()))),
     }
     print(table(figures).text())
     print(json.dumps(result))

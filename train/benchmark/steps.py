@@ -13,7 +13,8 @@ import numpy as np
 
 from nam_jax.models.size import multiply_adds
 from train.benchmark import turns
-from train.core.config.fields import Config, with_attention
+from train.core.config.attentions import with_attention
+from train.core.config.fields import Config
 from train.core.config.spec import MOST_STEPS
 from train.core.data.feed import Feed
 from train.core.data.streaming import READY

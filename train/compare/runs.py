@@ -10,15 +10,21 @@ from typing import Any, TypeVar
 from etils import epath
 
 from nam_jax.attention import NAMES
+from train.core.config.attentions import attention_name, with_attention
 from train.core.config.checks import check_field
-from train.core.config.fields import Config, marked, replaced, with_attention
+from train.core.config.fields import HYPERPARAMETERS, Config, marked, replaced
 from train.core.config.parsing import from_fields
 from train.core.config.spec import Mark
 from train.core.errors import ConfigError
 from train.core.workdir import directory, storage
 
 # What the runs of a comparison may differ in.
-VARIED = ("model.attention", "optimizer.sparsity", "seed")
+VARIED = (
+    "model.attention",
+    *(f"model.{name}" for name in HYPERPARAMETERS),
+    "optimizer.sparsity",
+    "seed",
+)
 
 Number = TypeVar("Number", int, float)
 
@@ -37,8 +43,8 @@ class ComparedRun:
 
     @property
     def attention(self) -> str:
-        """The name of its attention."""
-        return self.config.model.attention
+        """Its attention, such as `nam` or `nam+normalization=mean`."""
+        return attention_name(self.config)
 
     @property
     def sparsity(self) -> float:
@@ -72,7 +78,7 @@ def asked(
 
     Args:
       config: Config that they have in common.
-      names: Names of the attentions; default: none, and the config's.
+      names: Attentions, see `with_attention`; default: none, and the config's.
       seeds: What --seeds lists; default: the config's seed.
       sparsities: What --sparsity lists; default: the config's strength.
       only: What --only says; default: all runs.
@@ -80,7 +86,7 @@ def asked(
     Raises:
       ConfigError: an option says what it may not.
     """
-    names = names or list(dict.fromkeys(["none", config.model.attention]))
+    names = names or list(dict.fromkeys(["none", attention_name(config)]))
     drawn = [config.seed] if seeds is None else listed_numbers("seeds", seeds, int, "seed")
     strengths = None
     if sparsities is not None:
@@ -98,7 +104,7 @@ def plan(
 
     Args:
       config: Config that they have in common.
-      names: Names of the attentions.
+      names: Attentions, see `with_attention`.
       seeds: Seeds of the runs with each attention.
       sparsities: Strengths of the penalty, for attentions with NAM scales; default: the config's.
     """
@@ -192,7 +198,12 @@ def read_runs(workdir: epath.Path, config: Config | None = None) -> list[Compare
         if path.name != run.name:
             raise ConfigError(f"{path} holds the run {run.name}; give the directory that name.")
         runs.append(run)
-    return sorted(runs, key=lambda run: (NAMES.index(run.attention), run.sparsity, run.seed))
+    return sorted(runs, key=_order)
+
+
+def _order(run: ComparedRun) -> tuple[Any, ...]:
+    name = run.config.model.attention
+    return NAMES.index(name), run.attention, run.sparsity, run.seed
 
 
 def _is_there(path: epath.Path) -> bool:

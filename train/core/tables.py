@@ -1,11 +1,12 @@
-"""Tables, as text, Markdown, HTML or CSV."""
+"""Tables, as text, Markdown, HTML or CSV, and the order of what is told of layers."""
 
 import csv
 import dataclasses
 import io
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 
 class Link(NamedTuple):
@@ -21,6 +22,22 @@ class Link(NamedTuple):
 
     def __str__(self) -> str:
         return self.text
+
+
+T = TypeVar("T")
+
+
+def in_depth_order(layers: Mapping[str, T]) -> dict[str, T]:
+    """The same by the numbers in their paths, from input to output: block10 after block9.
+
+    Args:
+      layers: Anything by the paths of its layers.
+    """
+
+    def numbered(path: str) -> list[Any]:
+        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path)]
+
+    return {path: layers[path] for path in sorted(layers, key=numbered)}
 
 
 Cell = str | float | Link | None

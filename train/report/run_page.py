@@ -8,16 +8,18 @@ import jax
 import numpy as np
 from etils import epath
 
+from nam_jax.attention import NAMES, has_nam_scales
 from nam_jax.inspection import SMALL_WEIGHT, count_small_weights, saliency
+from train.core.config.attentions import attention_name_in
 from train.core.config.fields import default_config
 from train.core.config.parsing import flattened
 from train.core.errors import ConfigError, RunError
 from train.core.monitor import metric_rows
 from train.core.monitor.metric_rows import Row
-from train.core.tables import Table
-from train.core.workdir import directory, storage
+from train.core.tables import Table, in_depth_order
+from train.core.workdir import directory, gates, storage
 from train.core.workdir.checkpoints import Checkpoints
-from train.report import curves, page, weight_plots
+from train.report import curves, gate_plot, page, weight_plots
 from train.report.page import Plot
 from train.report.weight_plots import Weights
 
@@ -57,6 +59,7 @@ def render(workdir: epath.Path, folder: epath.Path) -> str:
         _result(summary),
         _training(rows, folder),
         _nam(workdir, rows, folder),
+        _gates(workdir, fields, folder),
         _classes(workdir),
         _config(fields),
         _environment(workdir),
@@ -65,7 +68,7 @@ def render(workdir: epath.Path, folder: epath.Path) -> str:
 
 def title(fields: Fields) -> str:
     """What a run trains."""
-    network = f"{fields['model.name']} with attention {fields['model.attention']}"
+    network = f"{fields['model.name']} with attention {attention_name_in(fields)}"
     return f"{network} on {fields['data.name']}"
 
 
@@ -122,14 +125,36 @@ def _nam(workdir: epath.Path, rows: Sequence[Row], folder: epath.Path) -> str:
         return page.section(heading, page.paragraph(f"Left out: {error}"))
     text = (
         f"Of the checkpoint of step {step:,}. A weight is the share of a channel or pixel in the "
-        f"scales of its layer; one below {SMALL_WEIGHT:g} of the mean of its layer is small: its "
-        "gate hardly depends on the image."
+        "scales of its layer, whatever it is relative to in its gate; one below "
+        f"{SMALL_WEIGHT:g} of the mean of its layer is small: its gate hardly depends on the image."
     )
     return page.section(
         heading,
         page.paragraph(text),
         _tables(weights),
         page.side_by_side(folder, *_plots(weights, rows)),
+    )
+
+
+def _gates(workdir: epath.Path, fields: Fields, folder: epath.Path) -> str:
+    heading, found = "NAM gates", gates.read(workdir)
+    if found is None:
+        attention = fields["model.attention"]
+        hint = "Not known: python -m train.evaluate --gates looks at them, on the dataset."
+        has_gates = attention in NAMES and has_nam_scales(attention)
+        return page.section(heading, page.paragraph(hint)) if has_gates else ""
+    figures, layers = found
+    text = (
+        f"Of the {figures['which']} checkpoint, step {figures['step']:,}, on the split "
+        f"{figures['split']}. Its top-1 error is {figures['top1_error']:.2f} %, and with every "
+        f"gate replaced by 0.5 {figures['half_gates_top1_error']:.2f} %: as far as these are "
+        "equal, the network does without what its gates do. A unit is a channel or a pixel."
+    )
+    return page.section(
+        heading,
+        page.paragraph(text),
+        page.side_by_side(folder, gate_plot.spread(layers)),
+        page.folded(f"Layer by layer ({len(layers)})", gates.table(layers).html(heading)),
     )
 
 
@@ -169,7 +194,7 @@ def nam_weights(workdir: epath.Path) -> tuple[int, Weights]:
     weights = {path: np.asarray(w) for path, w in jax.device_get(saliency(params)).items()}
     if not weights:
         raise RunError("the network has no NAM scales.")
-    return step, weight_plots.in_depth_order(weights)
+    return step, in_depth_order(weights)
 
 
 def _tables(weights: Weights) -> str:

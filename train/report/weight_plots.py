@@ -1,7 +1,6 @@
 """Plots of NAM weights: sorted, layer by layer, and as maps."""
 
 import math
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +22,6 @@ SAMPLES = 256
 MAPS_A_ROW = 4
 # Colours end at twice the mean, which puts the mean in the middle.
 HIGHEST = 2.0
-
-
-def in_depth_order(weights: Weights) -> Weights:
-    """The same from input to output, block10 after block9."""
-
-    def numbered(path: str) -> list[Any]:
-        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path)]
-
-    return {path: weights[path] for path in sorted(weights, key=numbered)}
 
 
 def label(path: str) -> str:

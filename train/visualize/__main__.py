@@ -15,7 +15,6 @@ from etils import epath
 
 from train.core import command_line, plotting
 from train.core.command_line.values import listed, not_empty, output, whole_number
-from train.core.errors import ConfigError
 from train.visualize.images import MOST_IMAGES, Asked
 from train.visualize.visualize_run import visualize_pretrained, visualize_run
 
@@ -60,17 +59,12 @@ def main(options: Namespace) -> None:
     asked = Asked(options.images, options.split, options.count, options.layer)
     asked.check()
     out = None if options.out is None else epath.Path(options.out)
-    if options.config is None:
+    config = command_line.config_of_weights(options)
+    if config is None:
         workdir = command_line.named_workdir(options)
         visualize_run(workdir, asked, which=options.which, data_dir=options.data_dir, out=out)
-        return
-    if not options.config.model.pretrained:
-        raise ConfigError(
-            "--config: a run has a config of its own: name it by --workdir alone, or weights by "
-            "--config.model.pretrained."
-        )
-    command_line.check_no_run(options)
-    visualize_pretrained(options.config, asked, out=out)
+    else:
+        visualize_pretrained(config, asked, out=out)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,13 @@ def test_nam_scales_are_what_the_penalty_finds(name):
     assert not has_nam_scales("none")
 
 
-OF_NAM = {"momentum": 0.9, "epsilon": 1e-5, "weight_gradient": False, "gate_scale": 1.0}
+OF_NAM = {
+    "momentum": 0.9,
+    "epsilon": 1e-5,
+    "normalization": "share",
+    "weight_gradient": False,
+    "gate_scale": 1.0,
+}
 HYPERPARAMETERS = {
     "nam_channel": OF_NAM,
     "nam_spatial": OF_NAM,

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 import nam_jax
 from nam_jax import NAM, ChannelNAM, Moments, SpatialNAM
 from nam_jax.attention import TiedNAM
-from nam_jax.attention.nam import attention_weights
+from nam_jax.layers.equations import attention_weights
 from tests.helpers.arrays import assert_close, formula
 from tests.helpers.networks import random_variables, train_step
 
@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 MODULES = [ChannelNAM, SpatialNAM, NAM]
 each_module = pytest.mark.parametrize("module", MODULES)
+each_normalization = pytest.mark.parametrize("normalization", ["share", "mean"])
 each_gradient = pytest.mark.parametrize("weight_gradient", [False, True])
 # Where both have the same way to go, the one with more in it.
 mainly_with_gradient = pytest.mark.parametrize(
@@ -50,20 +51,23 @@ def with_scales(params, function):
 
 
 @each_module
-@pytest.mark.parametrize("sign", [1, -1])
-def test_training_output_is_the_formula(x64, module, sign):
+@pytest.mark.parametrize(("sign", "normalization"), [(1, "share"), (-1, "share"), (-1, "mean")])
+def test_training_output_is_the_formula(x64, module, sign, normalization):
     x = image(4, 5, 3, 6)
-    variables = random_variables(module(), x)
+    module = module(normalization=normalization)
+    variables = random_variables(module, x)
     params = with_scales(variables["params"], lambda scale: sign * np.abs(scale))
-    y, _ = call(module(), {**variables, "params": params}, x)
-    assert_close(y, formula(params, x))
+    y, _ = call(module, {**variables, "params": params}, x)
+    assert_close(y, formula(params, x, normalization=normalization))
 
 
-@each_gradient
+@pytest.mark.parametrize(
+    ("normalization", "weight_gradient"), [("share", False), ("share", True), ("mean", True)]
+)
 @each_module
-def test_gradients_are_those_of_the_formula(x64, module, weight_gradient):
+def test_gradients_are_those_of_the_formula(x64, module, normalization, weight_gradient):
     x, cotangent = image(2, 2, 3, 4), image(2, 2, 3, 4, seed=1)
-    module = module(weight_gradient=weight_gradient)
+    module = module(normalization=normalization, weight_gradient=weight_gradient)
     variables = random_variables(module, x)
     flat, unravel = ravel_pytree((variables["params"], x))
 
@@ -71,7 +75,8 @@ def test_gradients_are_those_of_the_formula(x64, module, weight_gradient):
         params, x = unravel(flat)
         # Detached weights are constants: they do not move with the scales.
         weights_of = params if weight_gradient else variables["params"]
-        return (formula(params, np.asarray(x), weights_of) * cotangent).sum()
+        y = formula(params, np.asarray(x), weights_of, normalization=normalization)
+        return (y * cotangent).sum()
 
     steps = 1e-5 * np.eye(flat.size)
     expected = unravel(np.array([(loss(flat + s) - loss(flat - s)) / 2e-5 for s in steps]))
@@ -86,8 +91,25 @@ def test_weights_are_shares_of_the_absolute_scales():
     np.testing.assert_array_equal(attention_weights(jnp.array([-3.0, 0.0, 1.0])), [0.75, 0, 0.25])
 
 
-def test_weights_are_zero_where_all_scales_are():
-    np.testing.assert_array_equal(attention_weights(jnp.zeros((2, 3))), np.zeros((2, 3)))
+@each_normalization
+def test_weights_are_zero_where_all_scales_are(normalization):
+    weights = attention_weights(jnp.zeros((2, 3)), normalization=normalization)
+    np.testing.assert_array_equal(weights, np.zeros((2, 3)))
+
+
+def test_another_normalization_is_refused():
+    with pytest.raises(ValueError, match=r"^normalization has to be one of share, mean; got 'sum'"):
+        attention_weights(jnp.ones(3), normalization="sum")
+
+
+@each_normalization
+def test_gates_spread_as_the_weights_say(normalization):
+    # A standard normal input, and weights that are all 1 / 64, or 1.
+    x = np.random.default_rng(0).standard_normal((8, 32, 32, 64), np.float32)
+    module = ChannelNAM(use_running_average=True, normalization=normalization)
+    statistics = nam_jax.gate_statistics(module, module.init(jax.random.key(0), x), x)[""]
+    expected = {"share": 1 / 256, "mean": np.std(1 / (1 + np.exp(-x)))}[normalization]
+    np.testing.assert_allclose(statistics.within, expected, rtol=0.01)
 
 
 @mainly_with_gradient
@@ -325,12 +347,14 @@ class Tied(nn.Module):
 
     norm: type[nn.Module]
     weight_gradient: bool = False
+    normalization: str = "share"
 
     @nn.compact
     def __call__(self, x, use_running_average):
         bn = self.norm(use_running_average=use_running_average, name="nam_bn")
         y = bn(x)
-        attention = ChannelNAM(weight_gradient=self.weight_gradient, name="attention")
+        options = {"normalization": self.normalization, "weight_gradient": self.weight_gradient}
+        attention = ChannelNAM(**options, name="attention")
         return attention(y, scale=bn.variables["params"]["scale"])
 
 
@@ -338,14 +362,16 @@ class Tied(nn.Module):
 @mainly_with_gradient
 def test_tied_form_is_the_formula(x64, norm, weight_gradient):
     x, cotangent = image(), image(seed=1)
-    module = Tied(norm, weight_gradient)
+    # Each value once.
+    normalization = "mean" if weight_gradient else "share"
+    module = Tied(norm, weight_gradient, normalization)
     variables = random_variables(module, x)
 
     def loss(params, x):
         bn = norm(use_running_average=False)
         y, _ = bn.apply({**variables, "params": params["nam_bn"]}, x, mutable="batch_stats")
         magnitude = jnp.abs(params["nam_bn"]["scale"])
-        weights = magnitude / magnitude.sum()
+        weights = magnitude / (magnitude.mean() if weight_gradient else magnitude.sum())
         weights = weights if weight_gradient else jax.lax.stop_gradient(weights)
         gated = y * jax.nn.sigmoid(weights * y)
         return (gated * cotangent).sum(), gated

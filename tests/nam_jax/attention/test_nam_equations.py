@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import nam_jax
 from nam_jax import NAM, ChannelNAM, SpatialNAM
 from nam_jax.attention import TiedNAM
-from nam_jax.attention.nam import attention_weights
+from nam_jax.layers.equations import attention_weights
 from tests.helpers import arrays
 from tests.helpers.arrays import (
     DTYPES,

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import serialization, traverse_util
 
 from nam_jax import models
 from nam_jax.attention import NAMES as ATTENTIONS
+from nam_jax.attention import attention as find_attention
 from nam_jax.attention import has_nam_scales
 from nam_jax.models import blocks, mobilenet_v2
 from nam_jax.models.mobilenet_v2 import MobileNetV2, Stage
@@ -364,3 +366,29 @@ def test_dropping_and_computing_anew_agree(name):
         return jax.jit(jax.grad(loss))(variables["params"])
 
     assert_close(gradient(True), jax.tree.map(np.asarray, gradient(False)), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("attention", ["se", "bam"])
+def test_hyperparameters_reach_every_attention(name, attention):
+    found = []
+
+    def note(method, args, kwargs, context):
+        if isinstance(context.module, find_attention(attention)):
+            found.append(context.module.reduction)
+        return method(*args, **kwargs)
+
+    model = cut_short(name, attention, attention_options={"reduction": 4})
+    with nn.intercept_methods(note):
+        jax.eval_shape(lambda: model.init(jax.random.key(0), images(), train=False))
+    assert set(found) == {4}
+    assert hash(model) == hash(cut_short(name, attention, attention_options={"reduction": 4}))
+
+
+@pytest.mark.parametrize(("attention", "message"), [("se", "its are reduction"), ("half", "none")])
+def test_hyperparameters_of_another_attention_are_refused(attention, message):
+    options = {"attention": attention, "attention_options": {"gate_scale": 2.0}}
+    with pytest.raises(
+        ValueError, match=f"{attention} has no hyper-parameter gate_scale.*{message}"
+    ):
+        models.create("resnet20", num_classes=5, **options)

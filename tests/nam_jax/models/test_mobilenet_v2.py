@@ -12,6 +12,7 @@ from flax import traverse_util
 
 from nam_jax import models
 from nam_jax.attention import NAMES
+from nam_jax.models import blocks
 from nam_jax.models.mobilenet_v2 import InvertedResidual, scaled
 from tests.helpers.networks import owns_parameters
 from tests.helpers.values import with_slow
@@ -136,7 +137,7 @@ def test_input_is_added_where_shapes_allow():
 
 def residual(features, strides, zero):
     options = {"use_running_average": True, "dtype": None, "axis_name": None}
-    return InvertedResidual(features, strides, 6, "none", options, zero)
+    return InvertedResidual(features, strides, 6, blocks.Attention("none"), options, zero)
 
 
 @pytest.mark.parametrize(

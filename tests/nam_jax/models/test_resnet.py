@@ -76,7 +76,7 @@ def test_shortcut_without_parameters_subsamples_and_pads(attention, shortcut, fi
     block = BasicBlock(
         features=8,
         strides=strides,
-        attention=attention,
+        attention=blocks.Attention(attention),
         options=blocks.shared_options(train=False, dtype=None, axis_name=None),
         shortcut=shortcut,
         last_scale_init=nn.initializers.zeros,  # nothing but the shortcut is left
@@ -116,7 +116,9 @@ class Branch(nn.Module):
         options = blocks.shared_options(
             train=not use_running_average, dtype=self.dtype, axis_name=None
         )
-        return blocks.norm_and_attention(x, self.attention, options, norm_name="bn2")
+        return blocks.norm_and_attention(
+            x, blocks.Attention(self.attention), options, norm_name="bn2"
+        )
 
 
 def test_tied_attention_gates_with_the_scale_of_its_norm():

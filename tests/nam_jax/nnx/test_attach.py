@@ -197,7 +197,7 @@ class Pair(nnx.Module):
         (lambda: attach(ResNet(), "nam_tied", after="stem"), "after stem: nam_tied needs a scale"),
         (lambda: attach(ResNet(), "se", after=NORMS, name="scale"), "has a 'scale' already"),
         (lambda: attach(nn.Dense(3), "nam", after="x"), "takes an NNX model; got Dense"),
-        (lambda: attach(ResNet(), NAM, after=NORMS), "a name or a linen module"),
+        (lambda: attach(ResNet(), NAM, after=NORMS), "a name or an unbound attention module"),
         (lambda: attach(ResNet(), "spam", after=NORMS), "no attention 'spam'"),
         (
             lambda: attach(ByCall(), "nam", after="bn", example=lambda model: model.bn.scale + 0),

@@ -211,7 +211,10 @@ def test_attention_is_fresh_where_there_is_only_a_backbone(family, name, caplog)
     (record,) = caplog.records
     assert record.name.startswith("nam_jax.torch_import")
     assert record.levelno == logging.WARNING
-    assert all(module in record.getMessage() for module in expected)
+    # The first of them, and how many more.
+    named = [module for module in expected if module in record.getMessage()]
+    assert len(named) == min(5, len(expected))
+    assert len(named) == len(expected) or f"and {len(expected) - 5} more" in record.getMessage()
 
     assert_shapes_of(module, variables)
     flat = traverse_util.flatten_dict(variables)

@@ -18,7 +18,8 @@ from train.benchmark import attentions, steps
 from train.benchmark.attentions import measure_attentions
 from train.benchmark.turns import Times
 from train.core.command_line import call
-from train.core.config.fields import replaced, with_attention
+from train.core.config.attentions import with_attention
+from train.core.config.fields import replaced
 from train.core.data import resident
 from train.core.data.feed import Feed
 from train.core.data.streaming import READY
@@ -230,7 +231,7 @@ def test_batch_that_does_not_divide_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--attention=none,sae"], "error: --attention: got 'none,sae'; allowed: one or several"),
+        (["--attention=none,sae"], "error: --attention: got 'none,sae': there is no attention"),
         (["--steps=0"], "error: --steps: got '0'; allowed: "),
         (["--json=no/such/directory/f.json"], "error: --json: got 'no/such/directory/f.json'"),
     ],

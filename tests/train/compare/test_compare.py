@@ -13,6 +13,7 @@ from configs import digits_resnet20
 from tests.helpers import tiny
 from train.compare.runs import asked, listed_numbers, plan, read_runs, share
 from train.compare.train_all import train_all, write_tables
+from train.core.config.fields import replaced
 from train.core.engine import loop
 from train.core.errors import ConfigError, PreemptedError, RunError
 from train.core.workdir import claimed, directory
@@ -41,6 +42,17 @@ def test_penalties_are_an_axis_of_nam_alone():
     runs = plan(base_config(), ["none", "nam"], [0], [0.0, 1e-4])
     assert names(runs) == ["none-seed0", "nam-seed0", "nam-p0.0001-seed0"]
     assert [run.config.optimizer.sparsity for run in runs] == [0.0, 0.0, 1e-4]
+
+
+def test_hyperparameters_of_the_attention_are_variants():
+    variants = ["none", "nam", "nam+normalization=mean", "nam+gate_scale=2.0"]
+    runs = plan(base_config(), variants, [0])
+    assert names(runs) == [f"{variant}-seed0" for variant in variants]
+    assert [run.config.model.normalization for run in runs] == ["share", "share", "mean", "share"]
+    # The config's own, where the attention has such a field.
+    config = replaced(base_config(), {"model.normalization": "mean"})
+    assert names(plan(config, ["none", "nam"], [0])) == ["none-seed0", f"{variants[2]}-seed0"]
+    assert names(asked(config)) == ["none-seed0", f"{variants[2]}-seed0"]
 
 
 def test_near_penalties_are_runs_of_their_own():

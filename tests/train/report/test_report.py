@@ -12,6 +12,7 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from configs import digits_resnet20
+from nam_jax.inspection import GateStatistics
 from tests.helpers import commands, fake_run, tiny
 from tests.helpers.commands import run_process
 from train.compare.runs import read_runs
@@ -19,8 +20,9 @@ from train.core import plotting
 from train.core.engine import loop
 from train.core.engine.experiment import build_experiment
 from train.core.errors import ConfigError, RunError
+from train.core.workdir import gates
 from train.core.workdir.storage import write_json
-from train.report import comparison_page, curves, weight_plots
+from train.report import comparison_page, curves, gate_plot, weight_plots
 from train.report.write_report import write_report
 
 ROWS = list(fake_run.rows(3))
@@ -107,6 +109,42 @@ def test_small_weights_by_layer(whole):
     assert cells_of(text, "all pixels")[1:4] == ["48", "0", "0.00"]
     assert cells_of(text, "all weights")[1:4] == ["108", "3", "2.78"]
     assert text.index(">block9/attention/channel<") < text.index(">block10/attention/channel<")
+
+
+def test_gates_of_each_layer(tmp_path, whole):
+    assert "python -m train.evaluate --gates looks at them" in text_of(whole)
+    workdir = fake_run.write(tmp_path, epochs=1)
+    near, far = {"low": 0.49, "high": 0.51, "near_half": 1.0}, {"low": 0.0, "high": 0.9}
+    spread = {"mean": 0.5, "between": 0.003, "within": 0.004, "near_half": 0.25}
+    layers = {"layer1_0/attention/channel": spread | near, "layer2_0/attention": spread | far}
+    whose = {"step": 10, "which": "best", "split": "test"}
+    errors = {"top1_error": 45.0, "half_gates_top1_error": 46.25}
+    gates.write(workdir, {**whose, **errors, "gates": layers})
+    write_report(workdir)
+    text = text_of(workdir)
+    assert "Of the best checkpoint, step 10, on the split test. Its top-1 error is 45.00 %" in text
+    assert "with every gate replaced by 0.5 46.25 %" in text
+    assert cells_of(text, "layer2_0/attention")[1:] == [
+        *("0.5000", "0.0030", "0.0040", "0.0000", "0.9000", "25.00")
+    ]
+    assert (workdir / "report" / "gates-dark.png").exists()
+
+    for lost in (*whose, "top1_error", "half_gates_top1_error", "gates"):
+        kept = {**whose, **errors, "gates": layers}
+        del kept[lost]
+        gates.write(workdir, kept)
+        with pytest.raises(RunError, match=r"gates\.json is damaged: python -m train\.evaluate"):
+            write_report(workdir)
+
+
+def test_plot_of_gates_is_on_the_whole_of_their_scale():
+    statistics = {"mean": 0.5, "between": 0.03, "within": 0.04, "near_half": 0.25}
+    layer = GateStatistics(**statistics, low=0.1, high=0.7)
+    (axes,) = drawn(gate_plot.spread({"a/attention": layer, "b": layer}).draw).axes
+    assert axes.get_xlim() == (0, 1)
+    ends = [line.get_segments()[0][:, 0] for line in axes.collections]
+    np.testing.assert_allclose(ends, [[0.1, 0.7], [0.45, 0.55]] * 2)
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a", "b"]
 
 
 @pytest.mark.usefixtures("quick_plots")

@@ -1,6 +1,13 @@
 """What all commands share: their options, their help, and errors in one line with an exit code."""
 
-from train.core.command_line.parser import NO_CONFIG, Parser, check_no_run, named_workdir, workdir
+from train.core.command_line.parser import (
+    NO_CONFIG,
+    Parser,
+    check_no_run,
+    config_of_weights,
+    named_workdir,
+    workdir,
+)
 from train.core.command_line.running import DONE, FAILED, PREEMPTED, WRONG_USAGE, call, run
 
 __all__ = [
@@ -12,6 +19,7 @@ __all__ = [
     "Parser",
     "call",
     "check_no_run",
+    "config_of_weights",
     "named_workdir",
     "run",
     "workdir",

@@ -10,8 +10,9 @@ from etils import epath
 
 from train.core.command_line.values import attentions, not_empty, output, whole_number
 from train.core.config import parsing
+from train.core.config.attentions import by_name
 from train.core.config.checks import validate
-from train.core.config.fields import FIELDS, replaced
+from train.core.config.fields import FIELDS, Config, replaced
 from train.core.errors import ConfigError
 from train.core.workdir import storage
 
@@ -73,7 +74,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--workdir", metavar="DIR", type=not_empty, help=what)
 
     def add_attention(self, what: str) -> None:
-        """Adds --attention: names of attentions, with commas between."""
+        """Adds --attention: attentions, with commas between."""
         self.add_argument("--attention", metavar="NAME,...", type=attentions, help=what)
 
     def add_json(self) -> None:
@@ -170,6 +171,8 @@ class Parser(argparse.ArgumentParser):
         config = replaced(config, values)
         validate(config)
         options.config = parsing.typed(config)
+        # Finds two that are the same one.
+        by_name(options.config, getattr(options, "attention", None) or [])
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -205,6 +208,24 @@ def check_no_run(options: argparse.Namespace) -> None:
                 f"--{name} is of a run, and config.model.pretrained names the weights of a file: "
                 f"leave --{name} out, or set --config.model.pretrained= to nothing."
             )
+
+
+def config_of_weights(options: argparse.Namespace) -> Config | None:
+    """The config that names a file of weights; None where a run is meant.
+
+    Raises:
+      ConfigError: both are, or a config names no weights.
+    """
+    config: Config | None = options.config
+    if config is None:
+        return None
+    if not config.model.pretrained:
+        raise ConfigError(
+            "--config: a run has a config of its own: name it by --workdir alone, or weights by "
+            "--config.model.pretrained."
+        )
+    check_no_run(options)
+    return config
 
 
 def workdir(options: argparse.Namespace) -> epath.Path:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from nam_jax.attention import NAMES as ATTENTIONS
+from train.core.config.attentions import with_attention
+from train.core.config.fields import default_config
+from train.core.errors import ConfigError
 
 Number = TypeVar("Number", int, float)
 
@@ -24,14 +26,14 @@ def listed(value: str) -> list[str]:
 
 
 def attentions(value: str) -> list[str]:
-    """Names of attentions, each once, with commas between."""
-    names = listed(value)
-    if not set(names) <= set(ATTENTIONS) or len(set(names)) < len(names):
-        raise ArgumentTypeError(
-            f"got {value!r}; allowed: one or several of {', '.join(ATTENTIONS)}, each once, with "
-            "commas between."
-        )
-    return names
+    """Attentions with commas between; behind those of NAM may stand hyper-parameters."""
+    texts = listed(value)
+    for text in texts:
+        try:
+            with_attention(default_config(), text)
+        except ConfigError as error:
+            raise ArgumentTypeError(f"got {value!r}: {error}") from error
+    return texts
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:

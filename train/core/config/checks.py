@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from nam_jax import models
-from nam_jax.attention import has_nam_scales
-from train.core.config.fields import FIELDS, Config, ModelConfig, flatten
+from nam_jax.attention import has_nam_scales, hyperparameters
+from train.core.config.fields import FIELDS, HYPERPARAMETERS, Config, ModelConfig, flatten
 from train.core.errors import ConfigError
 
 
@@ -111,6 +111,13 @@ def _check_model(model: ModelConfig) -> None:
             raise ConfigError(
                 f"config.model.{name}: {value!r} with config.model.name={model.name!r}, which has "
                 f"no choice of it; set it to {default!r}."
+            )
+    for name in HYPERPARAMETERS:
+        value, default = getattr(model, name), FIELDS[f"model.{name}"].default
+        if value != default and name not in hyperparameters(model.attention):
+            raise ConfigError(
+                f"config.model.{name}: {value!r} with config.model.attention="
+                f"{model.attention!r}, which has no such hyper-parameter; set it to {default!r}."
             )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from nam_jax import models
 from nam_jax.attention import NAMES as ATTENTIONS
-from nam_jax.attention import has_nam_scales
+from nam_jax.layers.equations import NORMALIZATIONS, Normalization
 from nam_jax.models.resnet import SHORTCUTS, STEMS
 from train.core.config.optimizer_fields import OptimizerConfig
 from train.core.config.spec import (
@@ -47,6 +47,17 @@ class ModelConfig:
 
     name: str = choice("resnet50", models.NAMES, "the network")
     attention: str = choice("nam_channel", ATTENTIONS, "the attention of every block")
+    normalization: Normalization = choice(
+        "share",
+        NORMALIZATIONS,
+        "what NAM's weights are relative to: share, the sum of the scales, as in the paper; mean: "
+        "their mean",
+        marks=Mark.LATER,
+    )
+    gate_scale: float = above_zero(1.0, "factor of NAM's gates", 1000, marks=Mark.LATER)
+    weight_gradient: bool = switch(
+        False, "let gradients flow through NAM's weights", marks=Mark.LATER
+    )
     stem: str = choice("imagenet", STEMS, "the first layers: 7×7 and max-pool, or 3×3")
     shortcut: str = declared(
         "",
@@ -272,6 +283,10 @@ class Config:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
 
+# Fields of the model that are hyper-parameters of its attention.
+HYPERPARAMETERS = ("normalization", "gate_scale", "weight_gradient")
+
+
 def default_config() -> Config:
     """All fields at their defaults; a config file changes what differs."""
     return Config()
@@ -331,11 +346,3 @@ def reference() -> str:
         f"{name} = {spec.default!r}\n    {spec.doc}. Allowed: {spec.allowed}."
         for name, spec in FIELDS.items()
     )
-
-
-def with_attention(config: Config, name: str) -> Config:
-    """A copy of a config with another attention, and no penalty where that has no NAM scales."""
-    changes: dict[str, Any] = {"model.attention": name}
-    if not has_nam_scales(name):
-        changes["optimizer.sparsity"] = 0.0
-    return replaced(config, changes)

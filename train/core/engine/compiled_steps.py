@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nam_jax.inspection import GateMoments, gate_moments
 from train.core.data.feed import Batch
 from train.core.data.on_device import drop_keys, normalize, row_keys, train_batch
-from train.core.devices.mesh import is_cpu, jit_replicated, local_rows, total
+from train.core.devices.mesh import AXES, is_cpu, jit_replicated, local_rows, total
 from train.core.engine.experiment import Evaluation, Experiment, streams
 from train.core.engine.state import TrainState
 from train.core.engine.step import Metrics, eval_step, train_step
@@ -104,6 +105,23 @@ def build_eval_step(evaluation: Evaluation) -> Any:
         data = config.data
         images = normalize(batch.images, data.mean, data.std, config.model.dtype)
         return eval_step(variables, images, batch.labels, batch.mask, model=model, loss=config.loss)
+
+    return jit_replicated(program, evaluation.mesh, rows_argnum=loader.rows_argnum)
+
+
+def build_gate_step(evaluation: Evaluation) -> Any:
+    """Makes the moments of NAM's gates for one batch.
+
+    Returns:
+      A jitted function of (variables, *what the loader feeds) that gives `GateMoments` by the path
+      of their module.
+    """
+    config, model, loader = evaluation.config, evaluation.model, evaluation.loader
+
+    def program(variables: Any, fed: Any, index: Any = None) -> dict[str, GateMoments]:
+        batch = loader.batch(fed, index)
+        images = normalize(batch.images, config.data.mean, config.data.std, config.model.dtype)
+        return gate_moments(model, variables, images, mask=batch.mask, axis_name=AXES, train=False)
 
     return jit_replicated(program, evaluation.mesh, rows_argnum=loader.rows_argnum)
 

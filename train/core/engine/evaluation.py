@@ -8,15 +8,15 @@ import jax
 import numpy as np
 from etils import epath
 
-from nam_jax import resize_spatial, sparsity_penalty
-from nam_jax.inspection import small_weight_percentage
+from nam_jax import half_gates, resize_spatial, sparsity_penalty
+from nam_jax.inspection import GateStatistics, small_weight_percentage, statistics_of
 from nam_jax.models.size import multiply_adds, parameters
 from train.core.config.fields import marked
 from train.core.config.spec import Mark
 from train.core.data.feed import Feed
 from train.core.devices.mesh import describe, put_whole, replicated
 from train.core.devices.processes import say
-from train.core.engine.compiled_steps import build_eval_step
+from train.core.engine.compiled_steps import build_eval_step, build_gate_step
 from train.core.engine.experiment import Evaluation, Experiment
 from train.core.engine.feeds import eval_feed
 from train.core.engine.pretrained import load_pretrained
@@ -24,6 +24,7 @@ from train.core.engine.state import TrainState, initial_state, widened
 from train.core.errors import RunError
 from train.core.monitor.log import LAG, Progress
 from train.core.monitor.metric_rows import Row
+from train.core.tables import in_depth_order
 from train.core.workdir import directory
 from train.core.workdir.checkpoint_files import state_sha256
 from train.core.workdir.checkpoints import Checkpoints
@@ -90,10 +91,15 @@ def fitted(evaluation: Evaluation, variables: Any) -> Any:
     )
 
 
-def evaluate_checkpoint(
+def evaluate_split(evaluation: Evaluation, weights: Mapping[str, Any]) -> dict[str, float]:
+    """Evaluates every image of the evaluation split, as `evaluate` does."""
+    return evaluate(evaluation, build_eval_step(evaluation), weights, eval_feed(evaluation))
+
+
+def checkpoint_weights(
     experiment: Experiment, workdir: epath.Path, which: str
-) -> tuple[int, dict[str, float]]:
-    """Evaluates a checkpoint of a run.
+) -> tuple[int, Mapping[str, Any]]:
+    """Reads the weights of a checkpoint of a run.
 
     Args:
       experiment: Experiment of the run; its config may differ in what changes no checkpoint.
@@ -101,7 +107,7 @@ def evaluate_checkpoint(
       which: Which checkpoint, `last` or `best`, or `best_ema` for its averaged weights.
 
     Returns:
-      The step of the checkpoint, and the result as of `evaluate`.
+      The step of the checkpoint, and the variables, as `evaluate` takes them.
 
     Raises:
       ConfigError: there is no such run, or it was trained on other classes.
@@ -112,19 +118,17 @@ def evaluate_checkpoint(
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = checkpoints.step_of(which)
         state, _ = checkpoints.restore(step, initial_state(experiment))
-    eval_step = build_eval_step(experiment)
-    weights = {"": state.ema} if which == "best_ema" else state.evaluated
-    return step, evaluate(experiment, eval_step, weights, eval_feed(experiment))
+    return step, {"": state.ema} if which == "best_ema" else state.evaluated
 
 
-def evaluate_pretrained(evaluation: Evaluation) -> dict[str, float]:
-    """Evaluates the weights of the file that the config names.
+def pretrained_weights(evaluation: Evaluation) -> Mapping[str, Any]:
+    """Reads the weights of the file that the config names.
 
     Args:
       evaluation: What the config leads to.
 
     Returns:
-      The result as of `evaluate`.
+      The variables, as `evaluate` takes them.
 
     Raises:
       ConfigError: the file cannot be read, or is not of all of the network.
@@ -133,8 +137,33 @@ def evaluate_pretrained(evaluation: Evaluation) -> dict[str, float]:
         say(evaluation.eval_split.note)
     variables = load_pretrained(evaluation, may_be_fresh=False)
     variables = widened(variables, evaluation.config.model.dtype)
-    weights = {"": jax.device_put(variables, replicated(evaluation.mesh))}
-    return evaluate(evaluation, build_eval_step(evaluation), weights, eval_feed(evaluation))
+    return {"": jax.device_put(variables, replicated(evaluation.mesh))}
+
+
+def evaluate_gates(
+    evaluation: Evaluation, variables: Any
+) -> tuple[dict[str, float], dict[str, GateStatistics]]:
+    """Looks at the gates of NAM for every image of the evaluation split.
+
+    Args:
+      evaluation: What the split is of.
+      variables: Variables of the network.
+
+    Returns:
+      The errors with every gate replaced by 0.5, as of `evaluate`, and the statistics of each
+      layer's gates, from input to output; none without NAM.
+    """
+    gate_step, halved_step = build_gate_step(evaluation), build_eval_step(evaluation)
+    moments = []
+
+    def step(variables: Any, *arguments: Any) -> Any:
+        moments.append(jax.device_get(gate_step(variables, *arguments)))
+        with half_gates():
+            return halved_step(variables, *arguments)
+
+    halved = evaluate(evaluation, step, {"": variables}, eval_feed(evaluation))
+    layers = in_depth_order(statistics_of(moments))
+    return {f"half_gates_{name}": halved[name] for name in LAST}, layers
 
 
 def summarize(

@@ -10,8 +10,9 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from nam_jax import models
+from train.core.config.attentions import attention_options
 from train.core.config.checks import validate
-from train.core.config.fields import Config, ModelConfig, at_eval_size
+from train.core.config.fields import Config, ModelConfig, at_eval_size, flatten
 from train.core.config.spec import MOST_STEPS
 from train.core.data import on_device
 from train.core.data.loaders import LOADERS, Loader
@@ -179,6 +180,7 @@ def create_model(config: Config, num_classes: int, axis_name: str | None = None)
         config.model.name,
         num_classes=num_classes,
         attention=config.model.attention,
+        attention_options=attention_options(dict(flatten(config))),
         stem=config.model.stem,
         shortcut=config.model.shortcut,
         dtype=config.model.dtype,

@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 
 from nam_jax.models.size import parameters
+from train.core.config.attentions import attention_name
 from train.core.data.feed import Feed
 from train.core.devices import mesh
 from train.core.devices.processes import Preemption, check_agreement, is_main, say
@@ -220,10 +221,10 @@ def _open_log(session: _Session, progress: Progress, start: int) -> Log:
 def _compile(session: _Session, state: TrainState, feed: Feed, evaluation_feed: Feed) -> Any:
     """Compiles both steps ahead of time, so that no speed figure contains a compilation."""
     experiment = session.experiment
-    model = experiment.config.model
+    config = experiment.config
     say(
-        f"{model.name}, attention {model.attention}, {parameters(state.params):,} parameters, "
-        f"{experiment.total_steps:,} steps, {mesh.describe(experiment.mesh)}"
+        f"{config.model.name}, attention {attention_name(config)}, {parameters(state.params):,} "
+        f"parameters, {experiment.total_steps:,} steps, {mesh.describe(experiment.mesh)}"
     )
     lowered = (
         lower_train_step(experiment, state, feed.example),

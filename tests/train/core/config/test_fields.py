@@ -45,6 +45,8 @@ OUT_OF_RANGE = {
     "ema_decay": [-0.1, 1.0],
     "model.name": ["resnet51", ""],
     "model.attention": ["nam_", "NAM"],
+    "model.normalization": ["sum", ""],
+    "model.gate_scale": [0.0, -1.0, 1000.1],
     "model.stem": ["mnist"],
     "model.shortcut": ["identity", "pad_center"],
     "model.width": [0.0, 10.1],

@@ -25,7 +25,7 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, shortcut: jax.Array) -> jax.Array:
         options = blocks.shared_options(train=True, dtype=jnp.bfloat16, axis_name=None)
         y = blocks.conv(MAP[-1], 1, dtype=jnp.bfloat16, name="conv3")(x)
-        y = blocks.norm_and_attention(y, self.attention, options, norm_name="bn3")
+        y = blocks.norm_and_attention(y, blocks.Attention(self.attention), options, norm_name="bn3")
         return blocks.conv(64, 1, dtype=jnp.bfloat16, name="next")(blocks.relu(y + shortcut))
 
 

@@ -17,7 +17,12 @@ from train.core.config.fields import replaced
 from train.core.data.on_device import normalize
 from train.core.data.sources.registry import open_split
 from train.core.engine import loop, trained_network
-from train.core.engine.evaluation import evaluate_checkpoint, evaluate_pretrained
+from train.core.engine.evaluation import (
+    checkpoint_weights,
+    evaluate_gates,
+    evaluate_split,
+    pretrained_weights,
+)
 from train.core.engine.experiment import build_evaluation, build_experiment
 
 CHANGES = {
@@ -90,10 +95,19 @@ def _scales(params: Any) -> list[Any]:
 def test_a_checkpoint_may_be_evaluated_at_any_size(trained: Any, size: int) -> None:
     workdir, _ = trained
     changes = {**CHANGES, "data.eval_image_size": size, "optimizer.sparsity": 1e-3}
-    _, figures = evaluate_checkpoint(build_experiment(digits(**changes)), workdir, "last")
+    experiment = build_experiment(digits(**changes))
+    figures = evaluate_split(experiment, checkpoint_weights(experiment, workdir, "last")[1])
     loss, error = by_numpy(variables_of(workdir), size or 8)
     assert figures["top1_error"] == pytest.approx(error)
     assert figures["cross_entropy"] == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_gates_are_those_of_images_that_are_evaluated(trained: Any) -> None:
+    experiment = build_experiment(digits(**CHANGES))
+    _, weights = checkpoint_weights(experiment, trained[0], "last")
+    _, layers = evaluate_gates(experiment, weights[""])
+    assert set(layers) == {f"layer1_0/attention/{part}" for part in ("channel", "spatial")}
 
 
 def test_a_network_is_looked_at_and_exported_as_it_is_evaluated(trained: Any) -> None:
@@ -107,7 +121,8 @@ def test_weights_of_a_file_are_of_the_size_of_training(tmp_path: Path) -> None:
     variables = networks.save(tmp_path / "w.npz", small(), (8, 8, 1))
     changes = {**CHANGES, "model.pretrained": str(tmp_path / "w.npz"), "optimizer.sparsity": 0.0}
     config = digits(**{**changes, "model.attention": "nam"})
-    figures = evaluate_pretrained(build_evaluation(config))
+    evaluation = build_evaluation(config)
+    figures = evaluate_split(evaluation, pretrained_weights(evaluation))
     loss, error = by_numpy(variables, 12)
     assert figures["top1_error"] == pytest.approx(error)
     assert figures["loss"] == pytest.approx(loss, rel=1e-5)

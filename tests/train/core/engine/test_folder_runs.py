@@ -11,7 +11,7 @@ from tests.helpers.damage import assert_says
 from tests.helpers.image_datasets import folders, tfds_writer
 from train.core.devices import processes
 from train.core.engine import loop
-from train.core.engine.evaluation import evaluate_checkpoint
+from train.core.engine.evaluation import checkpoint_weights
 from train.core.engine.experiment import build_evaluation, build_experiment
 from train.core.errors import ConfigError, PreemptedError
 
@@ -82,7 +82,7 @@ def test_a_run_goes_on_with_the_same_files_and_classes_alone(data, tmp_path, mon
         (data / split / "owl").rename(data / split / "bat")
     message = "class 0 is 'cat' there and 'bat' here, and 3 differ in all"
     refuse(message, train, data, workdir)
-    refuse(message, evaluate_checkpoint, build(data), epath.Path(workdir), "last")
+    refuse(message, checkpoint_weights, build(data), epath.Path(workdir), "last")
 
 
 def test_evaluation_needs_the_split_to_evaluate_on_alone(tmp_path):

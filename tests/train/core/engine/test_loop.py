@@ -21,7 +21,7 @@ from tests.helpers import tiny
 from tests.helpers.tiny import digits
 from train.core.data import resident
 from train.core.engine import compiled_steps, loop
-from train.core.engine.evaluation import evaluate, evaluate_checkpoint
+from train.core.engine.evaluation import checkpoint_weights, evaluate, evaluate_split
 from train.core.engine.experiment import Experiment, build_experiment
 from train.core.errors import ConfigError, PreemptedError, RunError
 from train.core.monitor.metric_rows import Row, RowFile
@@ -159,8 +159,9 @@ def test_evaluation_does_not_depend_on_batch_and_groups(learned: tuple[Path, str
     trained = rows(learned[0])[-1]
     changes = {"epochs": 4, "ema_decay": 0.9, "eval_every_epochs": 2}
     experiment = build(batch_size=100, **{"model.sync_bn_devices": -1}, **changes)
-    step, result = evaluate_checkpoint(experiment, epath.Path(learned[0]), "last")
+    step, weights = checkpoint_weights(experiment, epath.Path(learned[0]), "last")
     assert step == 88
+    result = evaluate_split(experiment, weights)
     assert result == pytest.approx({name: trained[name] for name in result}, rel=1e-5)
 
 

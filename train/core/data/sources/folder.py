@@ -66,7 +66,8 @@ class Folder:
             got = f"one folder alone, {names[0]!r}," if names else "no folder"
             raise ConfigError(
                 f"config.data.dir: the split {self._naming_split} in {self.directory} has "
-                f"{got} for its classes; a network needs two or more."
+                f"{got} for its classes; a network needs two or more. If it is a class itself, "
+                "give config.data.train_split and config.data.eval_split names that no folder has."
             )
         return names
 
