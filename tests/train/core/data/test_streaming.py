@@ -50,7 +50,7 @@ def open_maker(config, rows=None, split="train"):
 
 def order_of(config):
     key = streams(config.seed)["order"]
-    return epoch_orders(key, COUNT)
+    return epoch_orders(key, COUNT, config)
 
 
 def train_batches(config, steps, rows=None):
@@ -67,10 +67,16 @@ def hosts(batch_size, count):
 
 
 MODERN = {"data.augmentation": "randaugment"}
+INCREASING = {
+    **{"data.augmentation": "randaugment_increasing", "data.randaugment_std": 1.5},
+    "data.augment_repeats": 3,
+}
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("changes", [{}, MODERN], ids=["crops", "crops and operations"])
+@pytest.mark.parametrize(
+    "changes", [{}, MODERN, INCREASING], ids=["crops", "crops and operations", "repeats"]
+)
 def test_all_hosts_together_make_the_batch_of_one(directory, count, changes):
     config = imagenet.config(directory, **changes)
     steps = range(12)  # more than two epochs
@@ -98,6 +104,16 @@ def test_a_step_does_not_need_those_before_it(directory):
         (alone,) = train_batches(config, [step])
         np.testing.assert_array_equal(alone.images, walked[step].images)
         np.testing.assert_array_equal(alone.labels, walked[step].labels)
+
+
+def test_rows_of_the_same_image_are_other_crops(directory):
+    config = imagenet.config(directory, **{"data.augment_repeats": 4})
+    (batch,) = train_batches(config, [0])
+    labels, counts = np.unique(batch.labels, return_counts=True)
+    np.testing.assert_array_equal(counts, [4, 4])
+    for label in labels:
+        images = batch.images[batch.labels == label]
+        assert len({image.tobytes() for image in images}) == 4
 
 
 def test_crops_differ_from_step_to_step_row_to_row_and_seed_to_seed(directory):
