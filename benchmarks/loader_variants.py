@@ -106,7 +106,7 @@ def pipelines(directory: Path, seconds: float) -> None:
     config.data.dir = str(directory)
     workers = cpu_cores()
     split = open_split(config.data, "train")
-    order = epoch_orders(streams(0)["order"], split.num_examples)(0)
+    order = epoch_orders(streams(0)["order"], split.num_examples, config)(0)
     opened, steps = split.open_records(), split.num_examples // BATCH_SIZE
 
     def row(number: int) -> np.ndarray:

@@ -160,7 +160,8 @@ def proximal_sparsity(
       strength: Strength p of the penalty, at least 0, or a schedule of the number of updates.
       learning_rate: Learning rate η of the chain before, at least 0, or its schedule. Behind
         momentum m, which repeats a gradient 1 / (1 − m) times in all, it is η / (1 − m): with η
-        the scales would find the minimum of a penalty of strength p (1 − m).
+        the scales would find the minimum of a penalty of strength p (1 − m). Behind Adam it would
+        be η / (√v̂ + ε), which is another for every scale: `soft_threshold` takes those.
       scales: Scales that are penalised, see `sparsity_penalty`.
 
     Returns:
@@ -190,17 +191,28 @@ def proximal_sparsity(
             raise ValueError("proximal_sparsity needs the parameters: update(g, state, params).")
         threshold = _value(strength, state.step) * _value(learning_rate, state.step)
 
-        def soft_threshold(u: jax.Array, scale: jax.Array) -> jax.Array:
-            v = scale + u
-            shrunk = jnp.sign(v) * jnp.maximum(jnp.abs(v) - threshold, 0).astype(v.dtype)
-            # Without a penalty the update is kept as it is, not rounded by adding the scale.
-            return jnp.where(threshold == 0, u, shrunk - scale)
+        def shrink(u: jax.Array, scale: jax.Array) -> jax.Array:
+            return soft_threshold(u, scale, threshold)
 
-        updates = map_scales(soft_threshold, scales, updates, params)
+        updates = map_scales(shrink, scales, updates, params)
         return updates, ScheduleState(optax.safe_increment(state.step))
 
     _check_not_negative("The learning rate", learning_rate)
     return optax.GradientTransformation(_checked_init(strength, scales), update)
+
+
+def soft_threshold(update: jax.Array, scale: jax.Array, threshold: Any) -> jax.Array:
+    """The update with which a scale ends nearer to zero by a threshold, or at zero.
+
+    Args:
+      update: Update of the scale.
+      scale: Scale before it.
+      threshold: How much nearer, at least 0: a number, or one for every element.
+    """
+    v = scale + update
+    shrunk = jnp.sign(v) * jnp.maximum(jnp.abs(v) - threshold, 0).astype(v.dtype)
+    # Without a penalty the update is kept as it is, not rounded by adding the scale.
+    return jnp.where(threshold == 0, update, shrunk - scale)
 
 
 def _value(scalar_or_schedule: ScalarOrSchedule, count: jax.Array) -> Any:

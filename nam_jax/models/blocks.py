@@ -151,9 +151,69 @@ def _relu_of_result_jvp(
     return y, jnp.where(y != 0, dx, 0)
 
 
-def head(x: jax.Array, num_classes: int) -> jax.Array:
-    """Global average pooling and the classifier `fc`, in float32 or wider."""
+def drop_rates(drop_path: float, num_blocks: int) -> list[float]:
+    """The rate of every block's `drop_path`: from 0 for the first, linearly, to the last's."""
+    return [drop_path * number / max(1, num_blocks - 1) for number in range(num_blocks)]
+
+
+def needed_keys(row_keys: jax.Array | None, *rates: float, train: bool) -> jax.Array | None:
+    """The random keys of the rows, or None where nothing is dropped.
+
+    Raises:
+      ValueError: there are none, and something is to be dropped.
+    """
+    if not train or not any(rates):
+        return None
+    if row_keys is None:
+        raise ValueError(
+            "drop_path and dropout need row_keys in training: a random key for every image, such "
+            "as jax.random.split(key, len(x))."
+        )
+    return row_keys
+
+
+def keys_of(row_keys: jax.Array | None, place: int) -> jax.Array | None:
+    """The keys of the rows for one place of a network; None where there are none."""
+    if row_keys is None:
+        return None
+    return jax.vmap(lambda key: jax.random.fold_in(key, place))(row_keys)
+
+
+def drop(
+    x: jax.Array, keys: jax.Array | None, rate: float, shape: tuple[int, ...] = (1, 1, 1)
+) -> jax.Array:
+    """Sets parts of each row to zero at random, and divides the rest by 1 − rate.
+
+    Args:
+      x: Rows, (N, …).
+      keys: Random key of each row, (N,); None: nothing is dropped.
+      rate: Probability that a part is zero, in [0, 1).
+      shape: Shape of a row's draws: of ones for stochastic depth, all or nothing, and that of the
+        row for dropout.
+
+    Source: G. Huang, Y. Sun, Z. Liu, D. Sedra and K. Weinberger, Deep Networks with Stochastic
+    Depth, 2016, https://arxiv.org/abs/1603.09382; N. Srivastava, G. Hinton, A. Krizhevsky, I.
+    Sutskever and R. Salakhutdinov, Dropout, 2014, https://jmlr.org/papers/v15/srivastava14a.html.
+    """
+    if keys is None or not rate:
+        return x
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape))(keys)
+    return jnp.where(kept, x / (1 - rate), 0)
+
+
+def head(
+    x: jax.Array, num_classes: int, keys: jax.Array | None = None, dropout: float = 0.0
+) -> jax.Array:
+    """Global average pooling, dropout and the classifier `fc`, in float32 or wider.
+
+    Args:
+      x: Output of the last block, (N, H, W, C).
+      num_classes: Number of logits.
+      keys: Random key of each row, (N,); None: nothing is dropped.
+      dropout: Probability that a feature is dropped.
+    """
     x = widened(x).mean((1, 2))
+    x = drop(x, keys, dropout, x.shape[1:])
     return nn.Dense(
         num_classes,
         kernel_init=initializers.linear_kernel,

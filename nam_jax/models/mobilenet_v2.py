@@ -61,6 +61,7 @@ class InvertedResidual(nn.Module):
       attention: Attention after the projection's BatchNorm.
       options: Fields from `blocks.shared_options`.
       zero_init_last_scale: Whether the branch starts at zero where the input is added.
+      drop_path: Probability that an image passes the branch by, where the input is added.
     """
 
     features: int
@@ -69,9 +70,10 @@ class InvertedResidual(nn.Module):
     attention: blocks.Attention
     options: dict[str, Any]
     zero_init_last_scale: bool
+    drop_path: float = 0.0
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """Maps (N, H, W, C) to (N, H/strides, W/strides, features)."""
         hidden = x.shape[-1] * self.expansion
         y = _layer(x, hidden, 1, self.options, name="expand") if self.expansion > 1 else x
@@ -88,7 +90,7 @@ class InvertedResidual(nn.Module):
             norm_name="project_bn",
             scale_init=nn.initializers.zeros if zero else nn.initializers.ones,
         )
-        return x + y if is_residual else y
+        return x + blocks.drop(y, keys, self.drop_path) if is_residual else y
 
 
 class MobileNetV2(nn.Module):
@@ -110,6 +112,9 @@ class MobileNetV2(nn.Module):
         its last BatchNorm (P. Goyal et al. 2017, https://arxiv.org/abs/1706.02677).
       remat: Whether the inside of every block is computed anew in the backward pass, in place
         of being kept: less memory for more computation.
+      drop_path: Stochastic depth: probability in training that an image passes the last block's
+        residual branch by; of the blocks before it is less, linearly, down to 0 for the first.
+      dropout: Probability in training that a feature is dropped before the classifier.
       dtype: Dtype of the computation (default: inferred); pooling and classifier are at least
         float32.
       axis_name: Mapped axis (or axes) of devices that share their batch statistics.
@@ -135,20 +140,27 @@ class MobileNetV2(nn.Module):
     width_multiplier: float = 1.0
     zero_init_last_scale: bool = False
     remat: bool = False
+    drop_path: float = 0.0
+    dropout: float = 0.0
     dtype: Dtype | None = None
     axis_name: AxisNames | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, row_keys: jax.Array | None = None) -> jax.Array:
         """Classifies images.
 
         Args:
           x: Normalised images (N, H, W, channels).
           train: Whether to normalise with the statistics of the batch and update the running
             ones.
+          row_keys: Random key of every image, (N,), for `drop_path` and `dropout` in training; what
+            is dropped for an image depends on its key alone.
 
         Returns:
           Logits (N, num_classes), at least float32.
+
+        Raises:
+          ValueError: something is to be dropped, and there are no row_keys.
         """
         options = blocks.shared_options(train=train, dtype=self.dtype, axis_name=self.axis_name)
         attention = blocks.Attention(self.attention, self.attention_options)
@@ -156,6 +168,8 @@ class MobileNetV2(nn.Module):
         stem_features = scaled(32, self.width_multiplier)
         x = _layer(x, stem_features, 3, options, name="stem", strides=strides)
         block = nn.remat(InvertedResidual) if self.remat else InvertedResidual
+        keys = blocks.needed_keys(row_keys, self.drop_path, self.dropout, train=train)
+        rates = blocks.drop_rates(self.drop_path, len(list(self._blocks())))
         for number, (expansion, features, strides) in enumerate(self._blocks(), start=1):
             if strides > 1:
                 x = blocks.between_stages(x, attention, options, name=f"bam{number - 1}")
@@ -166,10 +180,11 @@ class MobileNetV2(nn.Module):
                 attention,
                 options,
                 self.zero_init_last_scale,
+                drop_path=rates[number - 1],
                 name=f"block{number}",
-            )(x)
+            )(x, blocks.keys_of(keys, number))
         x = _layer(x, scaled(1280, max(1.0, self.width_multiplier)), 1, options, name="last")
-        return blocks.head(x, self.num_classes)
+        return blocks.head(x, self.num_classes, blocks.keys_of(keys, 0), self.dropout)
 
     def _blocks(self) -> Iterator[tuple[int, int, int]]:
         """Yields expansion, features and strides of every block."""

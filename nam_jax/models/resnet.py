@@ -26,6 +26,7 @@ class _Block(nn.Module):
     options: dict[str, Any]
     shortcut: str
     last_scale_init: Initializer
+    drop_path: float = 0.0
 
     def _conv(self, features: int, kernel_size: int, strides: int = 1, *, name: str) -> nn.Conv:
         return blocks.conv(features, kernel_size, strides, dtype=self.options["dtype"], name=name)
@@ -55,12 +56,13 @@ class BasicBlock(_Block):
     """Two 3×3 convolutions, the first one strided, and a shortcut."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """Maps (N, H, W, C) to (N, H/strides, W/strides, features)."""
         y = self._conv(self.features, 3, self.strides, name="conv1")(x)
         y = nn.relu(blocks.batch_norm(self.options, name="bn1")(y))
         y = self._conv(self.features, 3, name="conv2")(y)
         y = self._last_norm(y, "bn2")
+        y = blocks.drop(y, keys, self.drop_path)
         return blocks.relu(y + self._shortcut(x, self.features))
 
 
@@ -68,7 +70,7 @@ class Bottleneck(_Block):
     """A 1×1, a strided 3×3 and a 1×1 convolution, and a shortcut."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """Maps (N, H, W, C) to (N, H/strides, W/strides, 4 features)."""
         y = self._conv(self.features, 1, name="conv1")(x)
         y = nn.relu(blocks.batch_norm(self.options, name="bn1")(y))
@@ -76,6 +78,7 @@ class Bottleneck(_Block):
         y = nn.relu(blocks.batch_norm(self.options, name="bn2")(y))
         y = self._conv(4 * self.features, 1, name="conv3")(y)
         y = self._last_norm(y, "bn3")
+        y = blocks.drop(y, keys, self.drop_path)
         return blocks.relu(y + self._shortcut(x, 4 * self.features))
 
 
@@ -103,6 +106,9 @@ class ResNet(nn.Module):
         its last BatchNorm (P. Goyal et al. 2017, https://arxiv.org/abs/1706.02677).
       remat: Whether the inside of every block is computed anew in the backward pass, in place
         of being kept: less memory for more computation.
+      drop_path: Stochastic depth: probability in training that an image passes the last block's
+        residual branch by; of the blocks before it is less, linearly, down to 0 for the first.
+      dropout: Probability in training that a feature is dropped before the classifier.
       dtype: Dtype of the computation (default: inferred); pooling and classifier are at least
         float32.
       axis_name: Mapped axis (or axes) of devices that share their batch statistics.
@@ -129,26 +135,36 @@ class ResNet(nn.Module):
     shortcut: str = "projection"
     zero_init_last_scale: bool = False
     remat: bool = False
+    drop_path: float = 0.0
+    dropout: float = 0.0
     dtype: Dtype | None = None
     axis_name: AxisNames | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, row_keys: jax.Array | None = None) -> jax.Array:
         """Classifies images.
 
         Args:
           x: Normalised images (N, H, W, channels).
           train: Whether to normalise with the statistics of the batch and update the running
             ones.
+          row_keys: Random key of every image, (N,), for `drop_path` and `dropout` in training; what
+            is dropped for an image depends on its key alone.
 
         Returns:
           Logits (N, num_classes), at least float32.
+
+        Raises:
+          ValueError: something is to be dropped, and there are no row_keys.
         """
         options = blocks.shared_options(train=train, dtype=self.dtype, axis_name=self.axis_name)
         attention = blocks.Attention(self.attention, self.attention_options)
         x = self._stem(x, options)
         zeros, ones = nn.initializers.zeros, nn.initializers.ones
         block = nn.remat(self.block) if self.remat else self.block
+        keys = blocks.needed_keys(row_keys, self.drop_path, self.dropout, train=train)
+        rates = blocks.drop_rates(self.drop_path, sum(self.stage_sizes))
+        number = 0
         for stage, num_blocks in enumerate(self.stage_sizes):
             for index in range(num_blocks):
                 x = block(
@@ -158,11 +174,13 @@ class ResNet(nn.Module):
                     options=options,
                     shortcut=self.shortcut,
                     last_scale_init=zeros if self.zero_init_last_scale else ones,
+                    drop_path=rates[number],
                     name=f"layer{stage + 1}_{index}",
-                )(x)
+                )(x, blocks.keys_of(keys, number))
+                number += 1
             if stage + 1 < len(self.stage_sizes):
                 x = blocks.between_stages(x, attention, options, name=f"bam{stage + 1}")
-        return blocks.head(x, self.num_classes)
+        return blocks.head(x, self.num_classes, blocks.keys_of(keys, number), self.dropout)
 
     def _stem(self, x: jax.Array, options: dict[str, Any]) -> jax.Array:
         large = self.stem == "imagenet"

@@ -52,9 +52,10 @@ NAMES = {
     "data.loader": ("resident", "streaming"),
     "data.crop": ("pad", "resized"),
     "data.interpolation": ("bilinear", "bicubic", "area", "antialias"),
-    "data.augmentation": ("none", "randaugment", "trivialaugment"),
-    "optimizer.name": ("sgd", "lars"),
-    "optimizer.schedule": ("step", "cosine", "constant"),
+    "data.augmentation": ("none", "randaugment", "randaugment_increasing", "trivialaugment"),
+    "loss": ("softmax", "sigmoid"),
+    "optimizer.name": ("sgd", "lars", "adamw", "lamb", "muon"),
+    "optimizer.schedule": ("step", "cosine", "exponential", "constant"),
     "optimizer.weight_decay_on": ("all", "kernels"),
     "optimizer.sparsity_mode": ("sign", "proximal"),
 }
@@ -67,6 +68,7 @@ OF_KIND = {
     str: st.sampled_from(TEXTS) | st.text(),
     tuple: st.lists(numbers, max_size=5).map(tuple)
     | st.lists(st.floats(0, 1), max_size=5, unique=True).map(sorted)
+    | st.tuples(st.floats(0, 1), st.floats(0, 1))
     | st.sampled_from([(0.5,) * 10**5, tuple(i / 1000 for i in range(1, 1000))]),
 }
 foreign = st.sampled_from(

@@ -30,6 +30,15 @@ EXACT = (
     *("--config.model.sync_bn_devices=-1", "--config.model.dtype=float64"),
 )
 SHORT = (*EXACT, *PLAIN)
+# All at once that draws, divides or resizes.
+RECIPE = (
+    *("--config.loss=sigmoid", "--config.loss_threshold=0.2", "--config.data.mixup=0.1"),
+    *("--config.model.drop_path=0.2", "--config.model.dropout=0.2"),
+    *("--config.data.augmentation=randaugment_increasing", "--config.data.randaugment_std=1.5"),
+    *("--config.data.augment_repeats=3", "--config.data.eval_image_size=12"),
+    *("--config.data.image_size=8", "--config.optimizer.name=lamb"),
+    *("--config.optimizer.weight_decay_on=kernels", "--config.optimizer.sparsity_mode=proximal"),
+)
 X64 = {"JAX_ENABLE_X64": "true"}
 # The smallest network would be at the end before the signal comes.
 SLOW_STEPS = X64 | {"STEP_SECONDS": "0.1"}
@@ -121,6 +130,16 @@ def test_four_processes_with_attention_have_the_losses_of_one(digits: Path, tmp_
     assert_same_rows(tmp_path / "four", tmp_path / "one")
     assert all(row["penalty"] > 0 for row in rows(tmp_path / "four"))
     assert_first_writes_logs_and_all_the_checkpoint(tmp_path / "four", printed)
+
+
+@pytest.mark.long
+def test_processes_with_a_recipe_of_today_have_the_losses_of_one(
+    digits: Path, tmp_path: Path
+) -> None:
+    options = (*EXACT, *RECIPE, *streamed(digits))
+    run(1, tmp_path / "one", *options, devices=1, **X64)
+    run(2, tmp_path / "two", *options, **X64)
+    assert_same_rows(tmp_path / "two", tmp_path / "one")
 
 
 @pytest.mark.long

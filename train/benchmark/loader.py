@@ -115,7 +115,7 @@ def _throughput(experiment: Experiment, seconds: float) -> tuple[float, float]:
 def _stages(experiment: Experiment, workers: int, seconds: float) -> dict[str, float]:
     config, split, mesh = experiment.config, experiment.train_split, experiment.mesh
     records, rows = split.open_records(), process_rows(mesh, config.batch_size)
-    order = epoch_orders(streams(config.seed)["order"], split.num_examples)(0)
+    order = epoch_orders(streams(config.seed)["order"], split.num_examples, config)(0)
     transform = train_transform(config, split.image_shape, 0)
 
     def make_rows(images: np.ndarray, examples: np.ndarray, places: np.ndarray) -> np.ndarray:

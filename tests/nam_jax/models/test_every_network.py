@@ -15,7 +15,7 @@ from nam_jax import models
 from nam_jax.attention import NAMES as ATTENTIONS
 from nam_jax.attention import attention as find_attention
 from nam_jax.attention import has_nam_scales
-from nam_jax.models import mobilenet_v2
+from nam_jax.models import blocks, mobilenet_v2
 from nam_jax.models.mobilenet_v2 import MobileNetV2, Stage
 from nam_jax.models.resnet import SHORTCUTS, STEMS, ResNet
 from nam_jax.sparsity import nam_scales
@@ -311,6 +311,61 @@ def test_reference_logits_and_parameter_count(x64, tag):
     assert sum(leaf.size for leaf in jax.tree.leaves(golden.variables["params"])) == count
     apply = jax.jit(functools.partial(golden.module.apply, train=False), compiler_options=CHEAP)
     assert_close(apply(golden.variables, golden.x), golden.eval_logits)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_branch_and_the_classifier_drop_by_keys_of_their_own(name, monkeypatch):
+    calls = []
+
+    def drop(x, place, rate, shape=(1, 1, 1)):
+        calls.append((x.shape, place, rate, shape))
+        return x
+
+    monkeypatch.setattr(mobilenet_v2, "STAGES", (*STAGES, Stage(6, 32, 2, 1)))
+    model = models.create(name, num_classes=5, stem="cifar", drop_path=0.4, dropout=0.1)
+    if isinstance(model, ResNet):
+        model = model.clone(stage_sizes=(2, 3), width=4)
+    keys = jax.random.split(jax.random.key(3), 2)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images(), train=False))
+    monkeypatch.setattr(blocks, "drop", drop)
+    monkeypatch.setattr(blocks, "keys_of", lambda keys, place: place)
+    apply = functools.partial(model.apply, train=True, row_keys=keys, mutable="batch_stats")
+    jax.eval_shape(apply, shapes, images())
+    *branches, (shape, _, dropout, of_row) = calls
+    # In MobileNetV2, of five blocks the three whose input is added.
+    depths = range(5) if isinstance(model, ResNet) else (1, 3, 4)
+    np.testing.assert_allclose([rate for _, _, rate, _ in branches], [0.1 * d for d in depths])
+    assert {draws for *_, draws in branches} == {(1, 1, 1)}
+    assert (dropout, of_row) == (0.1, shape[1:])
+    assert len({place for _, place, _, _ in calls}) == len(calls)
+
+
+@pytest.mark.parametrize("field", ["drop_path", "dropout"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_dropping_needs_keys_in_training_alone(name, field):
+    model = models.create(name, num_classes=5, stem="cifar", **{field: 0.5})
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images(), train=False))
+    with pytest.raises(ValueError, match="need row_keys in training: a random key for every image"):
+        jax.eval_shape(lambda v: model.apply(v, images(), train=True, mutable=True), shapes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_dropping_and_computing_anew_agree(name):
+    keys = jax.random.split(jax.random.key(3), len(images()))
+    variables = variables_of(name, "nam")
+
+    def gradient(remat):
+        model = Called(cut_short(name, "nam", drop_path=0.5, dropout=0.5, remat=remat)).module
+
+        def loss(params):
+            with mock.patch.object(mobilenet_v2, "STAGES", STAGES):
+                options = {"train": True, "row_keys": keys, "mutable": "batch_stats"}
+                return model.apply({**variables, "params": params}, images(), **options)[0].sum()
+
+        return jax.jit(jax.grad(loss))(variables["params"])
+
+    assert_close(gradient(True), jax.tree.map(np.asarray, gradient(False)), tolerance=1e-5)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -24,8 +24,10 @@ def validate(config: Config) -> None:
     for name, value in values.items():
         check_field(name, value)
     _check_model(config.model)
+    _check_loss(config)
     _check_optimizer(config)
     _check_loader(config)
+    _check_repeats(config)
 
 
 def check_names(names: Any) -> None:
@@ -119,6 +121,14 @@ def _check_model(model: ModelConfig) -> None:
             )
 
 
+def _check_loss(config: Config) -> None:
+    if config.loss_threshold and config.loss != "sigmoid":
+        raise ConfigError(
+            f"config.loss_threshold: {config.loss_threshold:g} with config.loss={config.loss!r}, "
+            "whose targets sum to 1; set it to 0, or config.loss=sigmoid."
+        )
+
+
 def _check_optimizer(config: Config) -> None:
     attention, optimizer = config.model.attention, config.optimizer
     if optimizer.sparsity > 0 and not has_nam_scales(attention):
@@ -144,3 +154,16 @@ def _check_loader(config: Config) -> None:
                 f"config.data.{name}: {value!r} needs the images on the host; set "
                 f"config.data.loader=streaming, or {name}={needless}."
             )
+
+
+def _check_repeats(config: Config) -> None:
+    data = config.data
+    is_mixed = data.mixup > 0 or data.cutmix > 0
+    most = max(1, config.batch_size // 2) if is_mixed else config.batch_size
+    if data.augment_repeats > most:
+        why = "config.data.mixup and config.data.cutmix mix different ones" if is_mixed else ""
+        raise ConfigError(
+            f"config.data.augment_repeats: {data.augment_repeats} rows of each image in a batch of "
+            f"{config.batch_size} (config.batch_size); allowed: at most {most}"
+            f"{', for ' * is_mixed}{why}."
+        )

@@ -10,6 +10,7 @@ from nam_jax import models
 from nam_jax.attention import NAMES as ATTENTIONS
 from nam_jax.layers.equations import NORMALIZATIONS, Normalization
 from nam_jax.models.resnet import SHORTCUTS, STEMS
+from train.core.config.optimizer_fields import OptimizerConfig
 from train.core.config.spec import (
     Mark,
     Spec,
@@ -29,11 +30,8 @@ Dtype = Literal["float32", "bfloat16", "float64"]
 LoaderName = Literal["resident", "streaming"]
 Crop = Literal["pad", "resized"]
 Interpolation = Literal["bilinear", "bicubic", "area", "antialias"]
-Augmentation = Literal["none", "randaugment", "trivialaugment"]
-OptimizerName = Literal["sgd", "lars"]
-Schedule = Literal["step", "cosine", "constant"]
-WeightDecayOn = Literal["all", "kernels"]
-SparsityMode = Literal["sign", "proximal"]
+Augmentation = Literal["none", "randaugment", "randaugment_increasing", "trivialaugment"]
+Loss = Literal["softmax", "sigmoid"]
 
 # More threads than this the system may not start.
 MOST_WORKERS = 1000
@@ -101,6 +99,15 @@ class ModelConfig:
         False, "less memory: compute blocks anew in the backward pass", marks=Mark.EVALUATION
     )
     zero_init_last_scale: bool = switch(False, "start every residual branch at zero")
+    drop_path: float = fraction(
+        0.0,
+        "stochastic depth: probability that an image passes the last block's residual branch by; "
+        "of the blocks before it is less, linearly, down to 0 for the first",
+        marks=Mark.LATER,
+    )
+    dropout: float = fraction(
+        0.0, "probability that a feature of an image is dropped before the classifier", Mark.LATER
+    )
 
 
 @dataclasses.dataclass(slots=True)
@@ -156,6 +163,13 @@ class DataConfig:
         0.001, "share of unreadable records that ends a run, from 10 of them on", marks=Mark.FREE
     )
     image_size: int = count(0, 0, "height and width in pixels; 0: the dataset's own", 4096)
+    eval_image_size: int = count(
+        0,
+        0,
+        "height and width in pixels of images that are evaluated; 0: those of training",
+        4096,
+        marks=Mark.EVALUATION | Mark.LATER,
+    )
     crop: Crop = choice(
         "pad",
         get_args(Crop),
@@ -190,52 +204,26 @@ class DataConfig:
     )
     flip: bool = switch(True, "mirror images at random")
     augmentation: Augmentation = choice(
-        "none", get_args(Augmentation), "random operations on every image (streaming only)"
+        "none",
+        get_args(Augmentation),
+        "random operations on every image (streaming only); randaugment_increasing: timm's `inc1`, "
+        "of which every operation is left out with probability 1/2",
     )
     randaugment_operations: int = count(
         2, 1, "operations that RandAugment applies to an image", 100
     )
     randaugment_level: int = count(9, 0, "strength of RandAugment's operations", LEVELS)
+    randaugment_std: float = at_least_zero(
+        0.0, "standard deviation of that strength, which stays within 0 to 30", Mark.LATER
+    )
+    augment_repeats: int = count(
+        1, 1, "rows of a batch that are made of the same image", 100, marks=Mark.LATER
+    )
     random_erasing: float = between(
         0.0, 0, 1, "probability that a random box of an image is erased"
     )
     mixup: float = at_least_zero(0.0, "parameter of mixup's Beta distribution; 0: none")
     cutmix: float = at_least_zero(0.0, "parameter of CutMix's Beta distribution; 0: none")
-
-
-@dataclasses.dataclass(slots=True)
-class OptimizerConfig:
-    """The optax chain."""
-
-    name: OptimizerName = choice(
-        "sgd", get_args(OptimizerName), "sgd: with momentum; lars: for batches of thousands"
-    )
-    learning_rate: float = declared(0.1, "highest rate of the schedule", "above 0", lambda v: v > 0)
-    reference_batch_size: int = count(
-        0, 0, "batch size that the learning rate is for; other sizes scale it; 0: none does"
-    )
-    schedule: Schedule = choice(
-        "step", get_args(Schedule), "course of the learning rate, after the warm-up"
-    )
-    warmup_epochs: float = at_least_zero(0.0, "epochs of linear growth to the learning rate")
-    milestones: tuple[float, ...] = declared(
-        (0.3, 0.6, 0.8),
-        "where the schedule `step` drops the learning rate, as fractions of the run",
-        "at most 100 numbers, increasing, each above 0 and below 1",
-        lambda v: len(v) <= 100 and list(v) == sorted(set(v)) and all(0 < x < 1 for x in v),
-    )
-    decay_factor: float = above_zero(0.2, "factor of the learning rate at each milestone", 1)
-    momentum: float = fraction(0.9, "decay of the summed gradients")
-    nesterov: bool = switch(False, "momentum as Nesterov's")
-    weight_decay: float = at_least_zero(5e-4, "added to the gradients, times the parameters")
-    weight_decay_on: WeightDecayOn = choice(
-        "all", get_args(WeightDecayOn), "all: every parameter; kernels: not BatchNorms and biases"
-    )
-    clip_norm: float = at_least_zero(0.0, "largest norm of the gradients; 0: any")
-    sparsity: float = at_least_zero(0.0, "p of the penalty on NAM's scales")
-    sparsity_mode: SparsityMode = choice(
-        "sign", get_args(SparsityMode), "sign: in the gradient; proximal: soft threshold"
-    )
 
 
 @dataclasses.dataclass(slots=True)
@@ -271,6 +259,17 @@ class Config:
     eval_every_epochs: int = count(1, 1, "epochs between evaluations")
     log_every_steps: int = count(
         50, 1, "steps between log lines and rows of metrics.jsonl", marks=Mark.FREE
+    )
+    loss: Loss = choice(
+        "softmax",
+        get_args(Loss),
+        "softmax: cross-entropy; sigmoid: binary cross-entropy, the mean over all classes",
+        Mark.LATER,
+    )
+    loss_threshold: float = fraction(
+        0.0,
+        "smoothed and mixed targets above it are 1, the others 0; 0: as they are; with `sigmoid`",
+        Mark.LATER,
     )
     label_smoothing: float = fraction(0.0, "share of every label that is spread over all classes")
     ema_decay: float = fraction(
@@ -334,6 +333,11 @@ def replaced(config: Config, changes: Mapping[str, Any]) -> Config:
         part, _, leaf = name.rpartition(".")
         setattr(getattr(config, part) if part else config, leaf, value)
     return config
+
+
+def at_eval_size(data: DataConfig) -> DataConfig:
+    """A copy of the `data` part of a config, with images of the size that is evaluated."""
+    return dataclasses.replace(data, image_size=data.eval_image_size or data.image_size)
 
 
 def reference() -> str:

@@ -66,9 +66,9 @@ def count(default: int, low: int, doc: str, high: int = MOST_STEPS, marks: Mark 
     return declared(default, doc, f"{low} to {most}", lambda v: low <= v <= high, marks=marks)
 
 
-def at_least_zero(default: float, doc: str) -> Any:
+def at_least_zero(default: float, doc: str, marks: Mark = Mark.NONE) -> Any:
     """A number from 0 on."""
-    return declared(default, doc, "at least 0", lambda v: v >= 0)
+    return declared(default, doc, "at least 0", lambda v: v >= 0, marks=marks)
 
 
 def above_zero(default: float, doc: str, high: float, marks: Mark = Mark.NONE) -> Any:

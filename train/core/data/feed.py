@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from train.core.config.fields import Config
+
 
 class Batch(NamedTuple):
     """Rows of a batch: all of them, or those that one device has.
@@ -42,14 +44,22 @@ class Feed:
     batches: Callable[[int], Generator[tuple[Any, ...]]]
 
 
-def epoch_orders(key: jax.Array, size: int) -> Callable[[int], np.ndarray]:
+def epoch_orders(key: jax.Array, size: int, config: Config) -> Callable[[int], np.ndarray]:
     """Gives the order of all examples in an epoch, a permutation of 0 … size − 1.
 
-    Compiles at once. Each process makes the same orders by itself.
+    With `augment_repeats` every image comes so often, and an epoch has as many batches as ever: it
+    sees a part of the images. Compiles at once. Each process makes the same orders by itself.
 
     Args:
       key: Random key of the orders.
       size: Number of examples.
+      config: Config of the run.
+
+    Returns:
+      A function of the number of the epoch; it gives (size,) int32.
+
+    Source: E. Hoffer et al., Augment your batch, 2019, https://arxiv.org/abs/1901.09335; M. Berman
+    et al., MultiGrain (repeated augmentation), 2019, https://arxiv.org/abs/1902.05509.
     """
 
     def permutation(key: jax.Array, epoch: jax.Array) -> jax.Array:
@@ -60,9 +70,22 @@ def epoch_orders(key: jax.Array, size: int) -> Callable[[int], np.ndarray]:
     # Batches in the making belong to two epochs at most.
     @functools.lru_cache(maxsize=2)
     def order(epoch: int) -> np.ndarray:
-        return np.asarray(compiled(key, np.int32(epoch)))
+        whole = np.asarray(compiled(key, np.int32(epoch)))
+        return _repeated(whole, config.batch_size, config.data.augment_repeats)
 
     return order
+
+
+def _repeated(order: np.ndarray, batch_size: int, repeats: int) -> np.ndarray:
+    """The order in which every image comes so often, if it can be in one batch."""
+    if repeats == 1:
+        return order
+    rows = np.repeat(order, repeats)[: len(order)]
+    # Far apart: neighbours are mixed with one another.
+    place = np.concatenate([np.arange(first, batch_size, repeats) for first in range(repeats)])
+    whole = len(rows) // batch_size * batch_size
+    rows[:whole] = rows[:whole].reshape(-1, batch_size)[:, place].reshape(-1)
+    return rows
 
 
 def cpu_cores() -> int:

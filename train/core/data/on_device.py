@@ -23,6 +23,11 @@ def row_keys(key: jax.Array, step: jax.Array, rows: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, step), rows)
 
 
+def drop_keys(keys: jax.Array) -> jax.Array:
+    """One key per row for what the network drops, from those of `row_keys`."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, 4))(keys)
+
+
 def train_batch(
     keys: jax.Array,
     images: jax.Array,

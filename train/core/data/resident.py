@@ -64,7 +64,7 @@ class Resident:
             raise ConfigError(
                 f"config.data.resident_limit_gb: the split {split.name} takes {size_gb:.3g} GB on "
                 f"each device; the limit is {limit_gb:g} GB. Raise it if the devices have the "
-                "memory, or set a smaller config.data.image_size."
+                "memory, or set a smaller config.data.image_size or config.data.eval_image_size."
             )
 
     def train_feed(
@@ -76,10 +76,12 @@ class Resident:
     ) -> Feed:
         """Feeds the training step with (split,), or with (split, number of updates)."""
         resident = put(split, self._mesh)
+        # Once an epoch, not in the step: a permutation of 50,000 takes 25 ms on a CPU.
+        order = epoch_orders(key, split.num_examples, self._config)
         steps_per_epoch = split.num_examples // self._config.batch_size
 
         def arguments(start: int) -> Generator[tuple[Any, ...]]:
-            orders = in_epoch_orders(resident, key, dispatches(start), steps_per_epoch)
+            orders = in_epoch_orders(resident, order, dispatches(start), steps_per_epoch)
             return (self._arguments(ordered, np.int32(len(steps))) for ordered, steps in orders)
 
         return Feed(self._arguments(resident, np.int32(0)), arguments)
@@ -122,18 +124,19 @@ def put(split: Split, mesh: Mesh) -> ResidentSplit:
 
 
 def in_epoch_orders(
-    split: ResidentSplit, key: jax.Array, dispatches: Iterable[range], steps_per_epoch: int
+    split: ResidentSplit,
+    order: Callable[[int], np.ndarray],
+    dispatches: Iterable[range],
+    steps_per_epoch: int,
 ) -> Iterator[tuple[ResidentSplit, range]]:
     """For every dispatch: the split in the order of its epoch, and the dispatch.
 
     Args:
       split: Split on the devices.
-      key: Random key of the orders.
+      order: Order of an epoch, from `epoch_orders`.
       dispatches: Numbers of the updates of each dispatch, from 1 on, all within an epoch.
       steps_per_epoch: Number of updates of an epoch.
     """
-    # Once an epoch, not in the step: a permutation of 50,000 takes 25 ms on a CPU.
-    order = epoch_orders(key, len(split.labels))
 
     def ordered() -> Iterator[tuple[ResidentSplit, range]]:
         current, current_epoch = split, -1

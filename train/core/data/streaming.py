@@ -59,7 +59,7 @@ class Streaming:
     ) -> Feed:
         """Feeds the training step with (batch,)."""
         maker = self._maker(split)
-        order = epoch_orders(key, split.num_examples)
+        order = epoch_orders(key, split.num_examples, self._config)
         steps_per_epoch = split.num_examples // self._config.batch_size
 
         def make(step: int) -> HostBatch:

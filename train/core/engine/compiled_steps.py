@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from nam_jax.inspection import GateMoments, gate_moments
 from train.core.data.feed import Batch
-from train.core.data.on_device import normalize, row_keys, train_batch
+from train.core.data.on_device import drop_keys, normalize, row_keys, train_batch
 from train.core.devices.mesh import AXES, is_cpu, jit_replicated, local_rows, total
 from train.core.engine.experiment import Evaluation, Experiment, streams
 from train.core.engine.state import TrainState
@@ -50,15 +50,23 @@ def _update(
     """The update by the rows of a batch that one device has."""
     config, mesh, model = experiment.config, experiment.mesh, experiment.model
     rows = local_rows(mesh, config.batch_size)
+    keys = row_keys(key, state.step, rows)
     images, targets = train_batch(
-        row_keys(key, state.step, rows),
+        keys,
         batch.images,
         jax.nn.one_hot(batch.labels, model.num_classes),
         config.data,
         config.model.dtype,
     )
     new_state, metrics = train_step(
-        state, images, targets, model=model, tx=experiment.tx, config=config, on_cpu=is_cpu(mesh)
+        state,
+        images,
+        targets,
+        model=model,
+        tx=experiment.tx,
+        config=config,
+        keys=drop_keys(keys) if config.model.drop_path or config.model.dropout else None,
+        on_cpu=is_cpu(mesh),
     )
     # As a float GPUs and TPUs sum it over the devices together with the rest.
     bad_records = total(batch.bad_records.sum().astype(jnp.float32))
@@ -96,7 +104,7 @@ def build_eval_step(evaluation: Evaluation) -> Any:
         batch = loader.batch(fed, index)
         data = config.data
         images = normalize(batch.images, data.mean, data.std, config.model.dtype)
-        return eval_step(variables, images, batch.labels, batch.mask, model=model)
+        return eval_step(variables, images, batch.labels, batch.mask, model=model, loss=config.loss)
 
     return jit_replicated(program, evaluation.mesh, rows_argnum=loader.rows_argnum)
 

@@ -5,15 +5,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
-from nam_jax import half_gates, sparsity_penalty
+from nam_jax import half_gates, resize_spatial, sparsity_penalty
 from nam_jax.inspection import GateStatistics, small_weight_percentage, statistics_of
 from nam_jax.models.size import multiply_adds, parameters
 from train.core.config.fields import marked
 from train.core.config.spec import Mark
 from train.core.data.feed import Feed
-from train.core.devices.mesh import describe, replicated
+from train.core.devices.mesh import describe, put_whole, replicated
 from train.core.devices.processes import say
 from train.core.engine.compiled_steps import build_eval_step, build_gate_step
 from train.core.engine.experiment import Evaluation, Experiment
@@ -53,8 +54,9 @@ def evaluate(
     """
     batches = []
     with contextlib.closing(feed.batches(0)) as fed:
+        fitting = {name: fitted(evaluation, variables) for name, variables in weights.items()}
         for arguments in fed:
-            batches.append({name: eval_step(v, *arguments) for name, v in weights.items()})
+            batches.append({name: eval_step(v, *arguments) for name, v in fitting.items()})
             # The device holds no more batches than it has begun with.
             jax.block_until_ready(batches[-LAG:][0])
     fetched = jax.device_get(batches)
@@ -70,6 +72,23 @@ def evaluate(
         errors = _errors(sums[prefix], variables, evaluation.config.optimizer.sparsity)
         result |= {f"{prefix}{name}": value for name, value in errors.items()}
     return result
+
+
+def fitted(evaluation: Evaluation, variables: Any) -> Any:
+    """Fits spatial NAM to images of the size that is evaluated, see `nam_jax.resize_spatial`.
+
+    Args:
+      evaluation: What the images are of.
+      variables: Variables of the network, for images of the size that it is trained on.
+    """
+    shape = evaluation.eval_split.image_shape
+    if shape == evaluation.source.image_shape:
+        return variables
+    resized = resize_spatial(variables, evaluation.model, (1, *shape))
+    sharding = replicated(evaluation.mesh)
+    return jax.tree.map(
+        lambda leaf: put_whole(leaf, sharding) if isinstance(leaf, np.ndarray) else leaf, resized
+    )
 
 
 def evaluate_split(evaluation: Evaluation, weights: Mapping[str, Any]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from nam_jax import models
 from train.core.config.attentions import attention_options
 from train.core.config.checks import validate
-from train.core.config.fields import Config, ModelConfig, flatten
+from train.core.config.fields import Config, ModelConfig, at_eval_size, flatten
 from train.core.config.spec import MOST_STEPS
 from train.core.data import on_device
 from train.core.data.loaders import LOADERS, Loader
@@ -155,7 +155,9 @@ def build_experiment(
     total_steps = _total_steps(config, steps_per_epoch)
     warmup_steps = optimizer.warmup_steps(config.optimizer, steps_per_epoch, total_steps)
     scale = optimizer.batch_size_scale(config.optimizer, config.batch_size)
-    learning_rate = optimizer.schedule(config.optimizer, total_steps, warmup_steps, scale=scale)
+    learning_rate = optimizer.schedule(
+        config.optimizer, total_steps, warmup_steps, steps_per_epoch=steps_per_epoch, scale=scale
+    )
     return Experiment(
         **opened,
         config=config,
@@ -184,6 +186,8 @@ def create_model(config: Config, num_classes: int, axis_name: str | None = None)
         dtype=config.model.dtype,
         zero_init_last_scale=config.model.zero_init_last_scale,
         remat=config.model.remat,
+        drop_path=config.model.drop_path,
+        dropout=config.model.dropout,
         axis_name=axis_name,
         **_width(config.model),
     )
@@ -211,13 +215,16 @@ def _open(
         accumulate_steps=config.accumulate_steps,
     )
     loader, source = LOADERS[config.data.loader](config, mesh), source_of(config.data)
+    eval_source = source_of(at_eval_size(config.data)) if config.data.eval_image_size else source
     splits = {}
     for field in fields:
         with named_by(f"config.data.{field}"):
-            splits[field] = split = open_split(source, getattr(config.data, field))
+            of = eval_source if field == "eval_split" else source
+            splits[field] = split = open_split(of, getattr(config.data, field))
         if split.num_examples <= 0:
-            of = config.data.name
-            raise ConfigError(f"config.data.{field}: {split.name!r} of {of} is empty.")
+            raise ConfigError(
+                f"config.data.{field}: {split.name!r} of {config.data.name} is empty."
+            )
         loader.check_split(split)
     split = splits[fields[0]]
     on_device.check_images(config.data, split.image_shape)

@@ -13,7 +13,7 @@ from train.core.data.feed import Feed
 from train.core.devices import mesh
 from train.core.devices.processes import Preemption, check_agreement, is_main, say
 from train.core.engine.compiled_steps import build_eval_step, lower_train_step
-from train.core.engine.evaluation import evaluate, summarize
+from train.core.engine.evaluation import evaluate, fitted, summarize
 from train.core.engine.experiment import Experiment
 from train.core.engine.feeds import eval_feed, train_feed
 from train.core.engine.pretrained import load_pretrained
@@ -228,7 +228,9 @@ def _compile(session: _Session, state: TrainState, feed: Feed, evaluation_feed: 
     )
     lowered = (
         lower_train_step(experiment, state, feed.example),
-        build_eval_step(experiment).lower(state.variables, *evaluation_feed.example),
+        build_eval_step(experiment).lower(
+            fitted(experiment, state.variables), *evaluation_feed.example
+        ),
     )
     session.startup.end("tracing")
     compiled = [program.compile() for program in lowered]

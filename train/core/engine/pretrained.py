@@ -36,7 +36,7 @@ def load_pretrained(experiment: Evaluation, *, may_be_fresh: bool = True) -> Any
     config = experiment.config.model
     if not config.pretrained:
         return None
-    image_shape = experiment.eval_split.image_shape
+    image_shape = experiment.source.image_shape
     plan = planned(config, experiment.model, image_shape, may_be_fresh=may_be_fresh)
     variables = plan.variables(streams(experiment.config.seed)["init"])
     # Larger numbers of float64 become infinite.

@@ -1,5 +1,6 @@
 """The maths of a training and an evaluation step: pure functions, without I/O."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -9,7 +10,7 @@ import optax
 from flax import linen as nn
 
 from nam_jax import sparsity_penalty
-from train.core.config.fields import Config
+from train.core.config.fields import Config, Loss
 from train.core.devices.mesh import mean, total
 from train.core.engine.state import TrainState
 
@@ -34,6 +35,28 @@ def is_wrong(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     return not_below.sum(-1) > k
 
 
+def cross_entropy(logits: jax.Array, targets: jax.Array, loss: Loss) -> jax.Array:
+    """The cross-entropy of each row.
+
+    softmax: −Σ t log softmax(z), over the classes
+    sigmoid: −mean of t log σ(z) + (1 − t) log(1 − σ(z)), each class being a question of its own
+
+    Args:
+      logits: Logits z of every class, (N, classes).
+      targets: Targets t of every class, in [0, 1], (N, classes).
+      loss: Which of the two.
+
+    Returns:
+      (N,) losses.
+
+    Source: L. Beyer et al., Are we done with ImageNet?, 2020, https://arxiv.org/abs/2006.07159; R.
+    Wightman, H. Touvron and H. Jégou, ResNet strikes back, 2021, https://arxiv.org/abs/2110.00476.
+    """
+    if loss == "softmax":
+        return optax.softmax_cross_entropy(logits, targets)
+    return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
+
+
 def train_step(
     state: TrainState,
     images: jax.Array,
@@ -42,6 +65,7 @@ def train_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
     config: Config,
+    keys: jax.Array | None = None,
     on_cpu: bool = True,
 ) -> tuple[TrainState, Metrics]:
     """One update, on the rows of the batch that one device has, inside a sharded function.
@@ -60,19 +84,21 @@ def train_step(
       model: Network; takes images and `train`.
       tx: Optax chain.
       config: Config of the run.
+      keys: Random key of each row, (n,), where the network drops something.
       on_cpu: Whether it is compiled for a CPU.
 
     Returns:
       The state after the update, and the metrics of the batch before it.
     """
 
-    def gradients(batch_stats: Any, images: jax.Array, targets: jax.Array) -> Any:
-        return _gradients(state.params, batch_stats, images, targets, model, config.label_smoothing)
+    def gradients(batch_stats: Any, images: jax.Array, targets: jax.Array, *keys: jax.Array) -> Any:
+        options: Any = {"row_keys": keys[0]} if keys else {}
+        apply = functools.partial(model.apply, train=True, mutable=["batch_stats"], **options)
+        return _gradients(state.params, batch_stats, images, targets, apply, config)
 
     # On a CPU the gradient of a convolution inside a loop is 20 times slower.
-    new = _accumulate(
-        gradients, state.batch_stats, (images, targets), config.accumulate_steps, unroll=on_cpu
-    )
+    rows = (images, targets) if keys is None else (images, targets, keys)
+    new = _accumulate(gradients, state.batch_stats, rows, config.accumulate_steps, unroll=on_cpu)
     batch_stats, (grads, metrics) = mean(new, at_once=on_cpu)
     penalty = sparsity_penalty(state.params, config.optimizer.sparsity)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -93,17 +119,18 @@ def _gradients(
     batch_stats: Any,
     images: jax.Array,
     targets: jax.Array,
-    model: nn.Module,
-    label_smoothing: float,
+    apply: Callable[..., Any],
+    config: Config,
 ) -> tuple[Any, tuple[Any, Metrics]]:
     """The running statistics after a batch, its gradients and its metrics."""
 
     def loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         variables = {"params": params, "batch_stats": batch_stats}
-        output = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        logits, updates = cast(tuple[jax.Array, Any], output)
-        smoothed = optax.smooth_labels(targets, label_smoothing)
-        loss = optax.softmax_cross_entropy(logits, smoothed).mean()
+        logits, updates = apply(variables, images)
+        smoothed = optax.smooth_labels(targets, config.label_smoothing)
+        if config.loss_threshold:
+            smoothed = (smoothed > config.loss_threshold).astype(smoothed.dtype)
+        loss = cross_entropy(logits, smoothed, config.loss).mean()
         return loss, (logits, updates["batch_stats"])
 
     (value, (logits, new_stats)), grads = jax.value_and_grad(loss, has_aux=True)(params)
@@ -162,6 +189,7 @@ def eval_step(
     mask: jax.Array,
     *,
     model: nn.Module,
+    loss: Loss = "softmax",
 ) -> Metrics:
     """Sums over the rows of a batch that count, inside a sharded function.
 
@@ -171,11 +199,15 @@ def eval_step(
       labels: Number of each image's class, (n,) integers.
       mask: Whether each row counts, (n,) bool.
       model: Network; takes images and `train`.
+      loss: Which cross-entropy it is trained with.
 
     Returns:
       `cross_entropy`, `top1_wrong`, `top5_wrong` and `count`, summed over all devices.
     """
     logits = cast(jax.Array, model.apply(variables, images, train=False))
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if loss == "softmax":
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    else:
+        losses = cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]), loss)
     wrong = {f"top{k}_wrong": (is_wrong(logits, labels, k) & mask).sum() for k in (1, 5)}
     return total({"cross_entropy": losses.sum(where=mask), "count": mask.sum(), **wrong})

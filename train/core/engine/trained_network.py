@@ -1,14 +1,15 @@
 """The network of a run, or of a file of weights, without its dataset."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from etils import epath
 from flax import linen as nn
 
-from train.core.config.fields import Config, replaced
+from nam_jax import resize_spatial
+from train.core.config.fields import Config, at_eval_size, replaced
 from train.core.data.sources.registry import source_of
 from train.core.data.sources.split import Source, Split
 from train.core.engine import pretrained
@@ -26,7 +27,7 @@ class Trained:
       step: Number of updates before the checkpoint; None of a file, which does not tell.
       model: Module that takes images (N, H, W, C) and `train`.
       variables: Collections `params` and `batch_stats`.
-      image_shape: Shape (H, W, C) of the images that it was made for.
+      image_shape: Shape (H, W, C) of the images that it is evaluated on.
       class_names: Names of the classes, by label; None where they are not known.
       open_split: Opens a split of the dataset, which need not be there before.
     """
@@ -62,17 +63,16 @@ def of_run(workdir: epath.Path, which: str, data_dir: str | None = None) -> Trai
     dataset = directory.dataset(workdir) or described(source_of(config.data))
 
     def open_split(name: str) -> Split:
-        source = source_of(config.data)
+        source = source_of(at_eval_size(config.data))
         directory.check_classes(workdir, source.class_names)
         return source.open_split(name)
 
-    height, width, channels = dataset["image_shape"]
+    model = create_model(config, num_classes=dataset["num_classes"])
     return Trained(
         config=config,
         step=step,
-        model=create_model(config, num_classes=dataset["num_classes"]),
-        variables=variables,
-        image_shape=(height, width, channels),
+        model=model,
+        **_at_eval_size(config, model, variables, dataset["image_shape"]),
         class_names=dataset["class_names"],
         open_split=open_split,
     )
@@ -91,16 +91,31 @@ def of_file(config: Config) -> Trained:
     # One device is enough, whatever groups and batches the config is for.
     alone = {"model.sync_bn_devices": 1, "accumulate_steps": 1, "model.remat": False}
     evaluation = build_evaluation(replaced(config, alone), jax.devices()[:1], reads_images=False)
-    dataset = described(evaluation.source)
+    dataset, data, source = described(evaluation.source), evaluation.config.data, evaluation.source
+    if data.eval_image_size:
+        source = source_of(at_eval_size(data))
+    model = create_model(evaluation.config, dataset["num_classes"])
+    variables = pretrained.load_pretrained(evaluation, may_be_fresh=False)
     return Trained(
         config=evaluation.config,
         step=None,
-        model=create_model(evaluation.config, dataset["num_classes"]),
-        variables=pretrained.load_pretrained(evaluation, may_be_fresh=False),
-        image_shape=dataset["image_shape"],
+        model=model,
+        **_at_eval_size(evaluation.config, model, variables, dataset["image_shape"]),
         class_names=dataset["class_names"],
-        open_split=evaluation.source.open_split,
+        open_split=source.open_split,
     )
+
+
+def _at_eval_size(
+    config: Config, model: nn.Module, variables: dict[str, Any], image_shape: Sequence[int]
+) -> dict[str, Any]:
+    """The variables and the shape of the images that they are for, which is that of evaluations."""
+    height, width, channels = image_shape
+    size = config.data.eval_image_size
+    if size:
+        height = width = size
+        variables = resize_spatial(variables, model, (1, size, size, channels))
+    return {"variables": variables, "image_shape": (height, width, channels)}
 
 
 def _restore(workdir: epath.Path, which: str) -> tuple[int, dict[str, Any]]:

@@ -11,18 +11,18 @@ from train.core.config.fields import (
     FIELDS,
     Interpolation,
     LoaderName,
-    OptimizerName,
     default_config,
     flatten,
     marked,
     reference,
     replaced,
 )
+from train.core.config.optimizer_fields import OptimizerName
 from train.core.config.parsing import from_fields
 from train.core.config.spec import Mark
 from train.core.data.crop import INTERPOLATIONS
 from train.core.data.loaders import LOADERS
-from train.core.engine.optimizer import UPDATES
+from train.core.engine.optimizer.updates import UPDATES
 from train.core.errors import ConfigError
 
 MANY = tuple(i / 102 for i in range(1, 102))
@@ -39,6 +39,8 @@ OUT_OF_RANGE = {
     "steps": [-1, 2**31],
     "eval_every_epochs": [0, 2**31],
     "log_every_steps": [0, 2**31],
+    "loss": ["cross_entropy"],
+    "loss_threshold": [-0.1, 1.0],
     "label_smoothing": [-0.1, 1.0],
     "ema_decay": [-0.1, 1.0],
     "model.name": ["resnet51", ""],
@@ -50,6 +52,8 @@ OUT_OF_RANGE = {
     "model.width": [0.0, 10.1],
     "model.dtype": ["float16", "float128"],
     "model.sync_bn_devices": [0, -2, 1_000_001],
+    "model.drop_path": [-0.1, 1.0],
+    "model.dropout": [-0.1, 1.0],
     "data.name": ["", "cifar-100", "a/..", "a:..", "a:1", "données"],
     "data.dir": ["", "a\0b", "\udc80"],
     "data.classes": ["a\nb"],
@@ -61,6 +65,7 @@ OUT_OF_RANGE = {
     "data.workers": [-1, 1001],
     "data.max_bad_fraction": [-0.1, 1.0],
     "data.image_size": [-1, 4097],
+    "data.eval_image_size": [-1, 4097],
     "data.crop": ["center"],
     "data.eval_crop_ratio": [0.099, 1.1],
     "data.interpolation": ["nearest"],
@@ -70,6 +75,8 @@ OUT_OF_RANGE = {
     "data.augmentation": ["autoaugment"],
     "data.randaugment_operations": [0, 101],
     "data.randaugment_level": [-1, 31],
+    "data.randaugment_std": [-0.1],
+    "data.augment_repeats": [0, 101],
     "data.random_erasing": [-0.1, 1.1],
     "data.mixup": [-0.1],
     "data.cutmix": [-0.1],
@@ -79,6 +86,8 @@ OUT_OF_RANGE = {
     "optimizer.milestones": [(0.6, 0.3), (0.3, 0.3), (0.0,), (0.5, 1.0), MANY],
     "optimizer.decay_factor": [0.0, 1.1],
     "optimizer.momentum": [-0.1, 1.0],
+    "optimizer.betas": [(), (0.9,), (0.9, 1.0), (-0.1, 0.9), (0.9, 0.9, 0.9)],
+    "optimizer.epsilon": [0.0, 1.1],
     "optimizer.weight_decay": [-5e-4],
     "optimizer.weight_decay_on": ["bias"],
     "optimizer.clip_norm": [-1.0],
@@ -240,6 +249,33 @@ def test_field_that_the_network_does_not_have_is_refused(field, value, without, 
 
 
 @pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"loss_threshold": 0.2}, "loss_threshold"),
+        ({"data.augment_repeats": 100, "batch_size": 99}, "data.augment_repeats"),
+        ({"data.augment_repeats": 50, "batch_size": 99, "data.mixup": 0.1}, "data.augment_repeats"),
+        ({"data.augment_repeats": 50, "batch_size": 99, "data.cutmix": 1}, "data.augment_repeats"),
+    ],
+)
+def test_value_that_does_not_fit_others_is_refused(changes, name):
+    with pytest.raises(ConfigError, match=rf"config\.{name}: {changes[name]} "):
+        validate(replaced(default_config(), changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss_threshold": 0.2, "loss": "sigmoid"},
+        {"data.augment_repeats": 100, "batch_size": 100},
+        {"data.augment_repeats": 50, "batch_size": 100, "data.mixup": 0.1},
+        {"batch_size": 1, "data.mixup": 0.1},
+    ],
+)
+def test_values_that_fit_one_another_are_accepted(changes):
+    validate(replaced(default_config(), changes))
+
+
+@pytest.mark.parametrize(
     ("name", "value"), [("data.crop", "resized"), ("data.augmentation", "randaugment")]
 )
 def test_work_for_the_host_needs_the_streaming_loader(name, value):
@@ -256,7 +292,12 @@ def test_what_may_differ_is_marked():
     free |= {"checkpoint.every_steps", "checkpoint.keep", *marked(Mark.LOCAL)}
     assert marked(Mark.FREE) == free
     evaluation = {"accumulate_steps", "batch_size", "data.eval_split", "data.eval_crop_ratio"}
-    evaluation |= {"data.interpolation", "model.pretrained", "model.pretrained_key"}
+    evaluation |= {
+        "data.eval_image_size",
+        "data.interpolation",
+        "model.pretrained",
+        "model.pretrained_key",
+    }
     evaluation |= {"model.remat", "model.sync_bn_devices"}
     assert marked(Mark.EVALUATION) == evaluation
 

@@ -280,9 +280,11 @@ def test_equalize_maps_each_value_to_the_share_of_pixels_below_it():
 def test_every_operation_keeps_shape_and_type_and_its_input(channels):
     image = IMAGE[..., :channels].copy()
     before = image.copy()
-    draws = ra.OperationDraws(np.arange(14)[:, None], np.full((14, 1), 20), np.ones((14, 1), int))
-    for row in range(14):
-        found = ra.apply(image, draws, row, TRIVIAL)
+    every = (*ra.OPERATIONS, *ra.INCREASING_OPERATIONS)
+    rows = np.arange(len(every))[:, None]
+    draws = ra.OperationDraws(rows, np.full_like(rows, 20), np.ones_like(rows))
+    for row in range(len(every)):
+        found = ra.apply(image, draws, row, TRIVIAL, every)
         assert (found.shape, found.dtype) == (image.shape, np.uint8)
         np.testing.assert_array_equal(image, before)
 
@@ -314,6 +316,57 @@ def test_operations_follow_one_another():
     assert [ra.OPERATIONS[i] for i in (11, 10)] == [ra.solarize, ra.posterize]
     expected = call(ra.posterize, 15, image=call(ra.solarize, 30))
     np.testing.assert_array_equal(ra.apply(IMAGE, draws, 0, RAND), expected)
+
+
+def test_levels_spread_around_the_configs_and_stay_in_their_range():
+    draws = draw("randaugment", randaugment_level=15, randaugment_std=3.0)
+    assert draws.levels.shape == (4000, 2)
+    assert abs(draws.levels.mean() - 15) < 0.2
+    assert abs(draws.levels.std() - 3) < 0.2
+    wide = draw("randaugment", randaugment_level=29, randaugment_std=10.0).levels
+    # Half of those above 29 are above 30, but for a little.
+    assert (wide.min(), wide.max()) == (0, 30)
+    assert abs((wide == 30).mean() - 0.46) < 0.03
+
+
+def test_deviation_changes_no_other_draws():
+    plain, spread = (draw("randaugment", randaugment_std=std) for std in (0.0, 2.0))
+    np.testing.assert_array_equal(plain.operations, spread.operations)
+    np.testing.assert_array_equal(plain.signs, spread.signs)
+
+
+def test_increasing_form_leaves_half_of_the_operations_out():
+    draws = draw("randaugment_increasing", randaugment_level=18, randaugment_std=1.5)
+    shares = np.bincount(draws.operations.ravel() + 1, minlength=16) / 8000
+    np.testing.assert_allclose(shares, [0.5, *[0.5 / 15] * 15], atol=0.02)
+    none = ra.OperationDraws(np.array([[-1, -1]]), np.array([[30, 30]]), np.array([[1, 1]]))
+    increasing = ra.operations_of("randaugment_increasing")
+    assert ra.apply(IMAGE, none, 0, RAND, increasing) is IMAGE
+
+
+def test_increasing_form_has_the_fifteen_operations_of_timm():
+    names = [operation.__name__ for operation in ra.operations_of("randaugment_increasing")]
+    assert len(set(names)) == 15
+    assert {"invert", "solarize_add", "posterize_more"} < set(names)
+    assert not {"identity", "posterize"} & set(names)
+    assert ra.ranges("randaugment_increasing", 160) == (0.3, 72, 30, 0.9, 4)
+    assert ra.operations_of("randaugment") is ra.OPERATIONS
+
+
+@pytest.mark.parametrize(("level", "kept"), [(0, 4), (9, 3), (18, 2), (21, 2), (29, 1), (30, 0)])
+def test_stronger_posterisation_keeps_four_bits_or_less(level, kept):
+    expected = IMAGE >> (8 - kept) << (8 - kept)
+    np.testing.assert_array_equal(call(ra.posterize_more, level), expected)
+
+
+@pytest.mark.parametrize(("level", "added"), [(0, 0), (18, 66), (21, 77), (30, 110)])
+def test_dark_values_are_made_brighter(level, added):
+    expected = [min(255, v + added) if v < 128 else v for v in IMAGE.ravel()]
+    np.testing.assert_array_equal(call(ra.solarize_add, level).ravel(), expected)
+
+
+def test_black_becomes_white():
+    np.testing.assert_array_equal(call(ra.invert, 9), 255 - IMAGE)
 
 
 # JPEG files that end early: the same bits above, and no file that could not be ended.

@@ -7,6 +7,7 @@ import pytest
 from tests.helpers.values import with_slow
 from train.core.config.fields import default_config, replaced
 from train.core.data import resident
+from train.core.data.feed import epoch_orders
 from train.core.data.resident import Resident
 from train.core.data.sources.split import Split
 from train.core.devices.mesh import AXES, create, jit_replicated, local_rows, replicated
@@ -35,7 +36,8 @@ def put(size, num_devices=4, batch_size=4):
 def orders(split, seed=0, start_step=0, steps=6, steps_per_epoch=3):
     key = jax.random.key(seed)
     dispatches = [range(step, step + 1) for step in range(start_step + 1, start_step + steps + 1)]
-    splits = resident.in_epoch_orders(split, key, dispatches, steps_per_epoch)
+    order = epoch_orders(key, len(split.labels), default_config())
+    splits = resident.in_epoch_orders(split, order, dispatches, steps_per_epoch)
     return [np.asarray(ordered.order) for ordered, _ in splits]
 
 
@@ -67,10 +69,10 @@ def test_every_epoch_reads_every_example_once_in_an_order_of_its_own():
     split, _ = put(50)
     first, *_, last = found = orders(split, steps=9)
     for epoch in range(3):
-        epoch_orders = found[3 * epoch : 3 * epoch + 3]
-        np.testing.assert_array_equal(np.sort(epoch_orders[0]), np.arange(50))
-        for order in epoch_orders:
-            np.testing.assert_array_equal(order, epoch_orders[0])
+        of_epoch = found[3 * epoch : 3 * epoch + 3]
+        np.testing.assert_array_equal(np.sort(of_epoch[0]), np.arange(50))
+        for order in of_epoch:
+            np.testing.assert_array_equal(order, of_epoch[0])
     assert len({tuple(order) for order in found}) == 3
     assert not np.array_equal(first, np.arange(50))
     assert last.dtype == np.int32
@@ -98,7 +100,8 @@ def test_starting_late_gives_the_orders_of_walking_there(start_step):
 def test_dispatches_of_several_steps_have_the_order_of_their_epoch():
     split, _ = put(50)
     grouped = [range(1, 3), range(3, 4), range(4, 7)]
-    splits = resident.in_epoch_orders(split, jax.random.key(0), grouped, steps_per_epoch=3)
+    order = epoch_orders(jax.random.key(0), 50, default_config())
+    splits = resident.in_epoch_orders(split, order, grouped, steps_per_epoch=3)
     first, second = orders(split, steps=6)[::3]
     for (ordered, _), expected in zip(splits, (first, first, second), strict=True):
         np.testing.assert_array_equal(ordered.order, expected)
@@ -106,7 +109,8 @@ def test_dispatches_of_several_steps_have_the_order_of_their_epoch():
 
 def test_order_lies_on_every_device():
     split, mesh = put(50)
-    batch, _ = next(resident.in_epoch_orders(split, jax.random.key(0), [range(1, 2)], 3))
+    order = epoch_orders(jax.random.key(0), 50, default_config())
+    batch, _ = next(resident.in_epoch_orders(split, order, [range(1, 2)], 3))
     assert batch.order.sharding.is_equivalent_to(replicated(mesh), 1)
     assert batch.images is split.images
 

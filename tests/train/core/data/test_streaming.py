@@ -1,7 +1,6 @@
 """The streaming loader: which record goes where, every image once, and the same for all hosts."""
 
 import contextlib
-import functools
 import itertools
 import json
 
@@ -50,14 +49,14 @@ def open_maker(config, rows=None, split="train"):
     return BatchMaker(open_split(config.data, split), config, rows)
 
 
-@functools.cache
-def order_of(seed):
-    return epoch_orders(streams(seed)["order"], COUNT)
+def order_of(config):
+    key = streams(config.seed)["order"]
+    return epoch_orders(key, COUNT, config)
 
 
 def train_batches(config, steps, rows=None):
     """What a host makes of some steps: images and labels."""
-    steps_per_epoch, order = COUNT // config.batch_size, order_of(config.seed)
+    steps_per_epoch, order = COUNT // config.batch_size, order_of(config)
     with open_maker(config, rows) as maker:
         made = [maker.train_batch(step, order(step // steps_per_epoch)) for step in steps]
     assert all(batch.mask.all() and not batch.bad for batch in made)
@@ -69,12 +68,15 @@ def hosts(batch_size, count):
 
 
 MODERN = {"data.augmentation": "randaugment"}
+INCREASING = {
+    **{"data.augmentation": "randaugment_increasing", "data.randaugment_std": 1.5},
+    "data.augment_repeats": 3,
+}
 
 
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    ("count", "changes"),
-    [(2, MODERN), pytest.param(4, {}, marks=pytest.mark.slow)],
-    ids=["crops and operations", "crops"],
+    "changes", [{}, MODERN, INCREASING], ids=["crops", "crops and operations", "repeats"]
 )
 def test_all_hosts_together_make_the_batch_of_one(directory, count, changes):
     config = imagenet.config(directory, **changes)
@@ -105,6 +107,16 @@ def test_a_step_does_not_need_those_before_it(directory):
         np.testing.assert_array_equal(alone.labels, walked[step].labels)
 
 
+def test_rows_of_the_same_image_are_other_crops(directory):
+    config = imagenet.config(directory, **{"data.augment_repeats": 4})
+    (batch,) = train_batches(config, [0])
+    labels, counts = np.unique(batch.labels, return_counts=True)
+    np.testing.assert_array_equal(counts, [4, 4])
+    for label in labels:
+        images = batch.images[batch.labels == label]
+        assert len({image.tobytes() for image in images}) == 4
+
+
 def test_crops_differ_from_step_to_step_row_to_row_and_seed_to_seed(directory):
     config = imagenet.config(directory)
     order = np.zeros(COUNT, np.int64)  # the same record everywhere
@@ -119,7 +131,7 @@ def test_crops_differ_from_step_to_step_row_to_row_and_seed_to_seed(directory):
 def test_each_epoch_reads_each_record_at_most_once_in_the_resident_order(directory):
     config = imagenet.config(directory)
     labels = np.concatenate([batch.labels for batch in train_batches(config, range(10))])
-    order = order_of(config.seed)
+    order = order_of(config)
     np.testing.assert_array_equal(labels, np.concatenate([order(0)[:40], order(1)[:40]]))
     assert order(0).dtype == np.int32
     np.testing.assert_array_equal(np.sort(order(0)), np.arange(COUNT))

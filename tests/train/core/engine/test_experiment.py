@@ -37,6 +37,9 @@ def test_on_a_cpu_every_update_is_a_dispatch() -> None:
         ({}, "shortcut", "pad_centre"),
         ({"model.shortcut": "pad_end"}, "shortcut", "pad_end"),
         ({"model.name": "mobilenet_v2"}, "width_multiplier", 1),
+        ({}, "drop_path", 0),
+        ({"model.drop_path": 0.1}, "drop_path", 0.1),
+        ({"model.name": "mobilenet_v2", "model.dropout": 0.2}, "dropout", 0.2),
         ({"model.name": "mobilenet_v2", "model.width": 0.5}, "width_multiplier", 0.5),
     ],
 )
@@ -44,6 +47,22 @@ def test_network_has_the_fields_of_the_config(
     changes: dict[str, Any], field: str, expected: Any
 ) -> None:
     assert getattr(build(**changes).model, field) == expected
+
+
+@pytest.mark.parametrize(("changes", "size"), [({}, 8), ({"data.eval_image_size": 12}, 12)])
+def test_images_that_are_evaluated_may_have_another_size(
+    changes: dict[str, Any], size: int
+) -> None:
+    experiment = build(**changes)
+    assert experiment.train_split.image_shape == (8, 8, 1)
+    assert experiment.eval_split.image_shape == (size, size, 1)
+    assert experiment.dataset["image_shape"] == (8, 8, 1)
+
+
+def test_exponential_schedule_knows_the_epochs() -> None:
+    changes = {"optimizer.schedule": "exponential", "optimizer.decay_factor": 0.5}
+    rates = [float(build(**changes).learning_rate(step)) for step in (0, 21, 22, 44)]
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.05, 0.025], rtol=1e-6)
 
 
 @pytest.mark.usefixtures("grouped")

@@ -16,6 +16,7 @@ from etils import epath
 from flax import linen as nn
 
 from nam_jax import NAM, models
+from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.helpers import tiny
 from tests.helpers.tiny import digits
 from train.core.data import resident
@@ -314,6 +315,44 @@ def test_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     assert 0 < found["wall_seconds"] < DAY
     for line in (tmp_path / "disturbed" / "metrics.jsonl").read_text().splitlines():
         assert json.loads(line).get("images_per_second", 1) > 0
+
+
+# With all that the recipes of today have, too.
+
+RECIPE = {
+    **{"steps": 6, "checkpoint.every_steps": 3, "loss": "sigmoid", "loss_threshold": 0.2},
+    **{"model.drop_path": 0.5, "model.dropout": 0.2, "data.mixup": 0.1, "ema_decay": 0.9},
+    **{"data.augment_repeats": 4, "data.eval_image_size": 12, "optimizer.schedule": "exponential"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "mode"), [("adamw", "proximal"), ("lamb", "sign"), ("muon", "proximal")]
+)
+def test_recipe_of_today_goes_on_with_the_same_bits(
+    name: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create(name: str, *, num_classes: int, **fields: Any) -> nn.Module:
+        few = {key: fields[key] for key in ("attention", "axis_name", "drop_path", "dropout")}
+        return ResNet(BasicBlock, (1, 1), num_classes=num_classes, stem="cifar", width=4, **few)
+
+    monkeypatch.setattr(models, "create", create)
+    changes = {**RECIPE, "optimizer.name": name, "optimizer.sparsity_mode": mode}
+    expected = train(tmp_path / "expected", **changes)
+    take = loop.Log.train
+
+    def interrupted(log: Any, steps: range, metrics: Any) -> None:
+        take(log, steps, metrics)
+        if 4 in steps:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Log, "train", interrupted)
+    with pytest.raises(PreemptedError, match="stopped after step 4, which is saved"):
+        train(tmp_path / "run", **changes)
+    resumed = train(tmp_path / "run", **changes)
+    assert resumed["state_sha256"] == expected["state_sha256"]
+    assert untimed_rows(tmp_path / "run") == untimed_rows(tmp_path / "expected")
 
 
 # Several updates in one dispatch change nothing else.

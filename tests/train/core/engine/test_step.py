@@ -9,21 +9,32 @@ import numpy as np
 import optax
 import pytest
 
+import nam_jax
 from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.helpers.arrays import assert_close
-from train.core.config.fields import Config, default_config, replaced
+from train.core.config.fields import Config, Loss, default_config, replaced
+from train.core.data.on_device import row_keys, train_batch
 from train.core.data.resident import Resident, ResidentSplit
 from train.core.data.sources.digits import Digits
 from train.core.data.sources.split import Split
-from train.core.devices.mesh import create, jit_replicated, norm_axis, replicated
+from train.core.devices.mesh import (
+    create,
+    jit_replicated,
+    local_rows,
+    mean,
+    norm_axis,
+    replicated,
+    total,
+)
 from train.core.engine import optimizer, step
 from train.core.engine.compiled_steps import build_train_step
-from train.core.engine.experiment import Experiment
+from train.core.engine.experiment import Experiment, streams
 from train.core.engine.state import TrainState, init_state
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 IDENTITY = optax.identity()
+DROPPING = {"model.drop_path": 0.5, "model.dropout": 0.5}
 LABELS = np.arange(16, dtype=np.int32) % 3
 
 
@@ -33,8 +44,8 @@ def small_config(**changes: Any) -> Config:
 
 
 def small_model(**fields: Any) -> ResNet:
-    fields = {"attention": "nam", "stem": "cifar", "width": 4, **fields}
-    return ResNet(BasicBlock, (1,), num_classes=3, **fields)
+    few = {"stage_sizes": (1,), "width": 4, "attention": "nam", "stem": "cifar"}
+    return ResNet(BasicBlock, num_classes=3, **few | fields)
 
 
 @functools.cache
@@ -65,13 +76,17 @@ class Grouped(Resident):
     longest_dispatch = 8
 
 
+def random_split() -> ResidentSplit:
+    images = np.random.default_rng(0).integers(0, 256, (16, 6, 6, 1), np.uint8)
+    return ResidentSplit(images, LABELS, np.arange(16, dtype=np.int32))
+
+
 @functools.cache
 def train(num_devices: int, steps: int, loader: type[Resident] = Resident, **changes: Any) -> Any:
     """Trains a small model on random images; returns the state and the last metrics."""
     experiment = small_experiment(small_config(**changes), num_devices, steps, loader)
     state = initial_state(experiment.tx, experiment.config.ema_decay > 0)
-    images = np.random.default_rng(0).integers(0, 256, (16, 6, 6, 1), np.uint8)
-    split = ResidentSplit(images, LABELS, np.arange(16, dtype=np.int32))
+    split = random_split()
     state, split = jax.device_put((state, split), replicated(experiment.mesh))
     train_step = build_train_step(experiment)
     if experiment.is_grouped:
@@ -90,6 +105,11 @@ def small_experiment(
     mesh = create(config.batch_size, sync_bn_devices, jax.devices()[:num_devices])
     learning_rate = optimizer.schedule(config.optimizer, steps, 0)
     split = Split("train", 16, 3, (6, 6, 1), load=pytest.fail)
+    model = {"dtype": config.model.dtype, "axis_name": norm_axis(mesh)}
+    if config.model.drop_path:
+        # Of one block alone the branch is never dropped.
+        drops = {"drop_path": config.model.drop_path, "dropout": config.model.dropout}
+        model |= {"stage_sizes": (1, 1), **drops}
     return Experiment(
         config=config,
         mesh=mesh,
@@ -99,16 +119,108 @@ def small_experiment(
         eval_split=split,
         steps_per_epoch=2,
         total_steps=steps,
-        model=small_model(axis_name=norm_axis(mesh), dtype=config.model.dtype),
+        model=small_model(**model),
         learning_rate=learning_rate,
         tx=optimizer.create(config.optimizer, learning_rate),
     )
 
 
+def test_options_that_are_off_are_not_in_the_program() -> None:
+    """It is that of a step which knows of none of them, to the byte."""
+    experiment = small_experiment(small_config(), 2, 3, Resident)
+    config, mesh, model = experiment.config, experiment.mesh, experiment.model
+    key = streams(config.seed)["augment"]
+    tx = optax.chain(
+        nam_jax.add_sparsity_penalty(0.0),
+        optax.add_decayed_weights(config.optimizer.weight_decay),
+        optax.trace(0.9),
+        optax.scale_by_learning_rate(optax.constant_schedule(0.1)),
+    )
+
+    def update(state: TrainState, split: ResidentSplit) -> Any:
+        batch = experiment.loader.batch(split, state.step % 2)
+        keys = row_keys(key, state.step, local_rows(mesh, 8))
+        targets = jax.nn.one_hot(batch.labels, 3)
+        images, targets = train_batch(keys, batch.images, targets, config.data, "float32")
+
+        def loss(params: Any) -> Any:
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            logits, new = model.apply(variables, images, train=True, mutable=["batch_stats"])
+            smoothed = optax.smooth_labels(targets, 0.0)
+            return optax.softmax_cross_entropy(logits, smoothed).mean(), (logits, new)
+
+        (value, (logits, new)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        labels = targets.argmax(-1)
+        errors = {f"top{k}_error": 100 * step.is_wrong(logits, labels, k).mean() for k in (1, 5)}
+        metrics = {"cross_entropy": value, **errors}
+        statistics, (grads, metrics) = mean((new["batch_stats"], (grads, metrics)), at_once=True)
+        penalty = nam_jax.sparsity_penalty(state.params, 0.0)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = {"step": state.step + 1, "params": optax.apply_updates(state.params, updates)}
+        new_state = TrainState(**params, batch_stats=statistics, opt_state=opt_state)
+        metrics |= {"loss": metrics["cross_entropy"] + penalty, "penalty": penalty}
+        bad_records = total(batch.bad_records.sum().astype(jnp.float32))
+        rate = optax.constant_schedule(0.1)(state.step)
+        return new_state, {**metrics, "learning_rate": rate, "bad_records": bad_records}
+
+    state, split = initial_state(experiment.tx), random_split()
+    plain = jit_replicated(update, mesh, donate_argnums=0).lower(state, split)
+    assert build_train_step(experiment).lower(state, split).as_text() == plain.as_text()
+
+
+@pytest.mark.usefixtures("x64")
+def test_binary_cross_entropy_is_its_definition() -> None:
+    rng = np.random.default_rng(0)
+    logits, targets = 4 * rng.standard_normal((6, 3)), rng.random((6, 3))
+    shares = 1 / (1 + np.exp(-logits))
+    losses = targets * np.log(shares) + (1 - targets) * np.log(1 - shares)
+    found = step.cross_entropy(logits, targets, "sigmoid")
+    np.testing.assert_allclose(found, -losses.mean(-1), rtol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("threshold", "smoothing"), [(0.0, 0.0), (0.0, 0.3), (0.2, 0.3)])
+def test_mixed_targets_are_smoothed_and_then_compared(threshold: float, smoothing: float) -> None:
+    rng = np.random.default_rng(0)
+    images, weights = rng.standard_normal((4, 5)), rng.standard_normal((5, 3))
+    targets = np.array([[0.7, 0.3, 0], [0.15, 0.85, 0], [0, 0, 1], [0.5, 0, 0.5]])
+    fields = {"loss": "sigmoid", "loss_threshold": threshold, "label_smoothing": smoothing}
+
+    def apply(variables: Any, images: jax.Array) -> Any:
+        return images @ variables["params"], {"batch_stats": {}}
+
+    config = small_config(**fields)
+    _, (grads, metrics) = step._gradients(weights, {}, images, targets, apply, config)
+    smoothed = (1 - smoothing) * targets + smoothing / 3
+    wanted = (smoothed > threshold) * 1.0 if threshold else smoothed
+    shares = 1 / (1 + np.exp(-images @ weights))
+    losses = wanted * np.log(shares) + (1 - wanted) * np.log(1 - shares)
+    np.testing.assert_allclose(metrics["cross_entropy"], -losses.mean(), rtol=1e-9)
+    np.testing.assert_allclose(grads, images.T @ (shares - wanted) / 12, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_a_network_that_drops_is_trained_with_its_rows_keys() -> None:
+    plain, _ = train(1, 1, **{"model.drop_path": 1e-9})
+    dropped, _ = train(1, 1, **DROPPING)
+    kernels = (state.params["layer2_0"]["conv1"]["kernel"] for state in (plain, dropped))
+    first, second = map(np.asarray, kernels)
+    assert np.abs(first - second).max() > 1e-6
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
-def test_global_statistics_equal_one_device() -> None:
-    changes = {"data.mixup": 0.4, "data.cutmix": 0.4, "model.dtype": "float64"}
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"data.mixup": 0.4, "data.cutmix": 0.4},
+        {"data.mixup": 0.4, "loss": "sigmoid", "loss_threshold": 0.2, "optimizer.name": "lamb"},
+        {**DROPPING, "optimizer.name": "muon"},
+    ],
+)
+def test_global_statistics_equal_one_device(changes: dict[str, Any]) -> None:
+    changes = {**changes, "model.dtype": "float64"}
     one, one_metrics = train(1, 3, **{"model.sync_bn_devices": -1}, **changes)
     four, four_metrics = train(4, 3, **{"model.sync_bn_devices": -1}, **changes)
     assert_close(four.variables, jax.tree.map(np.asarray, one.variables))
@@ -152,10 +264,11 @@ def test_accumulated_parts_make_the_update_of_the_whole() -> None:
 
 
 @pytest.mark.slow
-def test_parts_see_their_own_rows() -> None:
-    one, _ = train(1, 1)
-    four, _ = train(1, 1, accumulate_steps=4)
-    per_device, _ = train(4, 1)
+@pytest.mark.parametrize("changes", [{}, DROPPING])
+def test_parts_see_their_own_rows(changes: dict[str, Any]) -> None:
+    one, _ = train(1, 1, **changes)
+    four, _ = train(1, 1, accumulate_steps=4, **changes)
+    per_device, _ = train(4, 1, **changes)
     # Four parts on one device normalise as four devices do.
     assert_close(four.params, jax.tree.map(np.asarray, per_device.params), tolerance=1e-6)
     assert np.abs(one.params["fc"]["kernel"] - four.params["fc"]["kernel"]).max() > 1e-6
@@ -248,9 +361,10 @@ def test_eval_step_counts_unmasked_rows_only() -> None:
     images = jax.random.normal(jax.random.key(1), (4, 6, 6, 1))
     labels = jnp.array([0, 1, 2, 0])
 
-    def sums(mask: list[bool]) -> Any:
+    def sums(mask: list[bool], loss: Loss = "softmax") -> Any:
         def evaluate() -> Any:
-            return step.eval_step(state.variables, images, labels, jnp.array(mask), model=model)
+            rows = images, labels, jnp.array(mask)
+            return step.eval_step(state.variables, *rows, model=model, loss=loss)
 
         return jit_replicated(evaluate, mesh)()
 
@@ -259,3 +373,7 @@ def test_eval_step_counts_unmasked_rows_only() -> None:
     assert int(whole["count"]) == 4
     for name in whole:
         np.testing.assert_allclose(whole[name], first[name] + last[name], rtol=1e-6)
+    # At the start the logits are small: each of the three classes may well be there or not.
+    binary = sums([True, True, False, False], "sigmoid")
+    np.testing.assert_allclose(binary["cross_entropy"], 2 * np.log(2), atol=0.5)
+    assert binary["cross_entropy"] != first["cross_entropy"]

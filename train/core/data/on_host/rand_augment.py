@@ -1,10 +1,17 @@
 """RandAugment and TrivialAugment on the host, of images (H, W, C) in uint8.
 
-Both draw from the same operations; they differ in how many an image gets, how strong they are,
-and in the ranges. Pixels that come from outside of the image are black.
+They differ in how many operations an image gets, how strong those are, in their ranges, and what
+is drawn from. Pixels that come from outside of the image are black.
+
+`randaugment_increasing` is the form of timm's recipes, `rand-m6-mstd0.5-inc1` and its like, in
+which every operation grows with its level, as here those of the others do as well: without the
+identity, with two operations more and stronger posterisation, and each operation of an image left
+out with probability 1/2. timm's levels are of 10, and these of 30; its pixels from outside are of
+the mean colour.
 
 Sources: E. Cubuk et al., RandAugment, 2019, https://arxiv.org/abs/1909.13719; S. Müller and
-F. Hutter, TrivialAugment (its wide ranges), 2021, https://arxiv.org/abs/2103.10158.
+F. Hutter, TrivialAugment (its wide ranges), 2021, https://arxiv.org/abs/2103.10158; R. Wightman,
+timm, https://github.com/huggingface/pytorch-image-models.
 """
 
 from collections.abc import Callable
@@ -15,12 +22,15 @@ import numpy as np
 
 from train.core.config.fields import LEVELS, DataConfig
 
+# (image, level in 0 … 1, sign, ranges) -> image
+Operation = Callable[[np.ndarray, float, int, "Ranges"], np.ndarray]
+
 
 class OperationDraws(NamedTuple):
     """The random numbers of a batch.
 
     Attributes:
-      operations: Places in OPERATIONS, (N, n).
+      operations: Places in `operations_of`, (N, n); −1: none.
       levels: Strengths from 0 to LEVELS, (N, n).
       signs: Directions, −1 or 1, of operations that have two, (N, n).
     """
@@ -56,28 +66,59 @@ def draw(generator: np.random.Generator, count: int, config: DataConfig) -> Oper
       count: Number of images of the batch.
       config: The `data` part of a run's config.
     """
-    is_trivial = config.augmentation == "trivialaugment"
+    name = config.augmentation
+    is_trivial = name == "trivialaugment"
     shape = (count, 1 if is_trivial else config.randaugment_operations)
-    fixed = np.full(shape, config.randaugment_level)
-    return OperationDraws(
-        operations=generator.integers(0, len(OPERATIONS), shape),
-        levels=generator.integers(0, LEVELS, shape, endpoint=True) if is_trivial else fixed,
+    levels = np.full(shape, config.randaugment_level)
+    draws = OperationDraws(
+        operations=generator.integers(0, len(operations_of(name)), shape),
+        levels=generator.integers(0, LEVELS, shape, endpoint=True) if is_trivial else levels,
         signs=generator.choice((-1, 1), shape),
     )
+    if config.randaugment_std and not is_trivial:
+        spread = generator.normal(0, config.randaugment_std, shape)
+        draws = draws._replace(levels=np.clip(levels + spread, 0, LEVELS))
+    if name == "randaugment_increasing":
+        left_out = generator.random(shape) < 0.5
+        draws = draws._replace(operations=np.where(left_out, -1, draws.operations))
+    return draws
 
 
 def ranges(name: str, size: int) -> Ranges:
-    """The ranges of RandAugment or TrivialAugment for images of a size."""
+    """The ranges of an augmentation for images of a size."""
     if name == "trivialaugment":
         return Ranges(shear=0.99, translate=32, rotate=135, enhance=0.99, posterize=6)
+    if name == "randaugment_increasing":
+        return Ranges(0.3, 0.45 * size, 30, enhance=0.9, posterize=4)
     return Ranges(shear=0.3, translate=150 / 331 * size, rotate=30, enhance=0.9, posterize=4)
 
 
-def apply(image: np.ndarray, draws: OperationDraws, row: int, limits: Ranges) -> np.ndarray:
-    """Applies a row's operations to its image, one after the other."""
+def operations_of(name: str) -> tuple[Operation, ...]:
+    """The operations that an augmentation draws from."""
+    return INCREASING_OPERATIONS if name == "randaugment_increasing" else OPERATIONS
+
+
+def apply(
+    image: np.ndarray,
+    draws: OperationDraws,
+    row: int,
+    limits: Ranges,
+    operations: tuple[Operation, ...] | None = None,
+) -> np.ndarray:
+    """Applies a row's operations to its image, one after the other.
+
+    Args:
+      image: Image, (H, W, C) uint8.
+      draws: Draws of the batch.
+      row: Row of the image in the draws.
+      limits: Ranges of the augmentation.
+      operations: What the draws are places in; default: OPERATIONS.
+    """
+    operations = operations or OPERATIONS
     for operation, level, sign in zip(*(part[row].tolist() for part in draws), strict=True):
-        changed = OPERATIONS[operation](image, level / LEVELS, sign, limits)
-        image = changed.reshape(image.shape)
+        if operation >= 0:
+            changed = operations[operation](image, level / LEVELS, sign, limits)
+            image = changed.reshape(image.shape)
     return image
 
 
@@ -169,11 +210,28 @@ def posterize(image: np.ndarray, level: float, sign: int, limits: Ranges) -> np.
     return image & np.uint8(256 - 2 ** round(level * limits.posterize))
 
 
+def posterize_more(image: np.ndarray, level: float, sign: int, limits: Ranges) -> np.ndarray:
+    """Sets the lowest bits to zero, from four on; at the highest level all."""
+    return image & np.uint8(256 - 2 ** (4 + int(level * limits.posterize)))
+
+
 def solarize(image: np.ndarray, level: float, sign: int, limits: Ranges) -> np.ndarray:
     """Inverts the values that are not below a threshold."""
     values = np.arange(256)
     table = np.where(values >= 255 * (1 - level), 255 - values, values)
     return cv2.LUT(image, table.astype(np.uint8))
+
+
+def solarize_add(image: np.ndarray, level: float, sign: int, limits: Ranges) -> np.ndarray:
+    """Makes the darker half of the values brighter, by at most 110."""
+    values = np.arange(256)
+    table = np.where(values < 128, np.minimum(values + int(level * 110), 255), values)
+    return cv2.LUT(image, table.astype(np.uint8))
+
+
+def invert(image: np.ndarray, level: float, sign: int, limits: Ranges) -> np.ndarray:
+    """Makes black white."""
+    return 255 - image
 
 
 def autocontrast(image: np.ndarray, level: float, sign: int, limits: Ranges) -> np.ndarray:
@@ -200,7 +258,11 @@ def equalize(image: np.ndarray, level: float, sign: int, limits: Ranges) -> np.n
     return _of_channels(image, table)
 
 
-OPERATIONS = (
+OPERATIONS: tuple[Operation, ...] = (
     *(identity, shear_x, shear_y, translate_x, translate_y, rotate, brightness, color),
     *(contrast, sharpness, posterize, solarize, autocontrast, equalize),
+)
+INCREASING_OPERATIONS: tuple[Operation, ...] = (
+    *(operation for operation in OPERATIONS if operation not in (identity, posterize)),
+    *(posterize_more, solarize_add, invert),
 )

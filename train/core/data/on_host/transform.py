@@ -47,9 +47,10 @@ def train_transform(config: Config, shape: Shape, step: int) -> Transform:
         return cut
     draws = rand_augment.draw(generator, count, data)
     ranges = rand_augment.ranges(data.augmentation, shape[0])
+    operations = rand_augment.operations_of(data.augmentation)
     return Transform(
         cut.decode,
-        lambda part, row: rand_augment.apply(cut.finish(part, row), draws, row, ranges),
+        lambda part, row: rand_augment.apply(cut.finish(part, row), draws, row, ranges, operations),
     )
 
 
