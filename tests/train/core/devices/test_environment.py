@@ -1,5 +1,6 @@
 """What a run tells of the machine."""
 
+import datetime
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,15 @@ def test_processor_is_named_with_its_instruction_sets(
     monkeypatch.setattr(environment.platform, "processor", lambda: "")
     monkeypatch.setattr(environment.platform, "machine", lambda: "aarch64")
     assert environment.processor() == expected
+
+
+def test_versions_and_devices() -> None:
+    described = environment.describe()
+    keys = {"versions", "platform", "processor", "device_kind", "devices", "processes", "date"}
+    assert described.keys() == keys
+    packages = {"python", "jax", "jaxlib", "flax", "optax", "nam_jax"}
+    assert described["versions"].keys() == packages
+    assert all(version[0].isdigit() for version in described["versions"].values())
+    assert (described["device_kind"], described["devices"]) == ("cpu", 4)
+    assert described["processes"] == 1
+    datetime.date.fromisoformat(described["date"])
