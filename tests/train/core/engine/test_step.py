@@ -49,13 +49,15 @@ def small_model(**fields: Any) -> ResNet:
 
 
 @functools.cache
-def initial_variables() -> Any:
-    init = functools.partial(small_model().init, train=False)
+def initial_variables(stage_sizes: tuple[int, ...]) -> Any:
+    init = functools.partial(small_model(stage_sizes=stage_sizes).init, train=False)
     return jax.device_get(jax.jit(init)(jax.random.key(1), np.zeros((1, 6, 6, 1), np.float32)))
 
 
 def initial_state(
-    tx: optax.GradientTransformation = IDENTITY, with_ema: bool = False
+    tx: optax.GradientTransformation = IDENTITY,
+    with_ema: bool = False,
+    stage_sizes: tuple[int, ...] = (1,),
 ) -> TrainState:
     """A fresh state, in float64 where that is switched on."""
 
@@ -67,7 +69,7 @@ def initial_state(
             state,
         )
 
-    return jax.jit(init)(initial_variables())
+    return jax.jit(init)(initial_variables(stage_sizes))
 
 
 class Grouped(Resident):
@@ -85,7 +87,8 @@ def random_split() -> ResidentSplit:
 def train(num_devices: int, steps: int, loader: type[Resident] = Resident, **changes: Any) -> Any:
     """Trains a small model on random images; returns the state and the last metrics."""
     experiment = small_experiment(small_config(**changes), num_devices, steps, loader)
-    state = initial_state(experiment.tx, experiment.config.ema_decay > 0)
+    sizes = experiment.model.stage_sizes
+    state = initial_state(experiment.tx, experiment.config.ema_decay > 0, sizes)
     split = random_split()
     state, split = jax.device_put((state, split), replicated(experiment.mesh))
     train_step = build_train_step(experiment)
