@@ -5,7 +5,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 PYTEST_ON_TWO_CORES := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: quickstart test test-all test-long test-compile test-compile-gpu test-page faults lint clean
+.PHONY: quickstart test test-all test-long test-compile test-compile-gpu test-page faults lint docs docs-links clean
 
 quickstart: .venv/train # train the small digits network to the end
 	$(BIN)/python -m train.main --config configs/digits_resnet20.py
@@ -38,6 +38,12 @@ lint: .venv/dev # lint, formatting, the direction of imports, and types
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+docs: .venv/docs # make the documentation's site, build/html
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/html
+
+docs-links: .venv/docs # ask the addresses of others that the documentation names
+	$(BIN)/sphinx-build --builder linkcheck docs build/links
+
 clean: # remove the environment and what tools left behind
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
 
@@ -53,6 +59,10 @@ clean: # remove the environment and what tools left behind
 
 .venv/page: .venv/dev
 	$(INSTALL) -e '.[train,dev,page]'
+	touch $@
+
+.venv/docs: .venv/train
+	$(INSTALL) -e '.[train,docs]'
 	touch $@
 
 # Apart from the rest: where JAX finds libtpu and no TPU, every start prints warnings.

@@ -1,0 +1,111 @@
+"""How Sphinx makes the site of these pages: `make docs`.
+
+Nothing of it needs a network when it is read: there is no CDN and no web font, and formulas are
+MathML that is made here.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+
+import nam_jax
+
+project = "nam-jax"
+author = "the nam-jax authors"
+version = release = nam_jax.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+# For maintainers, not readers.
+exclude_patterns = ["releasing.md"]
+nb_execution_mode = "off"
+nb_ipywidgets_js: dict[str, Any] = {}
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 4
+
+# In docstrings a backtick is code, and a link where it names something of this library. Whatever
+# else is missing stands in the documentation of others, which a build without a network cannot
+# ask.
+default_role = "py:obj"
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", r"(?!nam_jax\.).*")]
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+napoleon_use_ivar = True
+python_maximum_signature_line_length = 80
+highlight_language = "none"
+
+html_theme = "furo"
+html_title = "nam-jax"
+html_math_renderer = "mathml"
+html_copy_source = False
+html_show_sourcelink = False
+
+# What LaTeX calls the characters that formulas in docstrings are written with.
+_TEX = str.maketrans(
+    {"−": "-", "×": r"\times ", "←": r"\leftarrow ", "²": "^2", "₁": "_1", "₂": "_2"}
+)
+_SPACE = re.compile(r"(?<=[\w)\]|]) (?=[\w(\[|])")
+_NAME = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}[0-9]*")
+
+
+def mathml(tex: str, *, as_block: bool) -> str:
+    """A formula of TeX, or of plain text: names of several letters are upright, spaces are kept."""
+    if "\\" not in tex:
+        tex = _SPACE.sub(r" \\, ", tex).replace("  ", r" \quad ")
+        tex = _NAME.sub(r"\\text{\g<0>}", tex.translate(_TEX))
+    return tex2mathml(tex, as_block=as_block)
+
+
+def _visit_math(writer: Any, node: nodes.Element) -> None:
+    writer.body.append(mathml(node.astext(), as_block=False))
+    raise nodes.SkipNode
+
+
+def _visit_math_block(writer: Any, node: nodes.Element) -> None:
+    lines = [mathml(line, as_block=True) for line in node.astext().splitlines() if line.strip()]
+    writer.body.append(f'<div class="math">{"".join(lines)}</div>')
+    raise nodes.SkipNode
+
+
+def _without_parent(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: Any, returned: Any
+) -> Any:
+    """Without the fields that every linen module has, `parent` and `name`."""
+    if what == "class" and signature:
+        signature = re.sub(r", parent: .*(?=\))", "", signature)
+    return signature, returned
+
+
+# The one page with figures of its own that lies elsewhere in the repository.
+def _link_inside(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Links to the benchmarks' page lead to where the site has it."""
+    source[0] = re.sub(r"\]\((\.\./)+benchmarks/README\.md", "](/training/benchmarks.md", source[0])
+
+
+_LOADED = re.compile(
+    r"""<(?:script|img|iframe|source|link)\b[^>]*?(?:src|href)=["']?(?:https?:)?//[^>]*>"""
+    r"""|url\(["']?(?:https?:)?//[^)]*\)|@import\s[^;]*//[^;]*"""
+)
+
+
+def _refuse_network(app: Sphinx, error: Exception | None) -> None:
+    """Fails where a page or a style sheet would load something from elsewhere."""
+    if error or app.builder.format != "html":
+        return
+    for path in Path(app.outdir).rglob("*"):
+        if path.suffix in (".html", ".css") and (found := _LOADED.search(path.read_text())):
+            raise ExtensionError(f"{path} would load {found[0]} from a network.")
+
+
+def setup(app: Sphinx) -> None:
+    """Adds what the extensions lack."""
+    app.add_html_math_renderer("mathml", (_visit_math, None), (_visit_math_block, None))
+    app.connect("autodoc-process-signature", _without_parent)
+    app.connect("source-read", _link_inside)
+    app.connect("build-finished", _refuse_network)
