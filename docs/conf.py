@@ -69,7 +69,7 @@ def _visit_math(writer: Any, node: nodes.Element) -> None:
 
 def _visit_math_block(writer: Any, node: nodes.Element) -> None:
     lines = [mathml(line, as_block=True) for line in node.astext().splitlines() if line.strip()]
-    writer.body.append(f'<div class="math">{"".join(lines)}</div>')
+    writer.body.append(f'<div class="math" style="overflow-x: auto">{"".join(lines)}</div>')
     raise nodes.SkipNode
 
 
@@ -82,10 +82,14 @@ def _without_parent(
     return signature, returned
 
 
-# The one page with figures of its own that lies elsewhere in the repository.
 def _link_inside(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Links to the benchmarks' page lead to where the site has it."""
+    """Links to a page that lies elsewhere in the repository lead to where the site has it."""
     source[0] = re.sub(r"\]\((\.\./)+benchmarks/README\.md", "](/training/benchmarks.md", source[0])
+
+
+def _name_language(app: Sphinx, pagename: str, template: str, context: Any, doctree: Any) -> None:
+    if pagename.startswith("zh/"):
+        context["language"] = "zh"
 
 
 _LOADED = re.compile(
@@ -108,4 +112,5 @@ def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", (_visit_math, None), (_visit_math_block, None))
     app.connect("autodoc-process-signature", _without_parent)
     app.connect("source-read", _link_inside)
+    app.connect("html-page-context", _name_language)
     app.connect("build-finished", _refuse_network)

@@ -31,7 +31,8 @@ def commands(page: Path) -> list[str]:
     lines = "\n".join(code_blocks(page)).replace("\\\n", " ")
     # In YAML an option begins a line.
     lines = re.sub(r"\n +--", " --", lines)
-    return re.findall(r"python -m train\.(\w.*?)'?$", lines, re.MULTILINE)
+    found = re.findall(r"python -m train\.(\w.*?)'?$", lines, re.MULTILINE)
+    return [" ".join(command.split()) for command in found]
 
 
 def _indented(fenced: re.Match[str]) -> str:
