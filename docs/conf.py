@@ -12,6 +12,7 @@ from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
+from sphinx.util import inspect
 
 import nam_jax
 
@@ -32,11 +33,13 @@ myst_heading_anchors = 4
 # ask.
 default_role = "py:obj"
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!nam_jax\.).*")]
+nitpick_ignore_regex = [("py:.*", r"(?!nam_jax\.).*"), ("py:obj", r".*\(.*")]
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
+# Docstrings say shapes, dtypes and ranges; types would repeat it at length.
+autodoc_typehints = "none"
 autodoc_preserve_defaults = True
-napoleon_use_ivar = True
+napoleon_attr_annotations = False
+napoleon_custom_sections = [("Attributes", "params_style")]
 python_maximum_signature_line_length = 80
 highlight_language = "none"
 
@@ -44,12 +47,14 @@ html_theme = "furo"
 html_title = "nam-jax"
 html_math_renderer = "mathml"
 html_copy_source = False
+html_show_copyright = False
 html_show_sourcelink = False
 
 # What LaTeX calls the characters that formulas in docstrings are written with.
 _TEX = str.maketrans(
     {"−": "-", "×": r"\times ", "←": r"\leftarrow ", "²": "^2", "₁": "_1", "₂": "_2"}
 )
+_ABSOLUTE = re.compile(r"\|([^|]*)\|")
 _SPACE = re.compile(r"(?<=[\w)\]|]) (?=[\w(\[|])")
 _NAME = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}[0-9]*")
 
@@ -57,8 +62,9 @@ _NAME = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}[0-9]*")
 def mathml(tex: str, *, as_block: bool) -> str:
     """A formula of TeX, or of plain text: names of several letters are upright, spaces are kept."""
     if "\\" not in tex:
-        tex = _SPACE.sub(r" \\, ", tex).replace("  ", r" \quad ")
+        tex = _SPACE.sub(r" \\, ", tex)
         tex = _NAME.sub(r"\\text{\g<0>}", tex.translate(_TEX))
+        tex = _ABSOLUTE.sub(r"\\left|\1\\right|", tex)
     return tex2mathml(tex, as_block=as_block)
 
 
@@ -68,18 +74,26 @@ def _visit_math(writer: Any, node: nodes.Element) -> None:
 
 
 def _visit_math_block(writer: Any, node: nodes.Element) -> None:
-    lines = [mathml(line, as_block=True) for line in node.astext().splitlines() if line.strip()]
-    writer.body.append(f'<div class="math" style="overflow-x: auto">{"".join(lines)}</div>')
+    """Formulas that two spaces divide stand below one another where there is no room."""
+    for line in filter(None, node.astext().splitlines()):
+        parts = [mathml(part, as_block=True) for part in line.split("  ")]
+        style = "display: flex; flex-wrap: wrap; justify-content: center; align-items: baseline"
+        style += "; gap: 0.6em 2em; margin: 0.8em 0; overflow: auto"
+        writer.body.append(f'<div style="{style}">{"".join(parts)}</div>')
     raise nodes.SkipNode
 
 
-def _without_parent(
+def _plain_signature(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: Any, returned: Any
 ) -> Any:
-    """Without the fields that every linen module has, `parent` and `name`."""
-    if what == "class" and signature:
-        signature = re.sub(r", parent: .*(?=\))", "", signature)
-    return signature, returned
+    """Without the fields that every linen module has; of NNX modules, what they are built with."""
+    if signature == "(*args, **kwargs)":
+        built = inspect.signature(obj.__init__, bound_method=True)
+        signature = inspect.stringify_signature(built, show_annotation=False)
+    if signature is None:
+        return None
+    signature = re.sub(r", parent=<[^>]*>, name=None", "", signature)
+    return re.sub(r"<(?:class|function) '?(?:\w+\.)*(\w+)'?>", r"\1", signature), returned
 
 
 def _link_inside(app: Sphinx, docname: str, source: list[str]) -> None:
@@ -110,7 +124,7 @@ def _refuse_network(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> None:
     """Adds what the extensions lack."""
     app.add_html_math_renderer("mathml", (_visit_math, None), (_visit_math_block, None))
-    app.connect("autodoc-process-signature", _without_parent)
+    app.connect("autodoc-process-signature", _plain_signature)
     app.connect("source-read", _link_inside)
     app.connect("html-page-context", _name_language)
     app.connect("build-finished", _refuse_network)
