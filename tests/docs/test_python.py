@@ -42,7 +42,8 @@ def test_model_of_others_has_attention() -> None:
 
 
 def test_selected_modules_have_attention() -> None:
-    params = namespace(MODEL)["attached"]["params"]
+    init = functools.partial(namespace(MODEL)["network"].init, train=False)
+    params = jax.eval_shape(init, jax.random.key(0), jnp.ones((1, 16, 16, 3)))["params"]
     assert params["BatchNorm_1"]["attention"]["channel"]["nam_bn"]["scale"].shape == (16,)
 
 
