@@ -25,9 +25,9 @@ test-compile: .venv/dev .venv/libtpu # run the tests that compile for TPUs; they
 test-compile-gpu: .venv/dev .venv/cuda # the same for GPUs; they need neither a GPU nor a driver
 	PYTHONPATH=.venv/cuda $(BIN)/python -m pytest tests/train/test_compile_gpu.py tests/train/core/engine/test_compiled_bytes.py
 
-test-page: .venv/page # open the report in Chromium, which is installed where it is missing
+test-page: .venv/page .venv/docs # open the report and the documentation in Chromium, which is installed where it is missing
 	command -v chromium >/dev/null || $(AS_ROOT) sh -c 'apt-get update && apt-get install --yes --no-install-recommends chromium fonts-dejavu-core'
-	$(BIN)/python -m pytest tests/train/report -m page
+	$(BIN)/python -m pytest tests/train/report tests/docs -m page
 
 faults: .venv/dev # all of the tests that break things: killed runs, damaged files, wrong input
 	$(BIN)/python -m pytest tests -m faults --hypothesis-profile=many

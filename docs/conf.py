@@ -23,6 +23,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 # For maintainers, not readers.
 exclude_patterns = ["releasing.md"]
 nb_execution_mode = "off"
+nb_merge_streams = True
 nb_ipywidgets_js: dict[str, Any] = {}
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
@@ -41,6 +42,7 @@ napoleon_attr_annotations = False
 napoleon_custom_sections = [("Attributes", "params_style")]
 python_maximum_signature_line_length = 80
 highlight_language = "none"
+suppress_warnings = ["misc.highlighting_failure"]  # commands of a shell in a notebook are no Python
 
 html_theme = "furo"
 html_title = "nam-jax"
@@ -63,8 +65,7 @@ def mathml(tex: str, *, as_block: bool) -> str:
     if "\\" not in tex:
         tex = _SPACE.sub(r" \\, ", tex)
         tex = _NAME.sub(r"\\text{\g<0>}", tex.translate(_TEX))
-        tex = _ABSOLUTE.sub(r"\\left|\1\\right|", tex)
-    return tex2mathml(tex, as_block=as_block)
+    return tex2mathml(_ABSOLUTE.sub(r"\\left|\1\\right|", tex), as_block=as_block)
 
 
 def _visit_math(writer: Any, node: nodes.Element) -> None:
