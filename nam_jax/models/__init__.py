@@ -15,8 +15,6 @@ from nam_jax.models.resnet import SHORTCUTS, STEMS, BasicBlock, Bottleneck, ResN
 
 __all__ = [
     "NAMES",
-    "SHORTCUTS",
-    "STEMS",
     "BasicBlock",
     "Bottleneck",
     "MobileNetV2",
@@ -41,6 +39,7 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet_v2": MobileNetV2,
 }
 
+#: Names of the networks, for `create`.
 NAMES = tuple(_MODELS)
 
 
