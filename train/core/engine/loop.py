@@ -11,6 +11,7 @@ from nam_jax.models.size import parameters
 from train.core.config.attentions import attention_name
 from train.core.data.feed import Feed
 from train.core.devices import mesh
+from train.core.devices.busy import LOG_SECONDS, busy
 from train.core.devices.processes import Preemption, check_agreement, is_main, say
 from train.core.engine.compiled_steps import build_eval_step, lower_train_step
 from train.core.engine.evaluation import evaluate, fitted, summarize
@@ -172,6 +173,7 @@ def _run_steps(
     with (
         contextlib.closing(feed.batches(start)) as batches,
         _open_log(session, progress, start) as log,
+        busy("training", experiment.total_steps - start, "steps", patience=LOG_SECONDS) as work,
     ):
         for steps in experiment.dispatches(start):
             with log.waiting_for_data():
@@ -180,6 +182,7 @@ def _run_steps(
             state, metrics = train_step(state, *arguments)
             session.profiler.after(steps, state)
             log.train(steps, metrics)
+            work.advance(len(steps))
             step, is_preempted = steps[-1], session.preemption.reached()
             session.claim.check_held()
             if experiment.is_saved(step) or is_preempted:
@@ -226,14 +229,15 @@ def _compile(session: _Session, state: TrainState, feed: Feed, evaluation_feed: 
         f"{config.model.name}, attention {attention_name(config)}, {parameters(state.params):,} "
         f"parameters, {experiment.total_steps:,} steps, {mesh.describe(experiment.mesh)}"
     )
-    lowered = (
-        lower_train_step(experiment, state, feed.example),
-        build_eval_step(experiment).lower(
-            fitted(experiment, state.variables), *evaluation_feed.example
-        ),
-    )
-    session.startup.end("tracing")
-    compiled = [program.compile() for program in lowered]
-    session.startup.end("compilation")
+    with busy("compiling, which takes minutes for a large network"):
+        lowered = (
+            lower_train_step(experiment, state, feed.example),
+            build_eval_step(experiment).lower(
+                fitted(experiment, state.variables), *evaluation_feed.example
+            ),
+        )
+        session.startup.end("tracing")
+        compiled = [program.compile() for program in lowered]
+        session.startup.end("compilation")
     say(f"ready after {session.startup}")
     return compiled

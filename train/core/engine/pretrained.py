@@ -10,6 +10,7 @@ from flax import linen as nn
 from nam_jax import torch_import
 from train.core.config.fields import ModelConfig
 from train.core.devices import processes
+from train.core.devices.busy import busy
 from train.core.engine.experiment import Evaluation, streams
 from train.core.errors import ConfigError, WeightsError, few
 
@@ -71,7 +72,8 @@ def planned(
       WeightsError: it does not fit the network.
     """
     try:
-        state_dict, source, key = _read(os.path.expanduser(config.pretrained), config)
+        with busy("reading the weights"):
+            state_dict, source, key = _read(os.path.expanduser(config.pretrained), config)
         plan = torch_import.plan(model, state_dict, (1, *image_shape), new_head=None)
     except torch_import.StateDictKeyError as error:
         raise ConfigError(f"config.model.pretrained_key: {error}") from error

@@ -4,6 +4,7 @@ import datetime
 import shutil
 import sys
 
+from train.core.devices.busy import postpone
 from train.core.monitor.metric_rows import Row
 
 
@@ -33,6 +34,7 @@ class Display:
             parts.append(f"{row['images_per_second']:,.0f} images/s")
             parts.append(f"{datetime.timedelta(seconds=round(left))} left")
         line = "  ".join(parts)
+        postpone()
         if not self._live:
             print(line, flush=True)
         else:

@@ -14,6 +14,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from train.core.devices import processes
+from train.core.devices.busy import busy
 from train.core.devices.mesh import put_copies
 from train.core.errors import RunError, reason
 from train.core.workdir import storage
@@ -29,6 +30,7 @@ from train.core.workdir.checkpoint_files import (
 
 State = TypeVar("State")
 
+_READING = "reading the checkpoint"
 # By which error the best one is chosen.
 _ERRORS = {"best": "top1_error", "best_ema": "ema_top1_error"}
 
@@ -195,7 +197,7 @@ class Checkpoints:
         Raises:
           RunError: it cannot be written.
         """
-        with _explained(self._unwritten()):
+        with _explained(self._unwritten()), busy("waiting until the checkpoint is written"):
             self._manager.wait_until_finished()
             self._remove()
 
@@ -212,7 +214,7 @@ class Checkpoints:
         Raises:
           RunError: it cannot be read, or is of another structure.
         """
-        with _explained(self._unread(step)):
+        with _explained(self._unread(step)), busy(_READING):
             state, progress = read(self._path(step))
             return _as(like, state), progress
 
@@ -229,7 +231,7 @@ class Checkpoints:
         Raises:
           RunError: it is damaged, or gone by now.
         """
-        with _explained(self._unread(step)):
+        with _explained(self._unread(step)), busy(_READING):
             state, _ = read(self._path(step))
             return {name: state[name] for name in names}
 
