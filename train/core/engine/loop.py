@@ -20,10 +20,11 @@ from train.core.engine.feeds import eval_feed, train_feed
 from train.core.engine.pretrained import load_pretrained
 from train.core.engine.state import TrainState, initial_state, is_finite
 from train.core.errors import PreemptedError, RunError, explaining_memory, reason_and_file
-from train.core.monitor import metric_rows
+from train.core.monitor import metric_rows, weights_and_biases
 from train.core.monitor.log import Log, NonFiniteError, Progress
 from train.core.monitor.profiler import Profiler, Span
 from train.core.monitor.timing import Laps
+from train.core.monitor.weights_and_biases import Sender
 from train.core.workdir import directory
 from train.core.workdir.checkpoint_files import saved_steps, state_sha256
 from train.core.workdir.checkpoints import Checkpoints
@@ -49,12 +50,13 @@ def train(
       The summary, as in summary.json; None in all processes but the main one.
 
     Raises:
-      ConfigError: the directory belongs to a run of another config, or another run is going on
-        in it.
+      ConfigError: the directory belongs to a run of another config, another run is going on in
+        it, or a package is missing.
       RunError: a loss or an update is not finite, or there is not enough memory or room.
       PreemptedError: it was told to stop, and has saved a checkpoint.
     """
     startup = startup or Laps()
+    weights_and_biases.check_installed(experiment.config)
     # First: the weights of a file may fit the images of one process alone.
     splits = experiment.train_split, experiment.eval_split
     for split in splits:
@@ -109,6 +111,7 @@ class _Session:
     checkpoints: Checkpoints
     preemption: Preemption
     profiler: Profiler
+    sender: Sender | None
     startup: Laps
 
 
@@ -123,19 +126,29 @@ def _train(
     ):
         state, progress = _restore_or_init(experiment, checkpoints, variables)
         startup.end("set-up")
-        if state.step < experiment.total_steps:
-            session = _Session(experiment, claim, checkpoints, preemption, profiler, startup)
-            try:
-                state, progress = _run_steps(session, state, progress)
-            except NonFiniteError as error:
-                raise RunError(_advice(error, checkpoints, workdir)) from error
-        # What a finished run leaves is all there.
-        checkpoints.wait()
+        with weights_and_biases.opened(workdir, experiment.config, int(state.step)) as sender:
+            session = _Session(
+                experiment, claim, checkpoints, preemption, profiler, sender, startup
+            )
+            return _to_the_end(session, state, progress)
+
+
+def _to_the_end(session: _Session, state: TrainState, progress: Progress) -> dict[str, Any] | None:
+    experiment, workdir = session.experiment, session.claim.workdir
+    if state.step < experiment.total_steps:
+        try:
+            state, progress = _run_steps(session, state, progress)
+        except NonFiniteError as error:
+            raise RunError(_advice(error, session.checkpoints, workdir)) from error
+    # What a finished run leaves is all there.
+    session.checkpoints.wait()
     if not is_main():
         return None
-    claim.check_held()
+    session.claim.check_held()
     summary = summarize(experiment, state, progress, metric_rows.of(workdir).rows())
     write_json(workdir / "summary.json", summary)
+    if session.sender:
+        session.sender.finish(summary)
     return summary
 
 
@@ -218,6 +231,7 @@ def _open_log(session: _Session, progress: Progress, start: int) -> Log:
         start_step=start,
         total_steps=experiment.total_steps,
         steps_per_epoch=experiment.steps_per_epoch,
+        sender=session.sender,
     )
 
 
