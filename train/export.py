@@ -100,7 +100,7 @@ def write(network: Trained, target: Path, kind: str, *, raw: bool, probabilities
         else:
             content = nam_jax.export(*arguments, **options)
     except UnsupportedOperationError as error:
-        raise ConfigError(f"--format={kind}: {error}") from error
+        raise ConfigError(f"--format={kind}: {error} That is --format=stablehlo.") from error
     storage.write_bytes(target, content)
     if kind == "stablehlo":
         try:

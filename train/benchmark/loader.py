@@ -56,7 +56,10 @@ def run(config: Config, numbers: Sequence[int] | None, seconds: float) -> dict[s
     """
     cores = cpu_cores()
     if LOADERS[config.data.loader] is not Streaming:
-        raise ConfigError("config.data.loader: the resident loader has no work to measure.")
+        raise ConfigError(
+            f"config.data.loader: got {config.data.loader!r}, which has no work to measure; set "
+            "config.data.loader=streaming."
+        )
     experiment = build_experiment(config)
     print(f"{cores} CPU cores; microseconds per image and thread, by stage")
     results = []

@@ -174,7 +174,10 @@ def _fed(runs: Mapping[str, CompiledStep], steps: int) -> dict[str, Figures]:
     experiment = next(iter(runs.values())).experiment
     if not experiment.source.is_on_disk:
         data = experiment.config.data
-        print(f"not measured with a loader: {data.name} is not in {data.dir}", flush=True)
+        print(
+            f"not measured with a loader: {data.name} is not in {data.dir} (config.data.dir)",
+            flush=True,
+        )
         return {name: {"fed_images_per_second": None, "data_wait": None} for name in runs}
     for run in runs.values():
         run.drop_images()

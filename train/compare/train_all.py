@@ -87,7 +87,10 @@ def write_tables(workdir: epath.Path) -> str:
     runs = read_runs(workdir)
     variants = variants_of(runs)
     if not variants:
-        raise ConfigError(f"--workdir {workdir}: there is no finished run of a comparison.")
+        raise ConfigError(
+            f"--workdir {workdir}: there is no finished run of a comparison; train them with "
+            "--config, or name another directory."
+        )
     text = columns.markdown(variants, columns.caption(runs))
     storage.write_text(workdir / "results.csv", columns.csv_text(variants))
     storage.write_text(workdir / "results.md", text)

@@ -49,7 +49,10 @@ def check_dataset(config: DataConfig, source: Source) -> None:
             print(split.note, flush=True)
         num_bad += _check_split(split, config.workers or cpu_cores())
     if num_bad:
-        raise RunError(f"{num_bad} records of {config.name} cannot be used.")
+        raise RunError(
+            f"{num_bad} records of {config.name} cannot be used, see above; the loader `streaming` "
+            "passes over such records."
+        )
 
 
 def _check_split(split: Split, workers: int) -> int:

@@ -48,7 +48,7 @@ def shrink(dataset: Tfds, out: Path, workers: int) -> None:
     if target.resolve() == source.resolve():
         raise ConfigError(f"--out {out} holds the dataset itself; name another directory.")
     if (target / "dataset_info.json").exists():
-        print(f"{target} is there already")
+        print(f"{target} is there already; nothing is left to do")
         return
     target.mkdir(parents=True, exist_ok=True)
     remove_temporary(epath.Path(target))

@@ -45,7 +45,7 @@ def shrink_folder(config: DataConfig, dataset: Folder, out: Path, workers: int) 
             f"--out {out} and the folder itself lie in each other; name another directory."
         )
     if not _begin(config, splits, out):
-        print(f"{out} is there already")
+        print(f"{out} is there already; nothing is left to do")
         return
     with (
         busy("copying", sum(map(len, splits.values())), "images") as work,

@@ -385,7 +385,7 @@ def test_hyperparameters_reach_every_attention(name, attention):
     assert hash(model) == hash(cut_short(name, attention, attention_options={"reduction": 4}))
 
 
-@pytest.mark.parametrize(("attention", "message"), [("se", "its are reduction"), ("half", "none")])
+@pytest.mark.parametrize(("attention", "message"), [("se", "allowed: reduction"), ("half", "none")])
 def test_hyperparameters_of_another_attention_are_refused(attention, message):
     options = {"attention": attention, "attention_options": {"gate_scale": 2.0}}
     with pytest.raises(

@@ -70,7 +70,10 @@ def evaluate(
     sums = jax.tree.map(lambda *values: sum(map(float, values)), *fetched)
     count = int(sums[""]["count"])
     if count == 0:
-        raise RunError(f"no image of the split {evaluation.eval_split.name} can be read.")
+        raise RunError(
+            f"no image of the split {evaluation.eval_split.name} can be read; python -m "
+            "train.prepare check says why."
+        )
     result: dict[str, float] = {
         "num_images": count,
         "bad_records": evaluation.eval_split.num_examples - count,
@@ -190,7 +193,10 @@ def summarize(
     evaluations = [row for row in rows if row["split"] == "eval"]
     needed = {"num_images", *(f"{prefix}{name}" for prefix in state.evaluated for name in LAST)}
     if not evaluations or not all(needed <= row.keys() for row in evaluations):
-        raise RunError("the rows of the run lack its evaluations; its weights are whole.")
+        raise RunError(
+            "the rows of the run lack its evaluations; its weights are whole, and python -m "
+            "train.evaluate gives their errors."
+        )
     images = experiment.total_steps * experiment.config.batch_size
     return {
         **_errors_of_run(evaluations, ""),

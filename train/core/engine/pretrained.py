@@ -46,7 +46,7 @@ def load_pretrained(experiment: Evaluation, *, may_be_fresh: bool = True) -> Any
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
         raise ConfigError(
             f"config.model.pretrained: {config.pretrained} holds numbers that are not finite in "
-            "float32."
+            "float32; name another file of weights."
         )
     return variables
 

@@ -20,6 +20,7 @@ from train.core.errors import RunError, reason
 from train.core.workdir import storage
 from train.core.workdir.checkpoint_files import (
     REMOVED,
+    DamagedError,
     by_name,
     json_sha256,
     read,
@@ -152,8 +153,12 @@ class Checkpoints:
         """
         step = self.latest_step() if which == "last" else self.best_step(_ERRORS[which])
         if step is None:
-            advice = "; runs with config.ema_decay have one" if which == "best_ema" else ""
-            raise RunError(f"there is no {which} checkpoint in {self._directory} yet{advice}.")
+            advice = "the run saves the first after config.checkpoint.every_steps"
+            if which != "last":
+                advice = "the run evaluates the first after config.eval_every_epochs"
+            if which == "best_ema":
+                advice += ", and averages weights with config.ema_decay alone"
+            raise RunError(f"there is no {which} checkpoint in {self._directory} yet; {advice}.")
         return step
 
     def save(
@@ -260,5 +265,10 @@ def _explained(what: str) -> Iterator[None]:
     """Makes one line of errors, which those of Orbax and what is below it are not."""
     try:
         yield
+    except DamagedError as error:
+        raise RunError(
+            f"{what}: {reason(error)} The command that trains the run sets it aside, and goes on "
+            "from the one before."
+        ) from error
     except Exception as error:
         raise RunError(f"{what}: {reason(error)}") from error

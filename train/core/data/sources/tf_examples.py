@@ -84,7 +84,10 @@ def array_records(builder: Any, split: str) -> Sequence[bytes]:
         counts |= _empty_shards(builder, split)
     # The metadata hold patterns of file names, and the records of each file.
     except ValueError as error:
-        raise RunError(f"{builder.data_path}/dataset_info.json: {reason(error)}") from error
+        raise RunError(
+            f"{builder.data_path}/dataset_info.json: {reason(error)} Copy it, or prepare the "
+            "dataset, anew."
+        ) from error
     # Each takes a tenth of a millisecond on a local disk, and far longer on others.
     with ThreadPoolExecutor() as pool, busy(f"opening {split}", len(counts), "files") as work:
         for _ in pool.map(_check_file, counts, counts.values()):
