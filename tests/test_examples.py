@@ -47,6 +47,30 @@ def test_pretrained_network_keeps_its_error() -> None:
     assert abs(twice - plain) <= 1
 
 
+@pytest.mark.slow
+def test_tour_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    # What it writes, and what its kernel does.
+    for name in ("TMPDIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    tour = nbformat.read(README.parent / "examples/tour.ipynb", as_version=4)
+    shown = [kinds_of_output(cell) for cell in tour.cells]
+    resources = {"metadata": {"path": str(README.parent / "examples")}}
+    nbclient.NotebookClient(tour, timeout=600, resources=resources).execute()
+    assert [kinds_of_output(cell) for cell in tour.cells] == shown
+    assert "done: top-1 error" in str(tour.cells)
+
+
+def kinds_of_output(cell: Any) -> list[str]:
+    """What a cell prints or shows: `stream`, `display_data`, ….
+
+    A tour that is stored without outputs, or whose outputs are other ones by now, shows here.
+    """
+    return sorted({output["output_type"] for output in cell.get("outputs", ())})
+
+
 # The README's Python examples run, in the order in which they stand; commands are understood.
 
 README = Path(__file__).parents[1] / "README.md"

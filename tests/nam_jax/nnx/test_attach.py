@@ -199,8 +199,14 @@ class Pair(nnx.Module):
             lambda: attach(ResNet(), "nam", after=NORMS),
             r"after blocks/0/bn2: NAM depends.*example=",
         ),
-        (lambda: attach(ResNet(), "nam_tied", after="stem"), "after stem: nam_tied needs the scale"),
-        (lambda: attach(ResNet(), "se", after=NORMS, name="scale"), "has something called 'scale' already"),
+        (
+            lambda: attach(ResNet(), "nam_tied", after="stem"),
+            "after stem: nam_tied needs the scale",
+        ),
+        (
+            lambda: attach(ResNet(), "se", after=NORMS, name="scale"),
+            "has something called 'scale' already",
+        ),
         (lambda: attach(nn.Dense(3), "nam", after="x"), "takes an NNX model; got Dense"),
         (lambda: attach(ResNet(), NAM, after=NORMS), "a name or an unbound attention module"),
         (lambda: attach(ResNet(), "spam", after=NORMS), "no attention 'spam'"),
