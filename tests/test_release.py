@@ -15,7 +15,8 @@ def test_version_is_the_same_everywhere() -> None:
     assert f"\nversion: {nam_jax.__version__}\n" in citation
     newest = re.search(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     released = re.search(r"^date-released: \"(.+)\"$", citation, re.MULTILINE)
-    assert newest and released
+    assert newest
+    assert released
     assert newest[1] in (f"{nam_jax.__version__} ({released[1]})", "Unreleased")
 
 
