@@ -66,7 +66,7 @@ class Work:
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
         else:
-            print(f"{self._what}: {_duration(self._seconds)}", file=sys.stderr, flush=True)
+            print(f"{self._what}: took {_duration(self._seconds)}", file=sys.stderr, flush=True)
 
     @property
     def _seconds(self) -> float:

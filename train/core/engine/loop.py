@@ -124,7 +124,8 @@ def _train(
         Checkpoints(workdir / "checkpoints", experiment.config.checkpoint.keep) as checkpoints,
         Profiler(workdir / "profile", profile) as profiler,
     ):
-        state, progress = _restore_or_init(experiment, checkpoints, variables)
+        with busy("setting up the network"):
+            state, progress = _restore_or_init(experiment, checkpoints, variables)
         startup.end("set-up")
         with weights_and_biases.opened(workdir, experiment.config, int(state.step)) as sender:
             session = _Session(

@@ -62,7 +62,7 @@ def test_a_log_file_has_a_line_now_and_then_and_one_at_the_end(clock, monkeypatc
     assert stream.getvalue().splitlines() == [
         "reading train: 125 of 4,000 images, 3 %, 0:00:05 so far, 0:02:35 left",
         "reading train: 875 of 4,000 images, 22 %, 0:00:35 so far, 0:02:05 left",
-        "reading train: 0:00:40",
+        "reading train: took 0:00:40",
     ]
     assert LOG_SECONDS == 30
 
