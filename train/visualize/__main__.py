@@ -53,7 +53,7 @@ def parser() -> command_line.Parser:
         "--out",
         metavar="FILE",
         type=output,
-        help="picture to write; default: visualize.png in the run's directory",
+        help="picture; default: visualize.png in --workdir",
     )
     return parser
 

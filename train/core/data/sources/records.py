@@ -170,6 +170,7 @@ def load_all(
                 message = f"{bad}; the loader `streaming` passes over such records."
                 raise RunError(message) from error
 
+    begins = range(0, len(records), RECORDS_OF_A_TASK)
     # The threads here share the cores already.
     cv2.setNumThreads(0)
     with (
@@ -177,6 +178,6 @@ def load_all(
         busy(f"reading {split}", len(records), "images") as work,
     ):
         # In order, so that it is the first bad record that is named.
-        for _ in pool.map(load, range(0, len(records), RECORDS_OF_A_TASK)):
-            work.advance(RECORDS_OF_A_TASK)
+        for begin, _ in zip(begins, pool.map(load, begins), strict=True):
+            work.advance(min(RECORDS_OF_A_TASK, len(records) - begin))
     return images, labels
