@@ -17,6 +17,9 @@ PATIENCE = 5.0
 TERMINAL_SECONDS = 1.0
 LOG_SECONDS = 30.0
 
+# Goes to the beginning of a terminal's line, and clears it.
+CLEAR = "\r\x1b[K"
+
 # What is going on, the innermost last: it alone gives signs.
 _all: list["Work"] = []
 _is_hushed = False
@@ -55,7 +58,7 @@ class Work:
         if is_terminal:
             # A line that wraps could not be rewritten.
             columns = shutil.get_terminal_size().columns
-            print(f"\r\x1b[K{line[: columns - 1]}", end="", file=sys.stderr, flush=True)
+            print(f"{CLEAR}{line[: columns - 1]}", end="", file=sys.stderr, flush=True)
         else:
             print(line, file=sys.stderr, flush=True)
 
@@ -64,7 +67,7 @@ class Work:
         if not self._is_told:
             return
         if sys.stderr.isatty():
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            print(CLEAR, end="", file=sys.stderr, flush=True)
         else:
             print(f"{self._what}: took {_duration(self._seconds)}", file=sys.stderr, flush=True)
 

@@ -4,7 +4,7 @@ import datetime
 import shutil
 import sys
 
-from train.core.devices.busy import postpone
+from train.core.devices.busy import CLEAR, postpone
 from train.core.monitor.metric_rows import Row
 
 
@@ -41,7 +41,7 @@ class Display:
             # A line that wraps could not be rewritten.
             line = line[: shutil.get_terminal_size().columns - 1]
             end = "" if row["split"] == "train" else "\n"
-            print(f"\r\x1b[K{line}", end=end, flush=True)
+            print(f"{CLEAR}{line}", end=end, flush=True)
 
     def close(self) -> None:
         """Leaves the live line where it is."""

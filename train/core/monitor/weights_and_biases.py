@@ -112,11 +112,14 @@ class Sender:
 
     def _send(self) -> None:
         run = self._open()
+        if run.disabled:
+            return
         _tell(run.url or f"offline; to send the run: wandb sync {epath.Path(run.dir).parent}")
+        first = run.starting_step
         for split in ("train", "eval"):
             run.define_metric(f"{split}/*", step_metric="step")
         while (row := self._rows.get()) is not None:
-            if number(row) >= run.step:
+            if number(row) >= first:
                 run.log(_named(row), step=number(row), commit=True)
         if self._summary:
             run.summary.update(self._summary)

@@ -64,7 +64,8 @@ class Server:
             run["code"] = exit_code
 
         return SimpleNamespace(
-            step=max(rows, default=-1) + 1,
+            starting_step=max(rows, default=-1) + 1,
+            disabled=self.mode == "disabled",
             url=f"https://server/{id}" if mode == "online" else None,
             dir=f"{options['dir']}/wandb/offline-run/files",
             define_metric=lambda *_, **__: self.fail("define_metric"),
@@ -174,6 +175,13 @@ def test_runs_of_two_directories_are_two(server, tmp_path):
         (tmp_path / name).mkdir()
         train(epath.Path(tmp_path / name), 0, 4)
     assert sorted(run["options"]["name"] for run in server.runs.values()) == ["a", "b"]
+
+
+def test_nothing_is_sent_where_the_user_turned_it_off(server, workdir, capsys):
+    server.mode = "disabled"
+    train(workdir, 0, 8)
+    assert only_run(server)["rows"] == {}
+    assert capsys.readouterr().out == ""
 
 
 def test_without_a_project_nothing_is_imported(workdir, monkeypatch):
