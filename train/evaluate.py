@@ -71,7 +71,7 @@ def main(options: Namespace) -> None:
         if not math.isfinite(value):
             raise RunError(
                 f"the {name} is {value}: the network overflows on these images. Look at "
-                "config.data.mean and config.data.std, or at the checkpoint before, --which best."
+                "config.data.mean and config.data.std, or take other weights."
             )
     if layers:
         print(gates.table(layers).text())

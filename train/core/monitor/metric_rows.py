@@ -103,7 +103,7 @@ def _read(path: epath.Path) -> list[Row]:
         return [_row(line) for line in lines]
     except ValueError as error:
         raise RunError(
-            f"{path} is damaged: {reason(error)} Remove that line; the run is whole without it."
+            f"{path} is damaged: {reason(error)} Remove that line; the run goes on without it."
         ) from error
 
 
