@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from train.compare.estimates import CONFIDENCE, Estimate, Variant
+from train.compare.estimates import Estimate, Variant
 from train.compare.runs import ComparedRun
+from train.compare.significance import CONFIDENCE, POWER
 from train.core.tables import Table
 
 
@@ -102,10 +103,10 @@ COLUMNS = (
         _interval,
         ("seeds", "mean", "low", "high"),
         is_paired=True,
-        meaning=f"The difference is taken seed by seed, with its {CONFIDENCE:.0%} confidence "
-        "interval (Student's t); where the interval holds 0, these runs show no difference. With "
-        "one seed there is neither deviation nor interval (–), and no interval where all seeds "
-        "differ by the same.",
+        meaning="The difference is taken seed by seed, with its confidence interval: "
+        f"{CONFIDENCE:.0%} for all differences together (Student's t, Holm's levels); where the "
+        "interval holds 0, these runs show no difference. With one seed there is neither deviation "
+        "nor interval (–), and no interval where attention and seed explain every run.",
     ),
     _mean("best_top1_error", "best top-1 error, % (chosen on the test set)"),
     _mean(
@@ -132,8 +133,23 @@ def shown(variants: Sequence[Variant]) -> list[Column]:
 
 
 def legend(variants: Sequence[Variant]) -> str:
-    """What the columns mean."""
-    return " ".join(column.meaning for column in shown(variants) if column.meaning)
+    """What the columns mean, and what the comparison could have found."""
+    meanings = [column.meaning for column in shown(variants) if column.meaning]
+    return " ".join([*meanings, *_power(variants)])
+
+
+def _power(variants: Sequence[Variant]) -> list[str]:
+    compared = [each for each in variants if each.noise is not None]
+    if not compared or compared[0].noise is None:
+        return []
+    noise, level = compared[0].noise, (1 - CONFIDENCE) / len(compared)
+    seeds = sorted({each.top1_difference.seeds for each in compared if each.top1_difference})
+    found = ", ".join(f"{noise.detectable(n, level):.2f} points with {n}" for n in seeds)
+    return [
+        f"Beside attention and seed, runs differ by a standard deviation of {noise.deviation:.2f} "
+        f"points ({noise.freedom} degrees of freedom, the same for all attentions): a difference "
+        f"is found with a probability of {POWER:.0%} if it is {found} seeds."
+    ]
 
 
 def table(variants: Sequence[Variant]) -> Table:

@@ -1,19 +1,14 @@
 """What came out of a comparison: means over seeds, their deviations and intervals."""
 
 import dataclasses
-import math
 import operator
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from scipy import stats
-
 from train.compare.runs import ComparedRun
+from train.compare.significance import Noise, holm_levels, noise_of
 
-CONFIDENCE = 0.95
-# Percentages that are equal but for rounding are this near.
-ROUNDING = 1e-9
 BASE = "none"
 
 # By seed.
@@ -28,8 +23,8 @@ class Estimate(NamedTuple):
       seeds: Number of the values.
       mean: Mean of the values.
       deviation: Standard deviation of a value; None of one alone.
-      low: Lower end of the confidence interval of the mean; None of one alone, and where all are
-        equal, which says nothing of how far another would be.
+      low: Lower end of a difference's confidence interval; None where there is no noise to tell
+        it from.
       high: Upper end of the interval.
     """
 
@@ -41,27 +36,18 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean, standard deviation, and the confidence interval of the mean by Student's t.
-
-    mean ± t(n − 1) deviation / sqrt(n)
+    """Mean and standard deviation.
 
     Args:
       values: One value of every seed, at least one.
 
     Example:
       >>> from train.compare.estimates import estimate
-      >>> errors = estimate([1.0, 2.0, 3.0])
-      >>> errors.mean, errors.deviation, round(errors.high - errors.mean, 3)
-      (2.0, 1.0, 2.484)
+      >>> estimate([1.0, 2.0, 3.0])[:3]
+      (3, 2.0, 1.0)
     """
-    count, mean = len(values), statistics.fmean(values)
-    if count == 1:
-        return Estimate(count, mean)
-    deviation = statistics.stdev(values)
-    if deviation < ROUNDING:
-        return Estimate(count, mean, deviation)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * deviation / math.sqrt(count)
-    return Estimate(count, mean, deviation, mean - half, mean + half)
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return Estimate(len(values), statistics.fmean(values), deviation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +58,15 @@ class Variant:
       name: The attention, with the strength of its penalty.
       summaries: Summary of each run, by its seed; at least one.
       base: Summaries of the runs without attention, by seed; empty for those runs themselves.
+      noise: Noise of all runs that it is compared with; None where it is not known.
+      level: Probability of an interval of its difference that is wrong.
     """
 
     name: str
     summaries: Summaries
     base: Summaries
+    noise: Noise | None = None
+    level: float = 1.0
 
     def first(self, field: str) -> Any:
         """A figure that all seeds have in common."""
@@ -112,7 +102,11 @@ class Variant:
     @property
     def top1_difference(self) -> Estimate | None:
         """The difference of the top-1 error to that without attention, in percentage points."""
-        return self.paired("top1_error", operator.sub)
+        difference = self.paired("top1_error", operator.sub)
+        if difference is None or self.noise is None:
+            return difference
+        low, high = self.noise.interval(difference.mean, difference.seeds, self.level)
+        return difference._replace(low=low, high=high)
 
     @property
     def speed(self) -> Estimate | None:
@@ -127,4 +121,24 @@ def variants_of(runs: Sequence[ComparedRun]) -> list[Variant]:
         if run.summary is not None:
             summaries.setdefault(run.variant, {})[run.seed] = run.summary
     base = summaries.get(BASE, {})
-    return [Variant(name, own, {} if name == BASE else base) for name, own in summaries.items()]
+    variants = [Variant(name, own, {} if name == BASE else base) for name, own in summaries.items()]
+    return _with_levels(variants)
+
+
+def _with_levels(variants: list[Variant]) -> list[Variant]:
+    errors = [
+        {seed: own["top1_error"] for seed, own in each.summaries.items()} for each in variants
+    ]
+    noise = noise_of(errors)
+    differences = {each.name: each.top1_difference for each in variants}
+    compared = {name: each for name, each in differences.items() if each is not None}
+    if noise is None or not compared:
+        return variants
+    p_values = [noise.p_value(each.mean, each.seeds) for each in compared.values()]
+    levels = dict(zip(compared, holm_levels(p_values), strict=True))
+    return [
+        dataclasses.replace(each, noise=noise, level=levels[each.name])
+        if each.name in levels
+        else each
+        for each in variants
+    ]

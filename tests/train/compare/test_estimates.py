@@ -54,11 +54,14 @@ def test_mean_deviation_and_interval():
     assert none.top1_difference is none.speed is None
     assert nam.name == "nam-p0.0001"
     assert nam.top1_difference.mean == -2.0
-    # Differences −1, −2, −3: deviation 1; the quantile of Student's t for 2 degrees of freedom.
-    assert nam.top1_difference.high == pytest.approx(-2 + 4.302652729749464 / math.sqrt(3))
-    assert nam.top1_difference.low == pytest.approx(-2 - 4.302652729749464 / math.sqrt(3))
+    # Differences −1, −2, −3: deviation 1. The quantile of Student's t for 2 degrees of freedom at
+    # half of 0.05, for there are two differences, which neither is below.
+    assert nam.top1_difference.high == pytest.approx(-2 + 6.205346816570965 / math.sqrt(3))
+    assert nam.top1_difference.low == pytest.approx(-2 - 6.205346816570965 / math.sqrt(3))
     assert nam.speed.mean == pytest.approx((0.5 + 0.9 + 0.7) / 3)
-    assert se.top1_difference == (1, 1.0, None, None, None)
+    # The noise is that of all runs: one seed has an interval too.
+    assert se.top1_difference[:3] == (1, 1.0, None)
+    assert se.top1_difference.high == pytest.approx(1 + 6.205346816570965)
     assert se.speed.mean == 0.75
 
 
@@ -94,11 +97,11 @@ def test_csv_has_every_figure_in_full():
     none, nam, se = csv.DictReader(io.StringIO(csv_text(variants_of(RUNS))))
     assert none["top1_error_mean"] == "32.0"
     assert none["top1_difference_mean"] == none["images_per_second_vs_none"] == ""
-    assert float(nam["top1_difference_high"]) == pytest.approx(0.484, abs=1e-3)
+    assert float(nam["top1_difference_high"]) == pytest.approx(1.583, abs=1e-3)
     assert nam["seeds"] == "0 1 2"
     assert [line["top1_difference_seeds"] for line in (none, nam, se)] == ["", "3", "1"]
     assert nam["best_top1_error_mean"] == "29.0"
-    assert se["top1_error_deviation"] == se["top1_difference_low"] == ""
+    assert se["top1_error_deviation"] == none["top1_difference_low"] == ""
     assert se["parameters"] == "1234"
 
 
@@ -115,9 +118,18 @@ def test_markdown():
     assert rows["none"] == [
         "3", "1,234", "5,678", "32.00 ± 2.00", "16.00 ± 1.00", "–", "31.00 ± 2.00", "–",
     ]  # fmt: skip
-    assert rows["nam-p0.0001"][5] == "-2.00 (-4.48 … +0.48)"
-    assert rows["se"][3:] == ["33.00 ± –", "16.50 ± –", "+1.00 (–)", "32.00 ± –", "0.75"]
-    assert "95% confidence interval" in text
+    assert rows["nam-p0.0001"][5] == "-2.00 (-5.58 … +1.58)"
+    assert rows["se"][3:] == [
+        "33.00 ± –",
+        "16.50 ± –",
+        "+1.00 (-5.21 … +7.21)",
+        "32.00 ± –",
+        "0.75",
+    ]
+    assert "95% for all differences together" in text
+    assert "standard deviation of 0.71 points (2 degrees of freedom" in text
+    assert "probability of 80% if it is 8.01 points with 1, 4.62 points with 3 seeds." in text
+    assert "degrees of freedom" not in markdown(variants_of(RUNS[:2]), "")
 
 
 def test_averaged_weights_have_a_column_where_all_runs_have_them():
