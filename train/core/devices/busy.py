@@ -121,14 +121,14 @@ def busy(
         is_over.set()
         thread.join()
         _all.remove(work)
-        # It may go to a file on a full disk.
-        with contextlib.suppress(OSError, ValueError):
+        # It may go to a file on a full disk, or nowhere.
+        with contextlib.suppress(AttributeError, OSError, ValueError):
             work.end()
 
 
 def _watch(work: Work, is_over: threading.Event) -> None:
     while not is_over.wait(TERMINAL_SECONDS):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
             work.tick()
 
 

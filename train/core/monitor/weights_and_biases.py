@@ -167,6 +167,7 @@ def _settings(wandb: Any) -> Any:
         x_disable_machine_info=True,
         x_disable_meta=True,
         x_disable_stats=True,
+        x_save_requirements=False,
     )
 
 

@@ -133,7 +133,9 @@ def test_signs_come_by_themselves_while_the_work_waits(monkeypatch):
     assert threading.active_count() == threads
 
 
-@pytest.mark.parametrize("error", [OSError(28, "no space left"), ValueError("closed file")])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "no space left"), ValueError("closed file"), AttributeError("None")]
+)
 def test_signs_that_cannot_be_written_disturb_nothing(monkeypatch, error):
     tried = threading.Event()
 
