@@ -5,7 +5,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 PYTEST_ON_TWO_CORES := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: quickstart test test-all test-long test-compile test-compile-gpu test-page faults lint docs docs-links clean
+.PHONY: quickstart test test-all test-long test-compile test-compile-gpu test-page faults lint docs docs-links dist clean
 
 quickstart: .venv/train # train the small digits network to the end
 	$(BIN)/python -m train.main --config configs/digits_resnet20.py
@@ -44,8 +44,14 @@ docs: .venv/docs # make the documentation's site, build/html
 docs-links: .venv/docs # ask the addresses of others that the documentation names
 	$(BIN)/sphinx-build --builder linkcheck docs build/links
 
+dist: .venv/dev # build the wheel and the sdist, and check both
+	rm -rf build/lib build/bdist.* dist
+	$(BIN)/python -m build --outdir dist . >build.log || { cat build.log; exit 1; }
+	rm build.log
+	$(BIN)/twine check --strict dist/*
+
 clean: # remove the environment and what tools left behind
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 
 .venv/train: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: needs Python 3.11 or later, got " + sys.version.split()[0] + "; try make PYTHON=python3.12")'

@@ -97,8 +97,10 @@ def _plain_signature(
 
 
 def _link_inside(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Links to a page that lies elsewhere in the repository lead to where the site has it."""
-    source[0] = re.sub(r"\]\((\.\./)+benchmarks/README\.md", "](/training/benchmarks.md", source[0])
+    """Links to what lies elsewhere in the repository lead to where the site has it."""
+    text = re.sub(r"\]\((\.\./)+benchmarks/README\.md", "](/training/benchmarks.md", source[0])
+    tour = r"\[([^]]*)\]\((?:\.\./)+examples/tour\.ipynb\)"
+    source[0] = re.sub(tour, r"{doc}`\1 </start/tour>`", text)
 
 
 def _name_language(app: Sphinx, pagename: str, template: str, context: Any, doctree: Any) -> None:

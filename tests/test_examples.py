@@ -2,11 +2,14 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from examples import linen_model, nnx_model, pretrained_model
 from tests.helpers.values import with_slow
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -34,3 +37,27 @@ def test_pretrained_network_keeps_its_error() -> None:
     assert plain == 16.5
     assert once > 95
     assert abs(twice - plain) <= 1
+
+
+@pytest.mark.slow
+def test_tour_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    # What it writes, and what its kernel does.
+    for name in ("TMPDIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    tour = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
+    shown = [kinds_of_output(cell) for cell in tour.cells]
+    resources = {"metadata": {"path": str(EXAMPLES)}}
+    nbclient.NotebookClient(tour, timeout=600, resources=resources).execute()
+    assert [kinds_of_output(cell) for cell in tour.cells] == shown
+    assert "done: top-1 error" in str(tour.cells)
+
+
+def kinds_of_output(cell: Any) -> list[str]:
+    """What a cell prints or shows: `stream`, `display_data`, ….
+
+    A tour that is stored without outputs, or whose outputs are other ones by now, shows here.
+    """
+    return sorted({output["output_type"] for output in cell.get("outputs", ())})

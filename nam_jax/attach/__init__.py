@@ -121,7 +121,10 @@ def _attached_class(
     @nn.nowrap
     def reduce(self: Any) -> Any:
         if self.scope is not None:
-            raise TypeError(f"Only an unbound {base.__name__} can be pickled; this one is bound.")
+            raise TypeError(
+                f"Only an unbound {base.__name__} can be pickled; this one is bound. Pickle the "
+                "one on which bind was called."
+            )
         again = functools.partial(attach, attention=template, after=after, name=name, train=train)
         return again, (base(**_fields(self)),)
 

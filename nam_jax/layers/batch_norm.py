@@ -283,7 +283,10 @@ class BatchNorm(nn.Module):
     def _feature_axes(self, ndim: int) -> tuple[int, ...]:
         axes = (self.axis,) if isinstance(self.axis, int) else self.axis
         if not all(-ndim <= axis < ndim for axis in axes):
-            raise ValueError(f"BatchNorm's axis {self.axis} is not one of {ndim} axes.")
+            raise ValueError(
+                f"BatchNorm's axis has to be from {-ndim} to {ndim - 1}, since x has {ndim} axes; "
+                f"got {self.axis}."
+            )
         return tuple(sorted(axis % ndim for axis in axes))
 
     def _broadcast(self, value: jax.Array, ndim: int) -> jax.Array:

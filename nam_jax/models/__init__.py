@@ -95,7 +95,7 @@ def create(
     options["attention_options"] = FrozenDict(options.get("attention_options", {}))
     for field in options:
         if not has_field(name, field):
-            raise ValueError(f"The network {name} has no {field}.")
+            raise ValueError(f"The model {name} has no field {field!r}; leave it out.")
     return _MODELS[name](
         num_classes=num_classes, attention=attention, stem=stem, dtype=dtype, **options
     )
@@ -105,8 +105,8 @@ def _check_hyperparameters(attention: str, names: Iterable[str]) -> None:
     allowed = hyperparameters(attention)
     for name in names:
         if name not in allowed:
-            some = f"its are {', '.join(allowed)}" if allowed else "it has none"
-            raise ValueError(f"The attention {attention} has no hyper-parameter {name}; {some}.")
+            some = f"allowed: {', '.join(allowed)}" if allowed else "it has none, leave it out"
+            raise ValueError(f"The attention {attention} has no hyper-parameter {name!r}; {some}.")
 
 
 def has_field(name: str, field: str) -> bool:

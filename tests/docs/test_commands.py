@@ -57,7 +57,7 @@ def test_what_commands_name_is_there(page: Path) -> None:
     for module in re.findall(r"python -m (\w+\.\w+)", text):
         assert module == "train.NAME" or importlib.util.find_spec(module)
     targets = re.findall(r"^([\w./-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
-    for target in re.findall(r"(?:`|^    )make ([\w./-]+)", text, re.MULTILINE):
+    for target in re.findall(r"(?:`|^    )make (?:\w+=\S+ )?([\w./-]+)", text, re.MULTILINE):
         assert target in targets
     extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     for names in re.findall(r"'\.\[([\w,]+)\]'", text):
