@@ -10,6 +10,9 @@ from flax.core import meta
 
 from nam_jax.variables import abstract_variables
 
+# Names in a message.
+_FEW = 5
+
 
 def resize_spatial(
     variables: Any, module: nn.Module, input_shape: tuple[int, int, int, int]
@@ -18,8 +21,8 @@ def resize_spatial(
 
     A new pixel takes the mean of the old ones that it covers, each weighted by the area that
     is covered: λ, shift and statistics alike. λ and shift are then multiplied by
-    H′W′ / (H W), for the weights |λ| / Σ|λ| shrink as the number of pixels grows, and every
-    gate would flatten. At the same size nothing changes, and an input in which every pixel
+    H′W′ / (H W), for the weights W_λ shrink as the number of pixels grows, and every gate
+    would flatten. At the same size nothing changes, and an input in which every pixel
     is repeated k × k times has the gate repeated k × k times.
 
     Args:
@@ -56,8 +59,10 @@ def resize_spatial(
         if _shape(resized, path) != _shape(wanted, path)
     )
     if differing:
+        more = f" and {len(differing) - _FEW:,} more" if len(differing) > _FEW else ""
         raise ValueError(
-            f"The variables are not of this module; these differ: {', '.join(differing)}."
+            f"The variables are not of this module: {', '.join(differing[:_FEW])}{more}. Build the "
+            "module as they were made, with the same attention and classes."
         )
     return meta.replace_boxed(variables, traverse_util.unflatten_dict(resized))
 

@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,14 @@ import jax
 import pytest
 
 from tests.helpers.damage import Child
-from train.core.devices import topologies
+from train.core.devices import busy, topologies
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 # Tests, and the commands that they start, leave nothing behind in the user's directory.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# What a command tells in a test does not depend on how fast the machine is.
+busy.PATIENCE = math.inf
 
 
 # How hard property tests try: a few examples by default, many in `make faults`.

@@ -69,7 +69,10 @@ def main(options: Namespace) -> None:
     for name, value in result.items():
         print(f"{name} {value:.6g}")
         if not math.isfinite(value):
-            raise RunError(f"the {name} is {value}: the network overflows on these images.")
+            raise RunError(
+                f"the {name} is {value}: the network overflows on these images. Look at "
+                "config.data.mean and config.data.std, or take other weights."
+            )
     if layers:
         print(gates.table(layers).text())
         result["gates"] = {path: layer._asdict() for path, layer in layers.items()}

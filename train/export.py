@@ -24,6 +24,7 @@ from train.core import command_line
 from train.core.command_line.values import not_empty, output
 from train.core.config.fields import DataConfig
 from train.core.devices import environment
+from train.core.devices.busy import busy
 from train.core.engine import trained_network
 from train.core.engine.trained_network import Trained
 from train.core.errors import ConfigError
@@ -99,7 +100,7 @@ def write(network: Trained, target: Path, kind: str, *, raw: bool, probabilities
         else:
             content = nam_jax.export(*arguments, **options)
     except UnsupportedOperationError as error:
-        raise ConfigError(f"--format={kind}: {error}") from error
+        raise ConfigError(f"--format={kind}: {error} That is --format=stablehlo.") from error
     storage.write_bytes(target, content)
     if kind == "stablehlo":
         try:
@@ -156,7 +157,8 @@ def main(options: Namespace) -> None:
         network = trained_network.of_run(workdir, options.which, options.data_dir)
     else:
         network = trained_network.of_file(config)
-    write(network, options.out, kind, raw=options.raw, probabilities=options.probabilities)
+    with busy(f"writing {options.out}"):
+        write(network, options.out, kind, raw=options.raw, probabilities=options.probabilities)
     step = "" if network.step is None else f", step {network.step}"
     print(f"{options.out}: {kind}, {options.out.stat().st_size:,} bytes{step}")
 

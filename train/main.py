@@ -43,10 +43,16 @@ def parser() -> command_line.Parser:
         "--coordinator", metavar="HOST:PORT", type=not_empty, help="address of the first process"
     )
     parser.add_argument(
-        "--num_processes", metavar="N", type=whole_number(1, MOST_STEPS), help="processes in all"
+        "--num_processes",
+        metavar="N",
+        type=whole_number(1, MOST_STEPS),
+        help="number of processes in all",
     )
     parser.add_argument(
-        "--process_id", metavar="I", type=whole_number(0, MOST_STEPS), help="this one, from 0 on"
+        "--process_id",
+        metavar="I",
+        type=whole_number(0, MOST_STEPS),
+        help="number of this one, from 0 on",
     )
     parser.add_argument(
         "--heartbeat_seconds",

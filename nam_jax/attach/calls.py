@@ -105,9 +105,15 @@ class Calls:
         self, module: Any, args: Any, kwargs: Any, y: Any, moments: Moments | None = None
     ) -> jax.Array:
         if not isinstance(y, jax.Array | np.ndarray):
-            raise ValueError(f"attention takes an array; the module returns {type(y).__name__}.")
+            raise ValueError(
+                f"attention takes an array; the module returns {type(y).__name__}. Select another "
+                "module by after=."
+            )
         if getattr(module, "axis_index_groups", None) is not None:
-            raise ValueError("attention cannot share statistics in groups (axis_index_groups).")
+            raise ValueError(
+                "attention cannot share statistics in groups, as the module does "
+                "(axis_index_groups). Select another module by after=."
+            )
         self._reserve_name(module)
         extra = {"scale": _scale(module, y)} if isinstance(self.template, TiedNAM) else {}
         follows: dict[str, Any] = {
@@ -141,9 +147,13 @@ class Calls:
 def _scale(module: nn.Module, y: Any) -> jax.Array:
     scale = meta.unbox(module.get_variable("params", "scale"))
     if scale is None:
-        raise ValueError("nam_tied needs the scale of a normalisation; the module has none.")
+        raise ValueError(
+            "nam_tied needs the scale of a normalisation; the module has none. Select a BatchNorm "
+            "by after=, or take nam."
+        )
     if scale.size != y.shape[-1]:
         raise ValueError(
-            f"nam_tied needs a scale for each of {y.shape[-1]} channels; got {scale.shape}."
+            f"nam_tied needs a scale for each of {y.shape[-1]} channels; got the shape "
+            f"{scale.shape}. Select a BatchNorm by after=, or take nam."
         )
     return scale.reshape(-1)

@@ -95,8 +95,8 @@ class Writer:
             tensor = self.tensors[operand]
             if not tensor.whole:
                 raise UnsupportedOperationError(
-                    f"An array that is broadcast to {operand.shape} can only be part of sums, "
-                    "products and the like."
+                    f"The ONNX export knows an array that is broadcast to {operand.shape} in sums, "
+                    "products and the like alone."
                 )
             return tensor
         return Tensor(self.constant(operand), tuple(range(operand.ndim)))

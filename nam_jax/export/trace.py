@@ -98,7 +98,11 @@ class Graph:
 
 
 class UnsupportedOperationError(NotImplementedError):
-    """A function does what cannot be exported."""
+    """A function does what cannot be exported to ONNX."""
+
+    def __init__(self, what: str):
+        """Says what, a sentence, and what to do."""
+        super().__init__(f"{what} StableHLO can hold every network: see nam_jax.export.")
 
 
 def trace(function: Callable[[jax.Array], jax.Array], example: jax.ShapeDtypeStruct) -> Graph:
@@ -118,7 +122,7 @@ def trace(function: Callable[[jax.Array], jax.Array], example: jax.ShapeDtypeStr
     tracer = _Tracer()
     (output,) = tracer.run(closed, [value])
     if not isinstance(output, Value):
-        raise UnsupportedOperationError("The result does not depend on the input.")
+        raise UnsupportedOperationError("The ONNX export needs a result that depends on the input.")
     return without_unused(Graph(value, tracer.operations, output))
 
 
@@ -188,7 +192,7 @@ class _Tracer:
     def _noted(self, equation: Any, operands: list[Operand]) -> Operand:
         name, outputs = equation.primitive.name, [v.aval for v in equation.outvars]
         if len(outputs) != 1 or name in ("cond", "while", "scan"):
-            raise UnsupportedOperationError(f"The operation {name} cannot be exported.")
+            raise UnsupportedOperationError(f"The ONNX export knows no operation {name} of JAX.")
         (aval,) = outputs
         if name in ("copy", "stop_gradient") or (
             name == "convert_element_type"
@@ -224,7 +228,7 @@ def _whole(operand: Operand, shape: tuple[Any, ...]) -> Operand:
     if isinstance(operand, Value) or operand.shape == shape:
         return operand
     if not all(isinstance(size, int) for size in shape):
-        raise UnsupportedOperationError(f"A constant of the shape {shape} cannot be exported.")
+        raise UnsupportedOperationError(f"The ONNX export knows no constant of the shape {shape}.")
     return np.broadcast_to(operand, shape)
 
 

@@ -138,13 +138,17 @@ def running_average(value: jax.Array, new: jax.Array, momentum: float) -> jax.Ar
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation: y = scale (x − mean) / sqrt(var + epsilon) + bias.
+    """Batch normalisation that can hand on the moments of its output.
+
+    .. math::
+      y = scale (x − mean) / sqrt(var + epsilon) + bias
 
     Parameters (`scale`, `bias`), statistics (`mean` and biased `var` in `batch_stats`) and
     numbers are those of `flax.linen.BatchNorm`. In addition it returns the moments of y on
     request; they follow from the parameters and need no pass over y:
 
-    E[y] = bias,  Var[y] = scale² var / (var + epsilon)
+    .. math::
+      E[y] = bias,  Var[y] = scale² var / (var + epsilon)
 
     Of Flax's fields `use_bias`, `use_scale`, `use_fast_variance`, `axis_index_groups` and
     `force_float32_reductions` (as it is always here) are missing, and `mask` at the call.
@@ -279,7 +283,10 @@ class BatchNorm(nn.Module):
     def _feature_axes(self, ndim: int) -> tuple[int, ...]:
         axes = (self.axis,) if isinstance(self.axis, int) else self.axis
         if not all(-ndim <= axis < ndim for axis in axes):
-            raise ValueError(f"BatchNorm's axis {self.axis} is not one of {ndim} axes.")
+            raise ValueError(
+                f"BatchNorm's axis has to be from {-ndim} to {ndim - 1}, since x has {ndim} axes; "
+                f"got {self.axis}."
+            )
         return tuple(sorted(axis % ndim for axis in axes))
 
     def _broadcast(self, value: jax.Array, ndim: int) -> jax.Array:

@@ -13,6 +13,16 @@ from nam_jax.attention import hyperparameters
 from nam_jax.models.mobilenet_v2 import MobileNetV2
 from nam_jax.models.resnet import SHORTCUTS, STEMS, BasicBlock, Bottleneck, ResNet
 
+__all__ = [
+    "NAMES",
+    "BasicBlock",
+    "Bottleneck",
+    "MobileNetV2",
+    "ResNet",
+    "create",
+    "has_field",
+]
+
 # He et al. 2015, section 4.2: three stages from 16 features, shortcuts without parameters.
 _CIFAR_RESNET = partial(ResNet, BasicBlock, width=16, shortcut="pad_centre")
 
@@ -29,6 +39,7 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet_v2": MobileNetV2,
 }
 
+#: Names of the networks, for `create`.
 NAMES = tuple(_MODELS)
 
 
@@ -84,7 +95,7 @@ def create(
     options["attention_options"] = FrozenDict(options.get("attention_options", {}))
     for field in options:
         if not has_field(name, field):
-            raise ValueError(f"The network {name} has no {field}.")
+            raise ValueError(f"The model {name} has no field {field!r}; leave it out.")
     return _MODELS[name](
         num_classes=num_classes, attention=attention, stem=stem, dtype=dtype, **options
     )
@@ -94,8 +105,8 @@ def _check_hyperparameters(attention: str, names: Iterable[str]) -> None:
     allowed = hyperparameters(attention)
     for name in names:
         if name not in allowed:
-            some = f"its are {', '.join(allowed)}" if allowed else "it has none"
-            raise ValueError(f"The attention {attention} has no hyper-parameter {name}; {some}.")
+            some = f"allowed: {', '.join(allowed)}" if allowed else "it has none, leave it out"
+            raise ValueError(f"The attention {attention} has no hyper-parameter {name!r}; {some}.")
 
 
 def has_field(name: str, field: str) -> bool:

@@ -30,12 +30,14 @@ def attach(
 ) -> Model:
     """A clone of an NNX model with attention on the output of some of its modules.
 
-    y = attention(module(x)) for every module that `after` selects
+    .. math::
+      y = attention(module(x))
 
-    Everything that the model had keeps its path; the variables of the attention lie below the
-    selected module, such as `layer1/bn2/attention/channel/nam_bn/scale`. `nam_tied` adds none, and
-    takes the scale of the selected module. Mode and dtype are those of the selected module's call
-    and of its output, `axis_name` is the module's, unless the attention was configured otherwise.
+    for every module that `after` selects. Everything that the model had keeps its path; the
+    variables of the attention lie below the selected module, such as
+    `layer1/bn2/attention/channel/nam_bn/scale`. `nam_tied` adds none, and takes the scale of the
+    selected module. Mode and dtype are those of the selected module's call and of its output,
+    `axis_name` is the module's, unless the attention was configured otherwise.
 
     Args:
       model: NNX model. Its images are (N, H, W, C).
@@ -70,7 +72,9 @@ def attach(
     """
     if not isinstance(model, nnx.Module):
         kind = type(model).__name__
-        raise ValueError(f"nam_jax.nnx.attach takes an NNX model; got {kind}.")
+        raise ValueError(
+            f"nam_jax.nnx.attach takes an NNX model; got {kind}. For linen there is nam_jax.attach."
+        )
     template = configured(attention)
     model = nnx.clone(model)
     if template is None:
@@ -106,11 +110,20 @@ def _select(model: nnx.Module, after: str | Selector) -> dict[str, Any]:
 
 def _check(path: str, module: Any, template: AttentionModule, name: str) -> None:
     if hasattr(module, name):
-        raise ValueError(f"attach, after {path}: it has a {name!r} already; give another name=.")
+        raise ValueError(
+            f"attach, after {path}: the module has something called {name!r} already; give another "
+            "name=."
+        )
     if getattr(module, "axis_index_groups", None) is not None:
-        raise ValueError(f"attach, after {path}: it shares statistics in groups, as NAM cannot.")
+        raise ValueError(
+            f"attach, after {path}: attention cannot share statistics in groups, as the module "
+            "does (axis_index_groups). Select another module by after=."
+        )
     if isinstance(template, linen.TiedNAM) and getattr(module, "scale", None) is None:
-        raise ValueError(f"attach, after {path}: nam_tied needs a scale, and there is none.")
+        raise ValueError(
+            f"attach, after {path}: nam_tied needs the scale of a normalisation; the module has "
+            "none. Select a BatchNorm by after=, or take nam."
+        )
 
 
 class _Outputs:
@@ -146,7 +159,10 @@ def _outputs(
     else:
         nnx.eval_shape(lambda model, x: model(x), probed, example)
     if missing := chosen.keys() - outputs.by_path.keys():
-        raise ValueError(f"attach: the example does not call {', '.join(sorted(missing))}.")
+        raise ValueError(
+            f"attach: the example does not call {', '.join(sorted(missing))}. Give an "
+            "example= that does, or select others by after=."
+        )
     return outputs.by_path
 
 
@@ -203,7 +219,10 @@ def _attended_class(base: type[nnx.Module], name: str, has_mode: bool) -> type[n
         y = call(self, *args, **kwargs)
         if not isinstance(y, jax.Array):
             kind = type(y).__name__
-            raise ValueError(f"attach: attention takes an array; {base.__name__} returns {kind}.")
+            raise ValueError(
+                f"attach: attention takes an array; {base.__name__} returns {kind}. Select another "
+                "module by after=."
+            )
         attention = getattr(self, name)
         scale = {"scale": self.scale[...]} if isinstance(attention, TiedNAM) else {}
         mode = None if has_mode else _uses_running_average(call, self, args, kwargs)

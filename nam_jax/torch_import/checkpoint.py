@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from nam_jax.torch_import.restricted_pickle import Items, Placeholder, Tensor, as_key
-from nam_jax.torch_import.wording import listed, shortened
+from nam_jax.torch_import.wording import NotWeightsError, listed, shortened
 
 # What training scripts call the network's state dict, or a dict in which it is nested.
 _NETWORK = {
@@ -94,7 +94,7 @@ def take(content: Any, key: str | None) -> dict[str, Tensor]:
     """
     found = find(content)
     if not found:
-        raise ValueError(_nothing(content))
+        raise NotWeightsError(_nothing(content))
     keys = [each.key for each in found]
     if key is None and len(found) > 1 and found[0].role is Role.OTHER:
         raise StateDictKeyError(
@@ -105,7 +105,7 @@ def take(content: Any, key: str | None) -> dict[str, Tensor]:
     if others:
         more = [each for each in keys if each != taken.key]
         advice = f"; other state dicts: {listed(more)}" if more else ""
-        raise ValueError(
+        raise NotWeightsError(
             f"its {taken.key} holds {_described(others)}, and only tensors are read{advice}"
         )
     return taken.entries

@@ -12,6 +12,7 @@ import numpy as np
 
 from nam_jax.torch_import import checkpoint, kinds, torch_save
 from nam_jax.torch_import.checkpoint import StateDictKeyError
+from nam_jax.torch_import.wording import NotWeightsError
 
 StateDict = dict[str, np.ndarray]
 
@@ -61,7 +62,9 @@ def read(path: str | os.PathLike[str], key: str | None = None) -> StateDict:
     with _in_a_line(path):
         state_dict = _read(path, key or None)
         if not all(name.isprintable() for name in state_dict):
-            raise ValueError("a name of an array holds characters that cannot be printed")
+            raise NotWeightsError(
+                "a name of an array holds characters that cannot be printed: give it another"
+            )
         return state_dict
 
 
@@ -72,8 +75,8 @@ def list_state_dicts(path: str | os.PathLike[str]) -> list[str]:
       path: File of weights.
 
     Returns:
-      Dotted keys, an empty one for the whole file: first the one that `read` takes by itself,
-      if there is such.
+      Dotted keys, first the one that `read` takes by itself, if there is such; an empty one is that
+      of the whole file.
 
     Raises:
       ValueError, OSError: see `read`.
@@ -100,7 +103,7 @@ def _checked(path: str | os.PathLike[str]) -> Path:
         raise IsADirectoryError(f"{path} is a directory: name the file of weights in it.")
     # Others may have no end, or never begin.
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is a pipe or a device, not a file.")
+        raise ValueError(f"{path} is a pipe or a device: name a file of weights.")
     with path.open("rb"):
         return path  # A missing file is reported as such, whatever a reader makes of it.
 
@@ -112,18 +115,20 @@ def _in_a_line(path: Path) -> Iterator[None]:
         yield
     except ImportError as error:
         raise ImportError(
-            f"{path}: reading it needs safetensors: pip install safetensors"
+            f"{path} needs the package safetensors; get it with pip install safetensors."
         ) from error
     # What a damaged file makes a reader raise is not limited to a few kinds.
     except Exception as error:
         told = StateDictKeyError if isinstance(error, StateDictKeyError) else ValueError
-        raise told(f"{path} cannot be read as weights: {_line(error)}") from error
+        is_whole = isinstance(error, StateDictKeyError | NotWeightsError | OSError | MemoryError)
+        advice = "" if is_whole else "; fetch the file again, or save it anew"
+        raise told(f"{path} cannot be read as weights: {_line(error)}{advice}") from error
 
 
 def _line(error: Exception) -> str:
     """What went wrong, in a line; what a file calls its parts may be long and of many lines."""
     text = "".join(char if char.isprintable() else " " for char in str(error))
-    return text if len(text) <= 300 else f"{text[:300]}…"
+    return text if len(text) <= 250 else f"{text[:250]}…"
 
 
 def _read_npz(path: Path) -> StateDict:
@@ -131,7 +136,9 @@ def _read_npz(path: Path) -> StateDict:
         # A few megabytes can unfold to gigabytes.
         size = sum(member.file_size for member in archive.infolist())
         if size > max(path.stat().st_size, LARGEST_UNFOLDED):
-            raise ValueError(f"it unfolds to {size:,} bytes, which is too much for weights")
+            raise NotWeightsError(
+                f"it unfolds to {size:,} bytes; at most {LARGEST_UNFOLDED:,} are read"
+            )
         for member in archive.infolist():
             _check_size(archive, member)
     with np.load(path, allow_pickle=False) as file:

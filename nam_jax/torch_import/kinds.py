@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 from nam_jax.torch_import.torch_save import LEGACY_MAGIC
+from nam_jax.torch_import.wording import NotWeightsError
 
 # The mark of a tar archive is the last, at 257.
 _START = 512
@@ -51,7 +52,7 @@ def kind(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(_START)
     if not start:
-        raise ValueError("it is empty: fetch it again")
+        raise NotWeightsError("it is empty: fetch it again")
     if start.startswith(b"PK"):
         return _kind_of_zip(path)
     if LEGACY_MAGIC.to_bytes(10, "little") in start[:40]:
@@ -59,7 +60,7 @@ def kind(path: Path) -> str:
     # After the length of the header, which is JSON.
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
         return "safetensors"
-    raise ValueError(f"it is {_described(start)}")
+    raise NotWeightsError(f"it is {_described(start)}")
 
 
 def _kind_of_zip(path: Path) -> str:
@@ -67,19 +68,21 @@ def _kind_of_zip(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except zipfile.BadZipFile as error:
-        raise ValueError(
+        raise NotWeightsError(
             "it is a zip archive that is damaged or cut short: fetch it again"
         ) from error
     if any(re.fullmatch(r"[^/]+/constants\.pkl", name) for name in names):
-        raise ValueError(f"it is a TorchScript archive: load it with torch.jit.load, and {_SAVE}")
+        raise NotWeightsError(
+            f"it is a TorchScript archive: load it with torch.jit.load, and {_SAVE}"
+        )
     if any(name.endswith("/data.pkl") for name in names):
         return "torch"
     if any(name.endswith(".npy") for name in names):
         return "npz"
     if any(name.endswith(".weights.h5") for name in names):
-        raise ValueError("it is a Keras model: save its arrays by PyTorch's names, as .npz")
+        raise NotWeightsError("it is a Keras model: save its arrays by PyTorch's names, as .npz")
     listed = ", ".join(names[:_MOST_NAMES]) or "nothing"
-    raise ValueError(
+    raise NotWeightsError(
         f"it is a zip archive, neither of torch.save nor of NumPy: unpack it; it holds {listed}"
     )
 

@@ -92,7 +92,7 @@ def _tensor(
         return Placeholder("torch.Tensor with metadata: resolve_neg() or resolve_conj() it first")
     plain = type(storage) is Storage and {type(shape), type(strides)} <= {tuple, list}
     if not plain or len(shape) != len(strides) or len(shape) > _MOST_AXES:
-        raise ValueError("it holds a tensor that is none")
+        raise ValueError("something in it stands in the place of a tensor, and is none")
     if not all(type(n) is int and 0 <= n < 2**63 for n in (offset, *shape, *strides)):
         raise ValueError("it holds a tensor whose sizes are not whole numbers from 0 to 2**63 - 1")
     return Tensor(storage, offset, tuple(shape), tuple(strides))

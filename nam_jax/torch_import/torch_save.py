@@ -89,7 +89,7 @@ def _open_zip(path: Path) -> _Saved:
         folder = pickles[0].removesuffix("data.pkl")
         byte_order = f"{folder}byteorder"
         if byte_order in archive.namelist() and archive.read(byte_order) != b"little":
-            raise ValueError("it was written by a big-endian machine")
+            raise ValueError("it was written by a big-endian machine: save it on another")
         content = restricted_pickle.load(io.BytesIO(archive.read(pickles[0])))
 
     def storages(keys: set[str]) -> dict[str, bytes]:
@@ -130,7 +130,10 @@ def _open_legacy(path: Path) -> _Saved:
         for key in listed:
             # Of others already the hash may take forever.
             if type(key) is not str or key not in dtypes:
-                raise ValueError("it lists a storage that is none, or of an unknown kind")
+                raise ValueError(
+                    "something in it stands in the place of a storage, and is none, or of an "
+                    "unknown kind"
+                )
             size = int.from_bytes(file.read(8), "little") * dtypes[key].itemsize
             if key in keys:
                 found[key] = file.read(size)

@@ -1,7 +1,11 @@
-"""How many names, and how much of each, stand in a message."""
+"""What messages have in common: how many names, how much of each, and whether advice is in it."""
 
 MOST_NAMED = 5
 _LONGEST_NAME = 80
+
+
+class NotWeightsError(ValueError):
+    """A file is whole, but not what is looked for; the message says what to do."""
 
 
 def shortened(name: str) -> str:

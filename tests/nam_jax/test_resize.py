@@ -89,7 +89,7 @@ def test_a_network_takes_the_new_size_and_keeps_all_else():
 def test_variables_of_another_module_are_refused():
     x = image(4, 4)
     variables = variables_of(SpatialNAM(), x)
-    with pytest.raises(ValueError, match="not of this module; these differ: batch_stats/nam_bn"):
+    with pytest.raises(ValueError, match="not of this module: batch_stats/nam_bn"):
         resize_spatial(variables, ChannelNAM(), x.shape)
 
 

@@ -64,7 +64,7 @@ def smallest(**changes: Any) -> Config:
     "name", ["", "v5e", "v5e:", "v5e:4", "v5e:2X2", "v5e:2x", "v5e:-1x2", "v5e:2x2x2x2", ":2x2"]
 )
 def test_malformed_topology_is_refused_with_examples(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"^--topology: got .*examples: v4:2x2x1, v5e:2x2"):
+    with pytest.raises(ConfigError, match=r"^--topology: got .*such as v4:2x2x1, v5e:2x2"):
         topologies.devices(name)
 
 

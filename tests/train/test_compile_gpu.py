@@ -25,7 +25,7 @@ CARDS = {
 
 @pytest.mark.parametrize("name", ["h100:", "h100:0", "h100:2x2", "h100:100", "b9000", "H100"])
 def test_malformed_card_is_refused_with_examples(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"^--topology: got .*examples: .*h100:8"):
+    with pytest.raises(ConfigError, match=r"^--topology: got .*such as .*h100:8"):
         topologies.devices(name)
 
 

@@ -21,6 +21,7 @@ from train.core.data.loaders import LOADERS
 from train.core.data.on_host.transform import train_transform
 from train.core.data.sources.records import BadRecordError
 from train.core.data.streaming import READY, Streaming
+from train.core.devices.busy import busy
 from train.core.devices.mesh import process_rows, put_rows
 from train.core.engine.experiment import Experiment, build_experiment, streams
 from train.core.engine.feeds import train_feed
@@ -55,7 +56,10 @@ def run(config: Config, numbers: Sequence[int] | None, seconds: float) -> dict[s
     """
     cores = cpu_cores()
     if LOADERS[config.data.loader] is not Streaming:
-        raise ConfigError("config.data.loader: the resident loader has no work to measure.")
+        raise ConfigError(
+            f"config.data.loader: got {config.data.loader!r}, which has no work to measure; set "
+            "config.data.loader=streaming."
+        )
     experiment = build_experiment(config)
     print(f"{cores} CPU cores; microseconds per image and thread, by stage")
     results = []
@@ -63,7 +67,8 @@ def run(config: Config, numbers: Sequence[int] | None, seconds: float) -> dict[s
         own = replaced(config, {"data.workers": workers})
         loader = Streaming(own, experiment.mesh)
         own_experiment = dataclasses.replace(experiment, config=own, loader=loader)
-        result = loader_figures(own_experiment, workers, seconds)
+        with busy(f"measuring {workers} workers, for {1.5 * seconds:.0f} seconds"):
+            result = loader_figures(own_experiment, workers, seconds)
         results.append(result)
         stages = "  ".join(f"{n} {t:.0f}" for n, t in result["microseconds_per_image"].items())
         print(

@@ -19,6 +19,7 @@ from train.core.config.spec import MOST_STEPS
 from train.core.data.feed import Feed
 from train.core.data.streaming import READY
 from train.core.devices import chips, program_cost
+from train.core.devices.busy import busy
 from train.core.engine.compiled_steps import lower_train_step
 from train.core.engine.experiment import Experiment, build_experiment
 from train.core.engine.feeds import train_example, train_feed
@@ -113,9 +114,14 @@ def measure(experiments: Mapping[str, Experiment], steps: int) -> dict[str, Figu
       The figures by name; those with the loader's images are None where they are not on disk.
     """
     images = random_images(next(iter(experiments.values())))
-    runs = {name: CompiledStep(experiment, images) for name, experiment in experiments.items()}
+    runs = {}
+    with busy("compiling", len(experiments), "networks") as work:
+        for name, experiment in experiments.items():
+            runs[name] = CompiledStep(experiment, images)
+            work.advance()
     del images
-    times = turns.take_turns(runs, steps)
+    with busy("timing", 2 * steps * len(runs), "steps") as work:
+        times = turns.take_turns(runs, steps, told=work.advance)
     figures = {
         name: step_figures(run, times[name], times.get("none")) for name, run in runs.items()
     }
@@ -168,15 +174,19 @@ def _fed(runs: Mapping[str, CompiledStep], steps: int) -> dict[str, Figures]:
     experiment = next(iter(runs.values())).experiment
     if not experiment.source.is_on_disk:
         data = experiment.config.data
-        print(f"not measured with a loader: {data.name} is not in {data.dir}", flush=True)
+        print(
+            f"not measured with a loader: {data.name} is not in {data.dir} (config.data.dir)",
+            flush=True,
+        )
         return {name: {"fed_images_per_second": None, "data_wait": None} for name in runs}
     for run in runs.values():
         run.drop_images()
     endless = dataclasses.replace(experiment, total_steps=MOST_STEPS)
     feed = train_feed(endless)
-    return {
-        name: fed_figures(run, feed, endless.dispatches(0), steps) for name, run in runs.items()
-    }
+    with busy("timing with the loader"):
+        return {
+            name: fed_figures(run, feed, endless.dispatches(0), steps) for name, run in runs.items()
+        }
 
 
 def fed_figures(

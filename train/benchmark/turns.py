@@ -32,7 +32,10 @@ class Times(NamedTuple):
 
 
 def take_turns(
-    variants: Mapping[str, Timed], steps: int, clock: Callable[[], float] = time.perf_counter
+    variants: Mapping[str, Timed],
+    steps: int,
+    clock: Callable[[], float] = time.perf_counter,
+    told: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Times]:
     """Times all variants, round by round: A B A B.
 
@@ -43,6 +46,7 @@ def take_turns(
       variants: Variants by name.
       steps: Number of steps of each kind, for each variant, over all rounds.
       clock: Gives seconds from any point on.
+      told: Called with the number of steps that were done since the last call.
 
     Returns:
       The times by name.
@@ -55,6 +59,7 @@ def take_turns(
         for name, variant in variants.items():
             times[name].steps.extend(_seconds(variant, 1, clock) for _ in range(count))
             times[name].rounds.append(_seconds(variant, count, clock) / count)
+            told(2 * count)
     return times
 
 

@@ -28,8 +28,13 @@ def parser() -> command_line.Parser:
     add = parser.add_argument
     parser.add_config(is_needed=False)
     parser.add_workdir("where all runs and the tables are written")
-    parser.add_attention("default: none and the config's")
-    add("--seeds", metavar="N,...", type=listed, help="default: the config's")
+    parser.add_attention("those that are compared; default: none and the config's")
+    add(
+        "--seeds",
+        metavar="N,...",
+        type=listed,
+        help="seeds that each is trained with; default: the config's",
+    )
     add(
         "--sparsity",
         metavar="P,...",

@@ -13,6 +13,7 @@ from train.compare.estimates import variants_of
 from train.compare.runs import ComparedRun, read_runs
 from train.core import plotting
 from train.core.devices import compilation_cache, processes
+from train.core.devices.busy import busy
 from train.core.engine import loop
 from train.core.engine.experiment import Experiment, build_experiment
 from train.core.errors import ConfigError, PreemptedError, RunError, reason
@@ -87,11 +88,15 @@ def write_tables(workdir: epath.Path) -> str:
     runs = read_runs(workdir)
     variants = variants_of(runs)
     if not variants:
-        raise ConfigError(f"--workdir {workdir}: there is no finished run of a comparison.")
-    text = columns.markdown(variants, columns.caption(runs))
-    storage.write_text(workdir / "results.csv", columns.csv_text(variants))
-    storage.write_text(workdir / "results.md", text)
-    storage.write_bytes(workdir / "results.png", plotting.png(*chart.comparison(variants)))
+        raise ConfigError(
+            f"--workdir {workdir}: there is no finished run of a comparison; train them with "
+            "--config, or name another directory."
+        )
+    with busy("writing the tables"):
+        text = columns.markdown(variants, columns.caption(runs))
+        storage.write_text(workdir / "results.csv", columns.csv_text(variants))
+        storage.write_text(workdir / "results.md", text)
+        storage.write_bytes(workdir / "results.png", plotting.png(*chart.comparison(variants)))
     return text
 
 

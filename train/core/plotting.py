@@ -32,7 +32,9 @@ def check_installed() -> None:
         # Only to find here that it is missing.
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ConfigError("pictures need matplotlib: pip install '.[train,plot]'.") from error
+        raise ConfigError(
+            "pictures need the package matplotlib; get it with pip install '.[train,plot]'."
+        ) from error
 
 
 def png(draw: Draw, width: float, height: float, theme: Theme = "light") -> bytes:

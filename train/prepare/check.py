@@ -3,12 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from train.core.config.fields import DataConfig
 from train.core.data.feed import cpu_cores
 from train.core.data.sources.records import BadRecord, BadRecordError, Records, decode
 from train.core.data.sources.split import Source, Split
+from train.core.devices.busy import busy
 from train.core.errors import RunError, named_by
 
 RECORDS_OF_A_TASK = 64
@@ -50,19 +49,24 @@ def check_dataset(config: DataConfig, source: Source) -> None:
             print(split.note, flush=True)
         num_bad += _check_split(split, config.workers or cpu_cores())
     if num_bad:
-        raise RunError(f"{num_bad} records of {config.name} cannot be used.")
+        raise RunError(
+            f"{num_bad} records of {config.name} cannot be used, see above; the loader `streaming` "
+            "passes over such records."
+        )
 
 
 def _check_split(split: Split, workers: int) -> int:
     records = split.open_records()
     starts = range(0, split.num_examples, RECORDS_OF_A_TASK)
-    progress = tqdm(total=split.num_examples, desc=split.name, unit="record")
     contents = Contents([], set(), set(), set())
-    with progress, ThreadPoolExecutor(workers) as pool:
+    with (
+        busy(f"checking {split.name}", split.num_examples, "records") as work,
+        ThreadPoolExecutor(workers) as pool,
+    ):
         for start, part in zip(
             starts, pool.map(lambda start: _look_at(split, records, start), starts), strict=True
         ):
-            progress.update(min(RECORDS_OF_A_TASK, split.num_examples - start))
+            work.advance(min(RECORDS_OF_A_TASK, split.num_examples - start))
             contents.bad.extend(part.bad)
             for seen, new in zip(contents[1:], part[1:], strict=True):
                 seen.update(new)

@@ -18,12 +18,12 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
-from tqdm import tqdm
 
 from train.core.data.crop import resize
 from train.core.data.sources.records import BadRecordError, Record, decode
 from train.core.data.sources.tf_examples import array_records
 from train.core.data.sources.tfds import Tfds
+from train.core.devices.busy import Work, busy
 from train.core.errors import ConfigError
 from train.core.workdir.storage import atomic, remove_temporary, write_json
 
@@ -48,19 +48,22 @@ def shrink(dataset: Tfds, out: Path, workers: int) -> None:
     if target.resolve() == source.resolve():
         raise ConfigError(f"--out {out} holds the dataset itself; name another directory.")
     if (target / "dataset_info.json").exists():
-        print(f"{target} is there already")
+        print(f"{target} is there already; nothing is left to do")
         return
     target.mkdir(parents=True, exist_ok=True)
     remove_temporary(epath.Path(target))
     lengths = {name: list(split.shard_lengths) for name, split in builder.info.splits.items()}
     total = sum(map(sum, lengths.values()))
-    with tqdm(total=total, unit="image") as progress, ThreadPoolExecutor(workers) as pool:
+    with (
+        busy("copying", total, "images") as work,
+        ThreadPoolExecutor(workers) as pool,
+    ):
         for file, part, length in _shards(builder.name, lengths):
             if (target / file).exists():
-                progress.update(length)
+                work.advance(length)
                 continue
             shrink_record = functools.partial(_record, array_records(builder, part), image_key)
-            _write(target / file, progress, pool.map(shrink_record, range(length)))
+            _write(target / file, work, pool.map(shrink_record, range(length)))
     _write_metadata(source, target, image_key)
     print(f"{target} is written; python -m train.prepare check finds records that are bad")
 
@@ -75,12 +78,12 @@ def _shards(dataset: str, lengths: dict[str, list[int]]) -> Iterator[tuple[str, 
             start += length
 
 
-def _write(path: Path, progress: Any, records: Iterator[bytes]) -> None:
+def _write(path: Path, work: Work, records: Iterator[bytes]) -> None:
     with atomic(path) as temporary:
         writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")
         for record in records:
             writer.write(record)
-            progress.update()
+            work.advance()
         writer.close()
 
 

@@ -10,15 +10,14 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from etils import epath
-from tqdm import tqdm
 
 from train.core.config.fields import DataConfig
 from train.core.data.sources.folder import UNFINISHED, Folder
 from train.core.data.sources.image_files import ImageFiles
 from train.core.data.sources.records import BadRecordError
+from train.core.devices.busy import Work, busy
 from train.core.errors import ConfigError, named_by
 from train.core.workdir.storage import TEMPORARY_NAMES, atomic, write_text
 from train.prepare.shrink import shrink_image
@@ -46,14 +45,14 @@ def shrink_folder(config: DataConfig, dataset: Folder, out: Path, workers: int) 
             f"--out {out} and the folder itself lie in each other; name another directory."
         )
     if not _begin(config, splits, out):
-        print(f"{out} is there already")
+        print(f"{out} is there already; nothing is left to do")
         return
     with (
-        tqdm(total=sum(map(len, splits.values())), unit="image") as progress,
+        busy("copying", sum(map(len, splits.values())), "images") as work,
         ThreadPoolExecutor(workers) as pool,
     ):
         for files in splits.values():
-            _copy(files, target, pool, progress)
+            _copy(files, target, pool, work)
     (target / UNFINISHED).unlink()
     print(f"{out} is written; python -m train.prepare check finds images that are bad")
 
@@ -102,7 +101,7 @@ def _is_copy(config: DataConfig, digests: str, out: Path) -> bool:
         return False
 
 
-def _copy(files: ImageFiles, target: Path, pool: ThreadPoolExecutor, progress: Any) -> None:
+def _copy(files: ImageFiles, target: Path, pool: ThreadPoolExecutor, work: Work) -> None:
     paths = list(files.paths())
 
     def copy(begin: int) -> int:
@@ -116,7 +115,7 @@ def _copy(files: ImageFiles, target: Path, pool: ThreadPoolExecutor, progress: A
         return len(chosen)
 
     for count in pool.map(copy, range(0, len(paths), FILES_OF_A_TASK)):
-        progress.update(count)
+        work.advance(count)
 
 
 def _shrunk(files: ImageFiles, index: int) -> bytes:

@@ -15,6 +15,7 @@ from argparse import Namespace
 import jax
 
 from train.core import command_line, plotting
+from train.core.devices.busy import busy
 from train.report.write_report import write_report
 
 
@@ -33,7 +34,9 @@ def main(options: Namespace) -> None:
     workdir = command_line.named_workdir(options)
     # An accelerator may be busy with the run itself.
     jax.config.update("jax_platforms", "cpu")
-    print(write_report(workdir))
+    with busy("writing the report"):
+        page = write_report(workdir)
+    print(page)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def render(workdir: epath.Path, folder: epath.Path) -> str:
     if missing:
         raise ConfigError(
             f"--workdir {workdir}: config.json is not the config of a run; it lacks "
-            f"{', '.join(sorted(missing))}."
+            f"{', '.join(sorted(missing))}. Name the directory of a run."
         )
     rows = metric_rows.of(workdir).rows()
     return page.document(

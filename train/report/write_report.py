@@ -29,10 +29,15 @@ def _page(workdir: epath.Path, folder: epath.Path) -> str:
     with storage.reporting(workdir):
         exists, is_run = workdir.is_dir(), (workdir / "config.json").exists()
     if not exists:
-        raise ConfigError(f"--workdir {workdir}: there is no such directory.")
+        raise ConfigError(
+            f"--workdir {workdir}: there is no such directory; name that of a run or a comparison."
+        )
     if is_run:
         return run_page.render(workdir, folder)
     runs = read_runs(workdir)
     if not runs:
-        raise ConfigError(f"--workdir {workdir}: there is neither a run nor a comparison in it.")
+        raise ConfigError(
+            f"--workdir {workdir}: there is neither a run nor a comparison in it; name the "
+            "directory of one."
+        )
     return comparison_page.render(workdir, folder, runs)

@@ -49,7 +49,12 @@ def parser() -> command_line.Parser:
         type=not_empty,
         help="where the dataset of the run lies now, if elsewhere",
     )
-    add("--out", metavar="FILE", type=output, help="default: visualize.png in the run's directory")
+    add(
+        "--out",
+        metavar="FILE",
+        type=output,
+        help="picture; default: visualize.png in --workdir",
+    )
     return parser
 
 

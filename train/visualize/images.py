@@ -132,7 +132,10 @@ def of_split(
     stride = max(1, split.num_examples // count) if split.files else 1
     images = list(islice(_all_of(split, data, shape, stride), count))
     if not images:
-        raise ConfigError(f"--split: {split.name!r} of {data.name} has no image that can be read.")
+        raise ConfigError(
+            f"--split: {split.name!r} of {data.name} has no image that can be read; python -m "
+            "train.prepare check says why."
+        )
     return images
 
 

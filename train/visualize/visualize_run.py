@@ -4,6 +4,7 @@ from etils import epath
 
 from train.core import plotting
 from train.core.config.fields import Config
+from train.core.devices.busy import busy
 from train.core.engine import trained_network
 from train.core.engine.trained_network import Trained
 from train.core.workdir import storage
@@ -54,8 +55,13 @@ def _draw(network: Trained, asked: Asked, target: epath.Path) -> None:
     layer = predictions.chosen_layer(network, asked.layer)
     chosen = images.chosen(asked, network.open_split, network.config.data, network.image_shape)
     view, names = predictions.viewer(network, layer), network.class_names
-    views = [view(image.pixels) for image in chosen]
-    storage.write_bytes(target, plotting.png(*gallery.figure(chosen, views, layer, names)))
+    views = []
+    with busy("looking at the images", len(chosen), "images") as work:
+        for image in chosen:
+            views.append(view(image.pixels))
+            work.advance()
+    with busy("drawing the picture"):
+        storage.write_bytes(target, plotting.png(*gallery.figure(chosen, views, layer, names)))
     for image, seen in zip(chosen, views, strict=True):
         label = ""
         if image.label is not None:

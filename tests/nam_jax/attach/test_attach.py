@@ -426,7 +426,11 @@ class Holder(nn.Module):
         (Pair(), "nam", "takes an array; the module returns tuple"),
         (nn.Dense(8), "nam_tied", "nam_tied needs the scale of a normalisation"),
         (nn.BatchNorm(True, use_scale=False), "nam_tied", "nam_tied needs the scale"),
-        (nn.BatchNorm(True, axis=1), "nam_tied", r"a scale for each of 8 channels; got \(4,\)"),
+        (
+            nn.BatchNorm(True, axis=1),
+            "nam_tied",
+            r"a scale for each of 8 channels; got the shape \(4,\)",
+        ),
         (nn.BatchNorm(True, axis_name="a", axis_index_groups=[[0]]), "nam", "in groups"),
         (Taken(), "nam_tied", "something called 'attention' already"),
         (Taken(), "se", "something called 'attention' already"),

@@ -141,7 +141,7 @@ def test_moments_save_every_reduction():
 
 
 def test_axis_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match="axis 7 is not one of 4 axes"):
+    with pytest.raises(ValueError, match="from -4 to 3, since x has 4 axes; got 7"):
         nam_jax.BatchNorm(axis=7).init(jax.random.key(0), np.ones((2, 3, 3, 4)), True)
 
 

@@ -289,7 +289,7 @@ def test_unknown_option_is_refused(field, choices):
     [("mobilenet_v2", "shortcut", "pad_end"), ("resnet18", "width_multiplier", 0.5)],
 )
 def test_field_that_a_network_does_not_have_is_refused(name, field, value):
-    with pytest.raises(ValueError, match=f"^The network {name} has no {field}"):
+    with pytest.raises(ValueError, match=f"^The model {name} has no field '{field}'"):
         models.create(name, num_classes=10, **{field: value})
 
 
@@ -385,10 +385,10 @@ def test_hyperparameters_reach_every_attention(name, attention):
     assert hash(model) == hash(cut_short(name, attention, attention_options={"reduction": 4}))
 
 
-@pytest.mark.parametrize(("attention", "message"), [("se", "its are reduction"), ("half", "none")])
+@pytest.mark.parametrize(("attention", "message"), [("se", "allowed: reduction"), ("half", "none")])
 def test_hyperparameters_of_another_attention_are_refused(attention, message):
     options = {"attention": attention, "attention_options": {"gate_scale": 2.0}}
     with pytest.raises(
-        ValueError, match=f"{attention} has no hyper-parameter gate_scale.*{message}"
+        ValueError, match=f"{attention} has no hyper-parameter 'gate_scale'.*{message}"
     ):
         models.create("resnet20", num_classes=5, **options)

@@ -199,8 +199,14 @@ class Pair(nnx.Module):
             lambda: attach(ResNet(), "nam", after=NORMS),
             r"after blocks/0/bn2: NAM depends.*example=",
         ),
-        (lambda: attach(ResNet(), "nam_tied", after="stem"), "after stem: nam_tied needs a scale"),
-        (lambda: attach(ResNet(), "se", after=NORMS, name="scale"), "has a 'scale' already"),
+        (
+            lambda: attach(ResNet(), "nam_tied", after="stem"),
+            "after stem: nam_tied needs the scale",
+        ),
+        (
+            lambda: attach(ResNet(), "se", after=NORMS, name="scale"),
+            "has something called 'scale' already",
+        ),
         (lambda: attach(nn.Dense(3), "nam", after="x"), "takes an NNX model; got Dense"),
         (lambda: attach(ResNet(), NAM, after=NORMS), "a name or an unbound attention module"),
         (lambda: attach(ResNet(), "spam", after=NORMS), "no attention 'spam'"),
@@ -226,5 +232,5 @@ def test_refused(make, message):
 def test_statistics_in_groups_are_refused():
     model = ByCall()
     model.bn.axis_index_groups = ((0, 1), (2, 3))
-    with pytest.raises(ValueError, match="after bn: it shares statistics in groups"):
+    with pytest.raises(ValueError, match="after bn: attention cannot share statistics in groups"):
         attach(model, "nam_channel", after="bn")

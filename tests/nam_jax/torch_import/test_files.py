@@ -337,5 +337,7 @@ def test_directory_is_reported_as_such(weights):
 
 def test_pipe_is_refused_and_not_waited_for(weights):
     os.mkfifo(weights)
-    with pytest.raises(ValueError, match=r"weights\.pth is a pipe or a device, not a file\.$"):
+    with pytest.raises(
+        ValueError, match=r"weights\.pth is a pipe or a device: name a file of weights\.$"
+    ):
         torch_import.read(weights)

@@ -65,7 +65,7 @@ def test_other_loaders_are_refused(command):
     changes = ("loader=resident", "crop=pad", "crop_padding=1")
     code, _, error = command(*(f"--config.data.{change}" for change in changes))
     assert code == 2
-    assert error.startswith("error: config.data.loader: the resident loader has no work")
+    assert error.startswith("error: config.data.loader: got 'resident', which has no work")
 
 
 # Timings in turns, with a clock that is no clock.

@@ -94,7 +94,7 @@ def test_figures_of_one_attention_stand_by_themselves(tmp_path, capsys):
     assert set(found) > KEYS
     assert (found["fed_images_per_second"], found["data_wait"]) == (None, None)
     first, *table, _ = capsys.readouterr().out.splitlines()
-    assert first == f"not measured with a loader: cifar100 is not in {tmp_path}"
+    assert first == f"not measured with a loader: cifar100 is not in {tmp_path} (config.data.dir)"
     assert len({len(line) for line in table}) == 1
     assert table[-1].split()[-2:] == ["–", "–"]
 

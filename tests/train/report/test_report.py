@@ -154,7 +154,7 @@ def test_run_that_goes_on(tmp_path):
     text = text_of(workdir)
     assert "<p>Not finished: at step 10, epoch 1.00, of 30 epochs.</p>" in text
     assert "None yet: the run is not finished." in text
-    assert f"Left out: there is no last checkpoint in {workdir}/checkpoints yet." in text
+    assert f"Left out: there is no last checkpoint in {workdir}/checkpoints yet; " in text
     assert text.count("<img ") == 5
 
 
@@ -321,7 +321,7 @@ def test_missing_matplotlib_is_an_error(monkeypatch, command):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = commands.call(command)
     assert result.code == 2
-    assert "pictures need matplotlib: pip install" in result.err
+    assert "pictures need the package matplotlib; get it with pip install" in result.err
 
 
 @pytest.mark.slow

@@ -115,7 +115,8 @@ class Parser(argparse.ArgumentParser):
         for argument in arguments:
             if not argument.isprintable():
                 raise ConfigError(
-                    f"the argument {argument!r} holds characters that cannot be printed."
+                    f"the argument {argument!r} holds characters that cannot be printed; allowed "
+                    "are those of one line of text."
                 )
         options, rest = self.parse_known_args(list(arguments))
         for argument in rest:

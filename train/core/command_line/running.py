@@ -78,7 +78,11 @@ def call(
         # Those of a bucket have many lines.
         return _failed(FAILED, str(error).partition("\n")[0])
     except MemoryError as error:
-        return _failed(FAILED, f"there is not enough memory: {error or 'none is left'}.")
+        return _failed(
+            FAILED,
+            f"there is not enough memory: {error or 'none is left'}; a smaller config.batch_size "
+            "takes less.",
+        )
     except PreemptedError as error:
         processes.say(f"{error}; the same command goes on from there")
         return PREEMPTED

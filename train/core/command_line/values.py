@@ -71,5 +71,7 @@ def output(value: str) -> Path:
     except OSError:
         is_right = False
     if not is_right:
-        raise ArgumentTypeError(f"got {value!r}; name a file in a directory that is there.")
+        raise ArgumentTypeError(
+            f"got {value!r}; name a file that can be written, in a directory that is there."
+        )
     return path

@@ -235,6 +235,19 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(slots=True)
+class LogConfig:
+    """Where else the rows of metrics.jsonl go."""
+
+    wandb_project: str = declared(
+        "",
+        "project of Weights & Biases that gets rows, config, environment and summary; empty: none",
+        "at most 128 printable characters, none of / \\ # ? % :",
+        lambda v: v.isprintable() and len(v) <= 128 and not set(v) & set("/\\#?%:"),
+        marks=Mark.FREE | Mark.LATER,
+    )
+
+
+@dataclasses.dataclass(slots=True)
 class Config:
     """All of a run's config."""
 
@@ -281,6 +294,7 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
 
 
 # Fields of the model that are hyper-parameters of its attention.

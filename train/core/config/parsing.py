@@ -25,11 +25,14 @@ def load(file: str) -> Config:
     """
     config = _run(file)
     if config is None:
-        raise ConfigError("--config: get_config() of the file returns nothing.")
+        raise ConfigError(
+            f"--config {file}: get_config() returns nothing; it has to return what "
+            "default_config() of train.config gives, changed where it differs."
+        )
     if not isinstance(config, Config):
         raise ConfigError(
-            "--config: get_config() of the file has to return what default_config() of "
-            f"train.config gives, changed where it differs; got {type(config).__name__}."
+            f"--config {file}: get_config() has to return what default_config() of train.config "
+            f"gives, changed where it differs; got {type(config).__name__}."
         )
     check_names(dict(flatten(config)))
     return config
@@ -50,11 +53,14 @@ def _run(file: str) -> Any:
         return module.get_config()
     # A config file is code: anything may come out of it.
     except SystemExit as error:
-        raise ConfigError("--config: the file gives no config: it ends the program.") from error
+        raise ConfigError(
+            f"--config {file}: the file gives no config: it ends the program; let get_config() "
+            "return one."
+        ) from error
     except Exception as error:
         reason = next(reversed(str(error).splitlines()), "nothing more is known").strip()
         kind = type(error).__name__
-        raise ConfigError(f"--config: the file gives no config: {kind}: {reason}") from error
+        raise ConfigError(f"--config {file}: the file gives no config: {kind}: {reason}") from error
 
 
 def typed(config: Config) -> Config:

@@ -46,8 +46,8 @@ class Streaming:
         """
         if not split.has_records:
             raise ConfigError(
-                "config.data.loader: only datasets on disk can be streamed; set "
-                "config.data.loader=resident."
+                "config.data.loader: got 'streaming', but only datasets on disk can be streamed; "
+                "set config.data.loader=resident."
             )
 
     def train_feed(

@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from train.core.devices.busy import busy
 from train.core.errors import ConfigError
 
 # A batch is split over both axes. Devices along "group" share their batch statistics.
@@ -34,7 +35,9 @@ def create(
     Raises:
       ConfigError: the batch or the groups do not divide over the devices.
     """
-    devices = jax.devices() if devices is None else devices
+    if devices is None:
+        with busy("starting the devices"):
+            devices = jax.devices()
     count = len(devices)
     parts = count * accumulate_steps
     if batch_size % parts:

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from train.core.devices.busy import CLEAR, busy, hush
 from train.core.errors import ConfigError, RunError
 
 FAIL_ALIKE_SECONDS = 2
@@ -51,8 +52,11 @@ def start(
     if not is_automatic:
         _check_given(*given)
     try:
-        jax.distributed.initialize(*given, heartbeat_timeout_seconds=heartbeat_seconds)
+        with busy("finding the other processes"):
+            jax.distributed.initialize(*given, heartbeat_timeout_seconds=heartbeat_seconds)
         _is_connected = True
+        if not is_main():
+            hush()
     # What asks a cluster raises errors of its own kinds.
     except Exception as error:
         # JAX's word for: this is no cluster that I know.
@@ -85,7 +89,9 @@ def is_main() -> bool:
 def say(text: str) -> None:
     """Prints a line, once for all processes."""
     if is_main():
-        print(text, flush=True)
+        # A line that is rewritten may stand there.
+        start = CLEAR if sys.stdout.isatty() else ""
+        print(f"{start}{text}", flush=True)
 
 
 def barrier(name: str) -> None:

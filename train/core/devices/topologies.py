@@ -39,7 +39,10 @@ def devices(name: str) -> list[jax.Device]:
         return _gpus(match[1], int(match[2] or 1))
     match = re.fullmatch(r"([a-z0-9]+):(\d{1,3}(?:x\d{1,3}){1,2})", name)
     if not match or match[1] in GPUS:
-        raise ConfigError(f"--topology: got {name!r}; examples: {EXAMPLES}.")
+        raise ConfigError(
+            f"--topology: got {name!r}; allowed: a generation of TPUs and its chips, or a GPU and "
+            f"how many, such as {EXAMPLES}."
+        )
     return _slice(name, *match.groups())
 
 
@@ -60,7 +63,9 @@ def _slice(name: str, generation: str, chips: str) -> list[jax.Device]:
             f"--topology: libtpu has no {name!r} ({reason}); examples: {EXAMPLES}."
         ) from error
     except RuntimeError as error:
-        raise RunError("libtpu is not installed; get it with pip install '.[tpu]'.") from error
+        raise RunError(
+            f"--topology {name} needs the package libtpu; get it with pip install '.[tpu]'."
+        ) from error
 
 
 def _gpus(card: str, count: int) -> list[jax.Device]:
@@ -72,6 +77,6 @@ def _gpus(card: str, count: int) -> list[jax.Device]:
     except NotImplementedError as error:
         version = importlib.metadata.version("jax")
         raise RunError(
-            "the compiler for GPUs is not installed; get it (0.5 GB) with pip install --no-deps "
-            f"jax-cuda12-plugin=={version} jax-cuda12-pjrt=={version}."
+            f"--topology {card} needs the compiler for GPUs; get it (0.5 GB) with pip install "
+            f"--no-deps jax-cuda12-plugin=={version} jax-cuda12-pjrt=={version}."
         ) from error

@@ -14,6 +14,7 @@ from nam_jax.models.size import multiply_adds, parameters
 from train.core.config.fields import marked
 from train.core.config.spec import Mark
 from train.core.data.feed import Feed
+from train.core.devices.busy import busy
 from train.core.devices.mesh import describe, put_whole, replicated
 from train.core.devices.processes import say
 from train.core.engine.compiled_steps import build_eval_step, build_gate_step
@@ -53,17 +54,26 @@ def evaluate(
       RunError: no image can be read.
     """
     batches = []
-    with contextlib.closing(feed.batches(0)) as fed:
+    batch_size, split = evaluation.config.batch_size, evaluation.eval_split
+    total = -(-split.num_examples // batch_size)
+    with (
+        contextlib.closing(feed.batches(0)) as fed,
+        busy(f"evaluating {split.name}", total, "batches") as work,
+    ):
         fitting = {name: fitted(evaluation, variables) for name, variables in weights.items()}
         for arguments in fed:
             batches.append({name: eval_step(v, *arguments) for name, v in fitting.items()})
             # The device holds no more batches than it has begun with.
             jax.block_until_ready(batches[-LAG:][0])
+            work.advance()
     fetched = jax.device_get(batches)
     sums = jax.tree.map(lambda *values: sum(map(float, values)), *fetched)
     count = int(sums[""]["count"])
     if count == 0:
-        raise RunError(f"no image of the split {evaluation.eval_split.name} can be read.")
+        raise RunError(
+            f"no image of the split {evaluation.eval_split.name} can be read; python -m "
+            "train.prepare check says why."
+        )
     result: dict[str, float] = {
         "num_images": count,
         "bad_records": evaluation.eval_split.num_examples - count,
@@ -183,7 +193,10 @@ def summarize(
     evaluations = [row for row in rows if row["split"] == "eval"]
     needed = {"num_images", *(f"{prefix}{name}" for prefix in state.evaluated for name in LAST)}
     if not evaluations or not all(needed <= row.keys() for row in evaluations):
-        raise RunError("the rows of the run lack its evaluations; its weights are whole.")
+        raise RunError(
+            "the rows of the run lack its evaluations; its weights are whole, and python -m "
+            "train.evaluate gives their errors."
+        )
     images = experiment.total_steps * experiment.config.batch_size
     return {
         **_errors_of_run(evaluations, ""),

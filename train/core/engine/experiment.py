@@ -223,7 +223,8 @@ def _open(
             splits[field] = split = open_split(of, getattr(config.data, field))
         if split.num_examples <= 0:
             raise ConfigError(
-                f"config.data.{field}: {split.name!r} of {config.data.name} is empty."
+                f"config.data.{field}: {split.name!r} of {config.data.name} is empty; name another "
+                "split."
             )
         loader.check_split(split)
     split = splits[fields[0]]
@@ -236,7 +237,7 @@ def _steps_per_epoch(config: Config, split: Split) -> int:
     if split.num_examples < config.batch_size:
         raise ConfigError(
             f"config.batch_size: {config.batch_size} images, but the split {split.name} "
-            f"has {split.num_examples}."
+            f"has {split.num_examples}; set at most as many."
         )
     return split.num_examples // config.batch_size
 

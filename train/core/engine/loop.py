@@ -11,6 +11,7 @@ from nam_jax.models.size import parameters
 from train.core.config.attentions import attention_name
 from train.core.data.feed import Feed
 from train.core.devices import mesh
+from train.core.devices.busy import LOG_SECONDS, busy
 from train.core.devices.processes import Preemption, check_agreement, is_main, say
 from train.core.engine.compiled_steps import build_eval_step, lower_train_step
 from train.core.engine.evaluation import evaluate, fitted, summarize
@@ -19,10 +20,11 @@ from train.core.engine.feeds import eval_feed, train_feed
 from train.core.engine.pretrained import load_pretrained
 from train.core.engine.state import TrainState, initial_state, is_finite
 from train.core.errors import PreemptedError, RunError, explaining_memory, reason_and_file
-from train.core.monitor import metric_rows
+from train.core.monitor import metric_rows, weights_and_biases
 from train.core.monitor.log import Log, NonFiniteError, Progress
 from train.core.monitor.profiler import Profiler, Span
 from train.core.monitor.timing import Laps
+from train.core.monitor.weights_and_biases import Sender
 from train.core.workdir import directory
 from train.core.workdir.checkpoint_files import saved_steps, state_sha256
 from train.core.workdir.checkpoints import Checkpoints
@@ -48,12 +50,13 @@ def train(
       The summary, as in summary.json; None in all processes but the main one.
 
     Raises:
-      ConfigError: the directory belongs to a run of another config, or another run is going on
-        in it.
+      ConfigError: the directory belongs to a run of another config, another run is going on in
+        it, or a package is missing.
       RunError: a loss or an update is not finite, or there is not enough memory or room.
       PreemptedError: it was told to stop, and has saved a checkpoint.
     """
     startup = startup or Laps()
+    weights_and_biases.check_installed(experiment.config)
     # First: the weights of a file may fit the images of one process alone.
     splits = experiment.train_split, experiment.eval_split
     for split in splits:
@@ -108,6 +111,7 @@ class _Session:
     checkpoints: Checkpoints
     preemption: Preemption
     profiler: Profiler
+    sender: Sender | None
     startup: Laps
 
 
@@ -120,21 +124,32 @@ def _train(
         Checkpoints(workdir / "checkpoints", experiment.config.checkpoint.keep) as checkpoints,
         Profiler(workdir / "profile", profile) as profiler,
     ):
-        state, progress = _restore_or_init(experiment, checkpoints, variables)
+        with busy("setting up the network"):
+            state, progress = _restore_or_init(experiment, checkpoints, variables)
         startup.end("set-up")
-        if state.step < experiment.total_steps:
-            session = _Session(experiment, claim, checkpoints, preemption, profiler, startup)
-            try:
-                state, progress = _run_steps(session, state, progress)
-            except NonFiniteError as error:
-                raise RunError(_advice(error, checkpoints, workdir)) from error
-        # What a finished run leaves is all there.
-        checkpoints.wait()
+        with weights_and_biases.opened(workdir, experiment.config, int(state.step)) as sender:
+            session = _Session(
+                experiment, claim, checkpoints, preemption, profiler, sender, startup
+            )
+            return _to_the_end(session, state, progress)
+
+
+def _to_the_end(session: _Session, state: TrainState, progress: Progress) -> dict[str, Any] | None:
+    experiment, workdir = session.experiment, session.claim.workdir
+    if state.step < experiment.total_steps:
+        try:
+            state, progress = _run_steps(session, state, progress)
+        except NonFiniteError as error:
+            raise RunError(_advice(error, session.checkpoints, workdir)) from error
+    # What a finished run leaves is all there.
+    session.checkpoints.wait()
     if not is_main():
         return None
-    claim.check_held()
+    session.claim.check_held()
     summary = summarize(experiment, state, progress, metric_rows.of(workdir).rows())
     write_json(workdir / "summary.json", summary)
+    if session.sender:
+        session.sender.finish(summary)
     return summary
 
 
@@ -172,6 +187,7 @@ def _run_steps(
     with (
         contextlib.closing(feed.batches(start)) as batches,
         _open_log(session, progress, start) as log,
+        busy("training", experiment.total_steps - start, "steps", patience=LOG_SECONDS) as work,
     ):
         for steps in experiment.dispatches(start):
             with log.waiting_for_data():
@@ -180,6 +196,7 @@ def _run_steps(
             state, metrics = train_step(state, *arguments)
             session.profiler.after(steps, state)
             log.train(steps, metrics)
+            work.advance(len(steps))
             step, is_preempted = steps[-1], session.preemption.reached()
             session.claim.check_held()
             if experiment.is_saved(step) or is_preempted:
@@ -215,6 +232,7 @@ def _open_log(session: _Session, progress: Progress, start: int) -> Log:
         start_step=start,
         total_steps=experiment.total_steps,
         steps_per_epoch=experiment.steps_per_epoch,
+        sender=session.sender,
     )
 
 
@@ -226,14 +244,15 @@ def _compile(session: _Session, state: TrainState, feed: Feed, evaluation_feed: 
         f"{config.model.name}, attention {attention_name(config)}, {parameters(state.params):,} "
         f"parameters, {experiment.total_steps:,} steps, {mesh.describe(experiment.mesh)}"
     )
-    lowered = (
-        lower_train_step(experiment, state, feed.example),
-        build_eval_step(experiment).lower(
-            fitted(experiment, state.variables), *evaluation_feed.example
-        ),
-    )
-    session.startup.end("tracing")
-    compiled = [program.compile() for program in lowered]
-    session.startup.end("compilation")
+    with busy("compiling, which takes minutes for a large network"):
+        lowered = (
+            lower_train_step(experiment, state, feed.example),
+            build_eval_step(experiment).lower(
+                fitted(experiment, state.variables), *evaluation_feed.example
+            ),
+        )
+        session.startup.end("tracing")
+        compiled = [program.compile() for program in lowered]
+        session.startup.end("compilation")
     say(f"ready after {session.startup}")
     return compiled

@@ -10,6 +10,7 @@ from flax import linen as nn
 from nam_jax import torch_import
 from train.core.config.fields import ModelConfig
 from train.core.devices import processes
+from train.core.devices.busy import busy
 from train.core.engine.experiment import Evaluation, streams
 from train.core.errors import ConfigError, WeightsError, few
 
@@ -45,7 +46,7 @@ def load_pretrained(experiment: Evaluation, *, may_be_fresh: bool = True) -> Any
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
         raise ConfigError(
             f"config.model.pretrained: {config.pretrained} holds numbers that are not finite in "
-            "float32."
+            "float32; name another file of weights."
         )
     return variables
 
@@ -71,7 +72,8 @@ def planned(
       WeightsError: it does not fit the network.
     """
     try:
-        state_dict, source, key = _read(os.path.expanduser(config.pretrained), config)
+        with busy("reading the weights"):
+            state_dict, source, key = _read(os.path.expanduser(config.pretrained), config)
         plan = torch_import.plan(model, state_dict, (1, *image_shape), new_head=None)
     except torch_import.StateDictKeyError as error:
         raise ConfigError(f"config.model.pretrained_key: {error}") from error

@@ -18,6 +18,7 @@ from train.core.monitor.metric_rows import Row
 from train.core.monitor.tensorboard import Events
 from train.core.monitor.terminal import Display
 from train.core.monitor.timing import Stopwatch
+from train.core.monitor.weights_and_biases import Sender
 from train.core.workdir import storage
 
 # Metrics are fetched this many dispatches late, so that the device has work while the host logs.
@@ -50,16 +51,20 @@ class NonFiniteError(RuntimeError):
 
 
 class Writer:
-    """Writes rows for the run, as events for TensorBoard, and as log lines."""
+    """Writes rows for the run, as events for TensorBoard, as log lines, and to a server."""
 
-    def __init__(self, workdir: epath.Path, start_step: int, total_steps: int):
+    def __init__(
+        self, workdir: epath.Path, start_step: int, total_steps: int, sender: Sender | None
+    ):
         """Drops what an earlier process wrote after start_step.
 
         Args:
           workdir: Directory of the run.
           start_step: Number of updates done so far.
           total_steps: Number of updates at the end of the run.
+          sender: What sends them to Weights & Biases; None: nothing does.
         """
+        self._sender = sender
         self._rows = metric_rows.of(workdir)
         self._rows.truncate(start_step)
         self._events = _open_events(workdir, start_step)
@@ -75,6 +80,8 @@ class Writer:
         self._rows.append(row)
         if self._events:
             self._events.write(row)
+        if self._sender:
+            self._sender.write(row)
         self._display.show(row, wall_seconds)
 
     def sync(self) -> None:
@@ -114,6 +121,7 @@ class Log:
         start_step: int,
         total_steps: int,
         steps_per_epoch: int,
+        sender: Sender | None = None,
     ):
         """Goes on from start_step.
 
@@ -124,8 +132,11 @@ class Log:
           start_step: Number of updates done so far.
           total_steps: Number of updates at the end of the run.
           steps_per_epoch: Number of updates of an epoch.
+          sender: What sends the rows to Weights & Biases; None: nothing does.
         """
-        self._writer = Writer(workdir, start_step, total_steps) if processes.is_main() else None
+        self._writer = None
+        if processes.is_main():
+            self._writer = Writer(workdir, start_step, total_steps, sender)
         self._config = config
         self._total_steps = total_steps
         self._steps_per_epoch = steps_per_epoch

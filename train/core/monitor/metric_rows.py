@@ -102,7 +102,9 @@ def _read(path: epath.Path) -> list[Row]:
         *lines, _ = (storage.read_text(path) or "").split("\n")
         return [_row(line) for line in lines]
     except ValueError as error:
-        raise RunError(f"{path} is damaged: {reason(error)}") from error
+        raise RunError(
+            f"{path} is damaged: {reason(error)} Remove that line; the run goes on without it."
+        ) from error
 
 
 def _row(line: str) -> Row:

@@ -32,7 +32,9 @@ def parse(text: str, workdir: epath.Path) -> Span:
         raise ConfigError(f"--profile: a trace needs a local --workdir; got {workdir}.")
     match = re.fullmatch(r"(\d{1,10}):(\d{1,10})", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise ConfigError(f"--profile: got {text!r}; allowed: START:STOP, steps from 1 on.")
+        raise ConfigError(
+            f"--profile: got {text!r}; allowed: START:STOP, steps from 1 on, in order."
+        )
     return Span(int(match[1]), int(match[2]))
 
 

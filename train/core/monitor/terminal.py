@@ -4,6 +4,7 @@ import datetime
 import shutil
 import sys
 
+from train.core.devices.busy import CLEAR, postpone
 from train.core.monitor.metric_rows import Row
 
 
@@ -33,13 +34,14 @@ class Display:
             parts.append(f"{row['images_per_second']:,.0f} images/s")
             parts.append(f"{datetime.timedelta(seconds=round(left))} left")
         line = "  ".join(parts)
+        postpone()
         if not self._live:
             print(line, flush=True)
         else:
             # A line that wraps could not be rewritten.
             line = line[: shutil.get_terminal_size().columns - 1]
             end = "" if row["split"] == "train" else "\n"
-            print(f"\r\x1b[K{line}", end=end, flush=True)
+            print(f"{CLEAR}{line}", end=end, flush=True)
 
     def close(self) -> None:
         """Leaves the live line where it is."""

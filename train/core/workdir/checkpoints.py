@@ -14,11 +14,13 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from train.core.devices import processes
+from train.core.devices.busy import busy
 from train.core.devices.mesh import put_copies
 from train.core.errors import RunError, reason
 from train.core.workdir import storage
 from train.core.workdir.checkpoint_files import (
     REMOVED,
+    DamagedError,
     by_name,
     json_sha256,
     read,
@@ -29,6 +31,7 @@ from train.core.workdir.checkpoint_files import (
 
 State = TypeVar("State")
 
+_READING = "reading the checkpoint"
 # By which error the best one is chosen.
 _ERRORS = {"best": "top1_error", "best_ema": "ema_top1_error"}
 
@@ -150,8 +153,12 @@ class Checkpoints:
         """
         step = self.latest_step() if which == "last" else self.best_step(_ERRORS[which])
         if step is None:
-            advice = "; runs with config.ema_decay have one" if which == "best_ema" else ""
-            raise RunError(f"there is no {which} checkpoint in {self._directory} yet{advice}.")
+            advice = "the run saves the first after config.checkpoint.every_steps"
+            if which != "last":
+                advice = "the run evaluates the first after config.eval_every_epochs"
+            if which == "best_ema":
+                advice += ", and averages weights with config.ema_decay alone"
+            raise RunError(f"there is no {which} checkpoint in {self._directory} yet; {advice}.")
         return step
 
     def save(
@@ -195,7 +202,7 @@ class Checkpoints:
         Raises:
           RunError: it cannot be written.
         """
-        with _explained(self._unwritten()):
+        with _explained(self._unwritten()), busy("waiting until the checkpoint is written"):
             self._manager.wait_until_finished()
             self._remove()
 
@@ -212,7 +219,7 @@ class Checkpoints:
         Raises:
           RunError: it cannot be read, or is of another structure.
         """
-        with _explained(self._unread(step)):
+        with _explained(self._unread(step)), busy(_READING):
             state, progress = read(self._path(step))
             return _as(like, state), progress
 
@@ -229,7 +236,7 @@ class Checkpoints:
         Raises:
           RunError: it is damaged, or gone by now.
         """
-        with _explained(self._unread(step)):
+        with _explained(self._unread(step)), busy(_READING):
             state, _ = read(self._path(step))
             return {name: state[name] for name in names}
 
@@ -258,5 +265,10 @@ def _explained(what: str) -> Iterator[None]:
     """Makes one line of errors, which those of Orbax and what is below it are not."""
     try:
         yield
+    except DamagedError as error:
+        raise RunError(
+            f"{what}: {reason(error)} The command that trains the run sets it aside, and goes on "
+            "from the one before."
+        ) from error
     except Exception as error:
         raise RunError(f"{what}: {reason(error)}") from error

@@ -115,9 +115,13 @@ def saved_fields(workdir: epath.Path) -> dict[str, Any]:
             return _before(fields) | fields
     except (AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"--workdir {workdir}: {path.name} is not the config of a run ({error})."
+            f"--workdir {workdir}: {path.name} is not the config of a run ({error}); name the "
+            "directory of a run."
         ) from error
-    raise ConfigError(f"--workdir {workdir}: there is no run, {path.name} is missing.")
+    raise ConfigError(
+        f"--workdir {workdir}: there is no run, {path.name} is missing; name the directory of "
+        "a run."
+    )
 
 
 def dataset(workdir: epath.Path) -> dict[str, Any] | None:

@@ -60,7 +60,8 @@ class Lock:
         if self._other:
             raise RunError(
                 f"process {self._other.pid} on {self._other.host} took the directory over: this "
-                f"run gave no sign of life for {DEAD_SECONDS:.0f} seconds, or both began at once."
+                f"run gave no sign of life for {DEAD_SECONDS:.0f} seconds, or both began at once. "
+                "That one goes on; give each run a directory of its own."
             )
 
     def release(self) -> None:

@@ -5,6 +5,7 @@ import re
 from etils import epath
 
 from train.core.devices import processes
+from train.core.devices.busy import busy
 from train.core.errors import RunError
 from train.core.workdir import checkpoint_files, storage
 from train.core.workdir.checkpoint_files import DamagedError
@@ -28,7 +29,8 @@ def set_damaged_aside(workdir: epath.Path) -> None:
     """
     if processes.is_main():
         directory = workdir / "checkpoints"
-        damage = {**_foreign(directory), **_damaged(directory)}
+        with busy("checking the checkpoints"):
+            damage = {**_foreign(directory), **_damaged(directory)}
         for name, reason in damage.items():
             place = _free(workdir / ASIDE / name)
             storage.move(directory / name, place)

@@ -39,6 +39,7 @@ OUT_OF_RANGE = {
     "steps": [-1, 2**31],
     "eval_every_epochs": [0, 2**31],
     "log_every_steps": [0, 2**31],
+    "log.wandb_project": ["a/b", "a\nb", "a" * 129],
     "loss": ["cross_entropy"],
     "loss_threshold": [-0.1, 1.0],
     "label_smoothing": [-0.1, 1.0],
@@ -289,7 +290,7 @@ def test_work_for_the_host_needs_the_streaming_loader(name, value):
 def test_what_may_differ_is_marked():
     assert marked(Mark.LOCAL) == {"data.classes", "data.dir", "data.workers"}
     free = {"log_every_steps", "data.loader", "data.resident_limit_gb", "data.max_bad_fraction"}
-    free |= {"checkpoint.every_steps", "checkpoint.keep", *marked(Mark.LOCAL)}
+    free |= {"checkpoint.every_steps", "checkpoint.keep", "log.wandb_project", *marked(Mark.LOCAL)}
     assert marked(Mark.FREE) == free
     evaluation = {"accumulate_steps", "batch_size", "data.eval_split", "data.eval_crop_ratio"}
     evaluation |= {

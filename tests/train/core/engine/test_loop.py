@@ -1,5 +1,6 @@
 """A run from start to end, in one process: what it learns, what it writes, how it fails."""
 
+import contextlib
 import json
 import signal
 import threading
@@ -7,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -19,6 +21,7 @@ from nam_jax import NAM, models
 from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.helpers import tiny
 from tests.helpers.tiny import digits
+from train.core.config.fields import Config
 from train.core.data import resident
 from train.core.engine import compiled_steps, loop
 from train.core.engine.evaluation import checkpoint_weights, evaluate, evaluate_split
@@ -298,6 +301,22 @@ def test_same_command_gives_the_same_bits_and_another_seed_others(tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny_network")
+def test_all_rows_and_the_summary_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    sender = SimpleNamespace(write=sent.append, finish=sent.append)
+
+    def opened(workdir: epath.Path, config: Config, start_step: int) -> Any:
+        sent.append((workdir, config.log.wandb_project, start_step))
+        return contextlib.nullcontext(sender)
+
+    tiny.use(monkeypatch)
+    monkeypatch.setattr("train.core.monitor.weights_and_biases.opened", opened)
+    monkeypatch.setattr("train.core.monitor.weights_and_biases.check_installed", lambda _: None)
+    changes = {"log.wandb_project": "digits", "log_every_steps": 1, **SHORT}
+    summary = train(tmp_path, **changes)
+    assert sent == [(tmp_path, "digits", 0), *rows(tmp_path), summary]
+
+
 def test_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, rows = train_30(tmp_path / "undisturbed")
     now, append, written = time.time, RowFile.append, []

@@ -38,6 +38,7 @@ OTHER_VALUES = {
     "data.max_bad_fraction": 0.5,
     "checkpoint.every_steps": 9,
     "checkpoint.keep": 5,
+    "log.wandb_project": "digits",
 }
 
 

@@ -23,7 +23,9 @@ def folders_in(path: str) -> tuple[NamesOnDisk, int]:
     for own in inside.folders:
         name = normalized(own)
         if name in named or not is_printable(name):
-            fault = "is there twice" if name in named else "holds what is no letter"
+            fault = (
+                "is there twice" if name in named else "holds a character that cannot be printed"
+            )
             raise ConfigError(
                 f"config.data.dir: the folder {printable(name)!r} in {path} {fault}; "
                 "give it another name."
@@ -80,5 +82,7 @@ def named_classes(file: str) -> list[str]:
             )
         seen.add(name)
     if len(names) < 2:
-        raise ConfigError(f"config.data.classes: {file} names one class; a network needs two.")
+        raise ConfigError(
+            f"config.data.classes: {file} names one class; a network needs two or more."
+        )
     return names

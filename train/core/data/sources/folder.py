@@ -22,6 +22,7 @@ from train.core.data.sources.split import (
     loaded_shape,
     local_directory,
 )
+from train.core.devices.busy import busy
 from train.core.errors import ConfigError, UnknownSplitError, few, named_by
 
 LAYOUTS = "DIR/<split>/<class>/<image> or DIR/<class>/<image>"
@@ -152,14 +153,16 @@ class Folder:
         folders, ignored = self._class_folders(name)
         labels = self._labels(name, folders)
         inner: dict[str, set[str]] = {}
-        for class_name, folder in folders.items():
-            paths, others = images_below(os.path.join(self.directory, folder))
-            ignored += others
-            inner[class_name] = {path.rpartition("/")[0].partition("/")[0] for path in paths}
-            for path in (f"{folder}/{path}" for path in paths):
-                part = name if self._has_splits else self._part(path)
-                if part is not None:
-                    parts[part].append(path, labels[class_name])
+        with busy(f"listing {self.directory}", len(folders), "classes") as work:
+            for class_name, folder in folders.items():
+                paths, others = images_below(os.path.join(self.directory, folder))
+                ignored += others
+                inner[class_name] = {path.rpartition("/")[0].partition("/")[0] for path in paths}
+                for path in (f"{folder}/{path}" for path in paths):
+                    part = name if self._has_splits else self._part(path)
+                    if part is not None:
+                        parts[part].append(path, labels[class_name])
+                work.advance()
         if not self._has_splits and not self._config.classes:
             check_are_classes(self.directory, inner)
         self._check_filled(name, len(folders), [name for name in inner if not inner[name]])

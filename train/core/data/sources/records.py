@@ -12,6 +12,7 @@ import numpy as np
 
 from train.core.data.animated_png import default_image
 from train.core.data.crop import center
+from train.core.devices.busy import busy
 from train.core.errors import RunError
 
 FEWEST_BAD = 10
@@ -169,10 +170,14 @@ def load_all(
                 message = f"{bad}; the loader `streaming` passes over such records."
                 raise RunError(message) from error
 
+    begins = range(0, len(records), RECORDS_OF_A_TASK)
     # The threads here share the cores already.
     cv2.setNumThreads(0)
-    with ThreadPoolExecutor(workers) as pool:
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        busy(f"reading {split}", len(records), "images") as work,
+    ):
         # In order, so that it is the first bad record that is named.
-        for _ in pool.map(load, range(0, len(records), RECORDS_OF_A_TASK)):
-            pass
+        for begin, _ in zip(begins, pool.map(load, begins), strict=True):
+            work.advance(min(RECORDS_OF_A_TASK, len(records) - begin))
     return images, labels

@@ -12,6 +12,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from train.core.data.sources.records import BadRecordError, Record
+from train.core.devices.busy import busy
 from train.core.errors import RunError, reason
 
 
@@ -83,10 +84,14 @@ def array_records(builder: Any, split: str) -> Sequence[bytes]:
         counts |= _empty_shards(builder, split)
     # The metadata hold patterns of file names, and the records of each file.
     except ValueError as error:
-        raise RunError(f"{builder.data_path}/dataset_info.json: {reason(error)}") from error
+        raise RunError(
+            f"{builder.data_path}/dataset_info.json: {reason(error)} Copy it, or prepare the "
+            "dataset, anew."
+        ) from error
     # Each takes a tenth of a millisecond on a local disk, and far longer on others.
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(_check_file, counts, counts.values()))
+    with ThreadPoolExecutor() as pool, busy(f"opening {split}", len(counts), "files") as work:
+        for _ in pool.map(_check_file, counts, counts.values()):
+            work.advance()
     return source
 
 

@@ -153,7 +153,8 @@ class Tfds:
         except Exception as error:
             raise ConfigError(
                 f"config.data.name: no dataset {name!r} in {self.directory}, and TFDS describes "
-                f"none of this name without TensorFlow ({type(error).__name__})."
+                f"none of this name without TensorFlow ({type(error).__name__}); set "
+                "config.data.dir to where it is, or config.data.name to one that is there."
             ) from error
 
 

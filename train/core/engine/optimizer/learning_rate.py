@@ -83,6 +83,6 @@ def warmup_steps(config: OptimizerConfig, steps_per_epoch: int, total_steps: int
     if steps >= total_steps:
         raise ConfigError(
             f"config.optimizer.warmup_epochs: {config.warmup_epochs:g} epochs are {steps:.4g} "
-            f"steps, but the run has {total_steps} (config.steps, config.epochs)."
+            f"steps, but the run has {total_steps} (config.steps, config.epochs); set fewer."
         )
     return steps
