@@ -78,7 +78,7 @@ def _visit_math_block(writer: Any, node: nodes.Element) -> None:
     for line in filter(None, node.astext().splitlines()):
         parts = [mathml(part, as_block=True) for part in line.split("  ")]
         style = "display: flex; flex-wrap: wrap; justify-content: center; align-items: baseline"
-        style += "; gap: 0.6em 2em; margin: 0.8em 0; overflow: auto"
+        style += "; gap: 0.6em 2em; margin: 0.8em 0; overflow: auto hidden; padding: 0.2em 0"
         writer.body.append(f'<div style="{style}">{"".join(parts)}</div>')
     raise nodes.SkipNode
 
