@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from train.core.config.fields import FIELDS, Config, marked
+from train.core.config.fields import Config, marked
 from train.core.config.parsing import flattened, from_fields
 from train.core.config.spec import Mark
 from train.core.errors import ConfigError, reason
@@ -25,8 +25,9 @@ FIGURES = (
 def _before(fields: Mapping[str, Any]) -> dict[str, Any]:
     """What a run did in place of fields that did not exist when it was begun."""
     is_padded = fields.get("model.name") == "resnet20"
-    defaults = {name: FIELDS[name].default for name in marked(Mark.LATER)}
-    return defaults | {"model.shortcut": "pad_end" if is_padded else ""}
+    defaults = as_saved(Config())
+    later = {name: defaults[name] for name in marked(Mark.LATER)}
+    return later | {"model.shortcut": "pad_end" if is_padded else ""}
 
 
 def claim(workdir: epath.Path, config: Config) -> None:

@@ -12,7 +12,8 @@ from etils import epath
 
 from tests.helpers.damage import assert_says
 from tests.helpers.image_datasets import folders
-from train.core.config.fields import Config, flatten, replaced
+from train.core.config.fields import Config, flatten, marked, replaced
+from train.core.config.spec import Mark
 from train.core.data.sources.digits import Digits
 from train.core.data.sources.registry import source_of
 from train.core.errors import ConfigError
@@ -20,6 +21,7 @@ from train.core.workdir import image_list
 from train.core.workdir.directory import (
     FIGURES,
     FREE,
+    as_saved,
     check_config,
     claim,
     dataset,
@@ -136,6 +138,15 @@ def test_run_begun_before_that_means_the_same_goes_on(tmp_path, name):
     write_json(tmp_path / "config.json", without(config, "shortcut", "width"))
     claim(tmp_path, config)
     assert saved_config(tmp_path) == config
+
+
+def test_run_begun_before_any_later_field_goes_on(tmp_path):
+    fields = {
+        name: value for name, value in as_saved(Config()).items() if name not in marked(Mark.LATER)
+    }
+    write_json(tmp_path / "config.json", fields)
+    claim(tmp_path, Config())
+    assert saved_config(tmp_path) == Config()
 
 
 @pytest.mark.parametrize("parts", [("file",), ("file", "run")], ids=["file", "below a file"])
