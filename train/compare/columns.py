@@ -144,11 +144,13 @@ def _power(variants: Sequence[Variant]) -> list[str]:
         return []
     noise, level = compared[0].noise, (1 - CONFIDENCE) / len(compared)
     seeds = sorted({each.top1_difference.seeds for each in compared if each.top1_difference})
-    found = ", ".join(f"{noise.detectable(n, level):.2f} points with {n}" for n in seeds)
+    found = ", ".join(
+        f"{noise.detectable(n, level):.2f} points ({n} seed{'s' * (n > 1)})" for n in seeds
+    )
     return [
         f"Beside attention and seed, runs differ by a standard deviation of {noise.deviation:.2f} "
-        f"points ({noise.freedom} degrees of freedom, the same for all attentions): a difference "
-        f"is found with a probability of {POWER:.0%} if it is {found} seeds."
+        f"points ({noise.freedom} degrees of freedom, the same for all attentions). A difference "
+        f"is found with a probability of {POWER:.0%} where it is {found}."
     ]
 
 
