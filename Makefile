@@ -5,7 +5,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 PYTEST_ON_TWO_CORES := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: quickstart test test-all test-long test-compile test-compile-gpu test-page faults lint dist clean
+.PHONY: quickstart test test-all test-long test-compile test-compile-gpu test-page faults lint docs docs-links dist clean
 
 quickstart: .venv/train # train the small digits network to the end
 	$(BIN)/python -m train.main --config configs/digits_resnet20.py
@@ -25,9 +25,9 @@ test-compile: .venv/dev .venv/libtpu # run the tests that compile for TPUs; they
 test-compile-gpu: .venv/dev .venv/cuda # the same for GPUs; they need neither a GPU nor a driver
 	PYTHONPATH=.venv/cuda $(BIN)/python -m pytest tests/train/test_compile_gpu.py tests/train/core/engine/test_compiled_bytes.py
 
-test-page: .venv/page # open the report in Chromium, which is installed where it is missing
+test-page: .venv/page .venv/docs # open the report and the documentation in Chromium, which is installed where it is missing
 	command -v chromium >/dev/null || $(AS_ROOT) sh -c 'apt-get update && apt-get install --yes --no-install-recommends chromium fonts-dejavu-core'
-	$(BIN)/python -m pytest tests/train/report -m page
+	$(BIN)/python -m pytest tests/train/report tests/docs -m page
 
 faults: .venv/dev # all of the tests that break things: killed runs, damaged files, wrong input
 	$(BIN)/python -m pytest tests -m faults --hypothesis-profile=many
@@ -38,8 +38,14 @@ lint: .venv/dev # lint, formatting, the direction of imports, and types
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+docs: .venv/docs # make the documentation's site, build/html
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/html
+
+docs-links: .venv/docs # ask the addresses of others that the documentation names
+	$(BIN)/sphinx-build --builder linkcheck docs build/links
+
 dist: .venv/dev # build the wheel and the sdist, and check both
-	rm -rf build dist
+	rm -rf build/lib build/bdist.* dist
 	$(BIN)/python -m build --outdir dist . >build.log || { cat build.log; exit 1; }
 	rm build.log
 	$(BIN)/twine check --strict dist/*
@@ -59,6 +65,10 @@ clean: # remove the environment and what tools left behind
 
 .venv/page: .venv/dev
 	$(INSTALL) -e '.[train,dev,page]'
+	touch $@
+
+.venv/docs: .venv/train
+	$(INSTALL) -e '.[train,docs]'
 	touch $@
 
 # Apart from the rest: where JAX finds libtpu and no TPU, every start prints warnings.

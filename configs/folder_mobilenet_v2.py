@@ -5,7 +5,7 @@ python -m train.main --config configs/folder_mobilenet_v2.py --config.data.dir=D
 
 DIR holds train/<class>/<image> and val/<class>/<image>, or the folders of the classes alone; then a
 fifth of the images is held out. FILE holds MobileNetV2's weights from PyTorch; the classifier and
-the attention start fresh. docs/photographs.md goes through it step by step.
+the attention start fresh. docs/start/photographs.md goes through it step by step.
 
 For CPUs and single GPUs: crops of 128 × 128, in batches of 32, in float32, as CPUs compute, and
 15 epochs of a cosine schedule from 0.005, about a tenth of the learning rate of training from

@@ -4,9 +4,9 @@ python -m train.main --config configs/imagenet_resnet50.py --config.data.dir=DIR
 
 The recipe of CBAM's code, of which NAM's is a descendant: SGD with momentum 0.9, batch 256, 100
 epochs, learning rate 0.1, ÷ 10 every 30 epochs, weight decay 1e-4 on every parameter; in bfloat16
-with float32 parameters; random resized crops of 224 × 224, mirrored at random, and the
-centre of the short side scaled to 256 for the evaluation. docs/imagenet.md says how to prepare
-the dataset. Time and error of the whole run have not been measured; it is meant for GPUs or TPUs.
+with float32 parameters; random resized crops of 224 × 224, mirrored at random, and the centre of
+the short side scaled to 256 for the evaluation. docs/training/imagenet.md says how to prepare the
+dataset. Time and error of the whole run have not been measured; it is meant for GPUs or TPUs.
 """
 
 from train.config import Config, default_config

@@ -4,8 +4,8 @@ python -m train.main --config configs/imagenet_resnet50_pod.py --config.data.dir
 
 LARS with a learning rate of 0.5 per 256 images, here 8.0, after a linear warm-up of 5 epochs,
 down to 0 by a cosine over 100 epochs; label smoothing 0.1; the scale of every last BatchNorm of a
-block starts at 0. docs/pods.md says how to start it on many machines. Time and error have not been
-measured.
+block starts at 0. docs/training/pods.md says how to start it on many machines. Time and error
+have not been measured.
 """
 
 from configs import imagenet_resnet50

@@ -21,8 +21,8 @@ def resize_spatial(
 
     A new pixel takes the mean of the old ones that it covers, each weighted by the area that
     is covered: λ, shift and statistics alike. λ and shift are then multiplied by
-    H′W′ / (H W), for the weights |λ| / Σ|λ| shrink as the number of pixels grows, and every
-    gate would flatten. At the same size nothing changes, and an input in which every pixel
+    H′W′ / (H W), for the weights W_λ shrink as the number of pixels grows, and every gate
+    would flatten. At the same size nothing changes, and an input in which every pixel
     is repeated k × k times has the gate repeated k × k times.
 
     Args:

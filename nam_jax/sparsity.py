@@ -65,7 +65,10 @@ def nam_scales(params: optax.Params, scales: Scales = NAM_SCALES) -> list[jax.Ar
 def sparsity_penalty(
     params: optax.Params, strength: float | jax.Array, *, scales: Scales = NAM_SCALES
 ) -> jax.Array:
-    """The penalty of equation 4: p (Σ|γ| + Σ|λ|) over all NAM scales.
+    """The penalty of equation 4, over all NAM scales.
+
+    .. math::
+      p (Σ|γ| + Σ|λ|)
 
     Args:
       params: Parameters of a model.
@@ -148,7 +151,8 @@ def proximal_sparsity(
 ) -> optax.GradientTransformation:
     """Moves every NAM scale by the proximal step of the penalty: a soft threshold.
 
-    scale ← sign(v) max(|v| − p η, 0),  v = scale + update
+    .. math::
+      scale ← sign(v) max(|v| − p η, 0),  v = scale + update
 
     For the end of an optax chain, after the learning rate. It reaches exact zeros, which
     the sign update only ever steps across. With detached weights (`weight_gradient=False`,

@@ -21,12 +21,14 @@ def attach(
 ) -> nn.Module:
     """A copy of a linen model with attention on the output of some of its modules.
 
-    y = attention(module(x)) for every module that `after` selects
+    .. math::
+      y = attention(module(x))
 
-    The copy has the type, fields and methods of the model. Variables that the model had keep
-    their paths and, from the same key, their initial values; those of the attention lie below
-    the selected module, such as `layer1/bn2/attention/channel/nam_bn/scale`. `nam_tied` adds
-    none, and takes the scale of the selected module.
+    for every module that `after` selects. The copy has the type, fields and methods of the model.
+    Variables that the model had keep their paths and, from the same key, their initial values;
+    those of the attention lie below the selected module, such as
+    `layer1/bn2/attention/channel/nam_bn/scale`. `nam_tied` adds none, and takes the scale of the
+    selected module.
 
     Unless it was configured otherwise, the attention takes its dtype from the module's output,
     and its `axis_name` and its mode from the module: the first of `use_running_average`,

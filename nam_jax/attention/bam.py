@@ -14,10 +14,13 @@ from nam_jax.layers.dtypes import widened
 class BAM(AttentionModule, kw_only=True):
     """Channel and spatial attention side by side: y = (1 + sigmoid(M_c M_s)) x.
 
-    M_c = fc2(relu(BN(fc1(mean x)))),  mean over the map
-    M_s = conv1(layer(layer(reduce(x)))),  where reduce is a 1×1 convolution to C/reduction
-    channels, layer a dilated 3×3 convolution, each followed by BN and ReLU, and conv1 a
-    1×1 convolution to one channel
+    .. math::
+      M_c = fc2(relu(BN(fc1(mean x))))
+      M_s = conv1(layer(layer(reduce(x))))
+
+    The mean is over the map; reduce is a 1×1 convolution to C/reduction channels and layer a
+    dilated 3×3 convolution, each followed by BN and ReLU, and conv1 a 1×1 convolution to one
+    channel.
 
     The paper adds the branches; they are multiplied here, as in its authors' code. All
     layers have biases. Unlike the other modules it stands between the stages of a network.

@@ -13,8 +13,11 @@ from nam_jax.layers.dtypes import promoted, widened
 class CBAM(AttentionModule, kw_only=True):
     """Channel attention, then spatial attention: y = M_s(z) z,  z = M_c(x) x.
 
-    M_c = sigmoid(MLP(mean x) + MLP(max x)),  mean and maximum over the map
-    M_s = sigmoid(BN(conv([max z, mean z]))),  maximum and mean over the channels
+    .. math::
+      M_c = sigmoid(MLP(mean x) + MLP(max x))
+      M_s = sigmoid(BN(conv([max z, mean z])))
+
+    with mean and maximum over the map in M_c, over the channels in M_s.
 
     The children are `channel`, the one MLP (`fc1`, ReLU, `fc2`, with biases), and `spatial`
     (`conv`, without bias, and `bn`).

@@ -16,12 +16,13 @@ LEAST_FEATURES = 8
 class CoordinateAttention(AttentionModule, kw_only=True):
     """A gate for every row and one for every column of each channel: y = g_h g_w x.
 
-    f = hswish(BN(conv1([mean of x over columns, mean of x over rows])))
-    g_h = sigmoid(conv_h(f of rows)),  g_w = sigmoid(conv_w(f of columns))
+    .. math::
+      f = hswish(BN(conv1([r, c]))),  hswish(f) = f min(max(f + 3, 0), 6) / 6
+      g_h = sigmoid(conv_h(f_r)),  g_w = sigmoid(conv_w(f_c))
 
-    where [ , ] puts H rows and W columns into one sequence, which conv1 and BN share, and
-    hswish(f) = f min(max(f + 3, 0), 6) / 6. The children are `conv1`, `bn1`, `conv_h` and
-    `conv_w`: 1×1 convolutions with biases, and the BatchNorm.
+    where r is the mean of x over columns and c that over rows; [ , ] puts H rows and W columns
+    into one sequence, which conv1 and BN share, and f_r and f_c are its two parts. The children
+    are `conv1`, `bn1`, `conv_h` and `conv_w`: 1×1 convolutions with biases, and the BatchNorm.
 
     Attributes:
       reduction: Number of channels for every feature between the convolutions (at least eight

@@ -26,10 +26,12 @@ def adaptive_kernel_size(channels: int) -> int:
 class ECA(AttentionModule, kw_only=True):
     """Channel attention in which a channel meets its neighbours alone: y = s x.
 
-    s = sigmoid(conv(z)),  z_c = mean of channel c over the map
+    .. math::
+      s = sigmoid(conv(z)),  z = mean x
 
-    The convolution, the child `conv`, goes along the channels, with zeros beyond the first and
-    the last; it has one kernel (k, 1, 1) for all of them and no bias.
+    The mean is that of each channel over the map. The convolution, the child `conv`, goes along
+    the channels, with zeros beyond the first and the last; it has one kernel (k, 1, 1) for all of
+    them and no bias.
 
     Attributes:
       kernel_size: Number of channels k that a gate sees, odd; None: `adaptive_kernel_size`.

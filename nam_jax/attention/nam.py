@@ -48,10 +48,11 @@ class NormalizationAttention(AttentionModule, kw_only=True):
 class ChannelNAM(NormalizationAttention, kw_only=True):
     """Channel attention from batch-norm scales: y = M_c x.
 
-    M_c = sigmoid(W_γ BN(x)),  W_γ = |γ| / Σ|γ|  (equation 2)
+    .. math::
+      M_c = sigmoid(W_γ BN(x)),  W_γ = |γ| / Σ|γ|
 
-    The scale γ is read from the variables of the module's own BatchNorm, its child
-    `nam_bn`, or, in the parameter-free form, is that of the BatchNorm whose output x is:
+    This is equation 2. The scale γ is read from the variables of the module's own BatchNorm, its
+    child `nam_bn`, or, in the parameter-free form, is that of the BatchNorm whose output x is:
     the module then owns nothing and M_c = sigmoid(W_γ x).
 
     Attributes:
@@ -142,11 +143,12 @@ class TiedNAM(ChannelNAM, kw_only=True):
 class SpatialNAM(NormalizationAttention, kw_only=True):
     """Spatial attention from the scales of a pixel normalisation: y = M_s x.
 
-    M_s = sigmoid(W_λ BN_s(x)),  W_λ = |λ| / Σ|λ|  (equation 3)
+    .. math::
+      M_s = sigmoid(W_λ BN_s(x)),  W_λ = |λ| / Σ|λ|
 
-    BN_s, the child `nam_bn`, normalises each of the H·W pixels over batch and channels and
-    has one scale λ and one shift per pixel, so that the module is tied to the size of the
-    map that it was initialised with.
+    This is equation 3. BN_s, the child `nam_bn`, normalises each of the H·W pixels over batch and
+    channels and has one scale λ and one shift per pixel, so that the module is tied to the size
+    of the map that it was initialised with.
 
     Attributes:
       momentum: Decay rate for the running statistics, in [0, 1].
@@ -246,9 +248,11 @@ class SpatialNAM(NormalizationAttention, kw_only=True):
 class NAM(NormalizationAttention, kw_only=True):
     """Normalization-based attention: channel attention, then spatial attention.
 
-    y = M_s(z) z,  z = M_c(x) x  (equations 2 and 3)
+    .. math::
+      y = M_s(z) z,  z = M_c(x) x
 
-    The children are `channel`, a ChannelNAM, and `spatial`, a SpatialNAM.
+    These are equations 2 and 3. The children are `channel`, a ChannelNAM, and `spatial`, a
+    SpatialNAM.
 
     Attributes:
       momentum: Decay rate for the running statistics, in [0, 1].

@@ -12,12 +12,14 @@ from nam_jax.layers.dtypes import widened
 class SimAM(AttentionModule, kw_only=True):
     """A gate for every value, from how far it is from the mean of its map: y = M x.
 
-    M = sigmoid((x − μ)² / (4 (v + ε)) + 1/2)
-    μ = mean of a channel over the map of one image,  v = Σ (x − μ)² / (H W − 1)
+    .. math::
+      M = sigmoid((x − μ)² / (4 (v + ε)) + 1/2)
+      μ = mean x,  v = Σ (x − μ)² / (H W − 1)
 
-    ε is the λ of the paper. There are no parameters; gates are in [0.62, 1]. Where all values of
-    a map are equal, v is 0 and M = sigmoid(1/2) = 0.62; so it is on maps of one pixel, for which
-    the formula has 0/0. In float32 all is finite as long as sums of x² over a map are.
+    Mean and sum are those of a channel over the map of one image. ε is the λ of the paper. There
+    are no parameters; gates are in [0.62, 1]. Where all values of a map are equal, v is 0 and M =
+    sigmoid(1/2) = 0.62; so it is on maps of one pixel, for which the formula has 0/0. In float32
+    all is finite as long as sums of x² over a map are.
 
     Attributes:
       epsilon: Small positive number added to the variance.

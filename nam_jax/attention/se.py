@@ -12,9 +12,11 @@ from nam_jax.layers.dtypes import widened
 class SqueezeExcite(AttentionModule, kw_only=True):
     """Channel attention from the mean of every channel: y = s x.
 
-    s = sigmoid(W₂ relu(W₁ z)),  z_c = mean of channel c over the map
+    .. math::
+      s = sigmoid(W₂ relu(W₁ z)),  z = mean x
 
-    W₁, (C, C/reduction), and W₂, (C/reduction, C), have no bias here: `mlp/fc1`, `mlp/fc2`.
+    The mean is that of each channel over the map. W₁, (C, C/reduction), and W₂, (C/reduction, C),
+    have no bias here: `mlp/fc1`, `mlp/fc2`.
 
     Attributes:
       reduction: Number of channels for every feature between the two layers (at least one

@@ -11,10 +11,12 @@ from nam_jax.layers.batch_norm import Moments, to_reduce
 class TripletAttention(AttentionModule, kw_only=True):
     """The mean of three gates, one for each pair of axes: y = (g_h + g_w + g_c) x / 3.
 
-    g_a = sigmoid(BN(conv([max x, mean x]))),  maximum and mean along the axis a
+    .. math::
+      g_a = sigmoid(BN(conv([max x, mean x])))
 
-    g_h gates the plane of W and C, g_w that of H and C, g_c that of H and W. The children
-    `gate_h`, `gate_w` and `gate_c` have a convolution without bias, `conv`, and `bn`.
+    with maximum and mean along the axis a. g_h gates the plane of W and C, g_w that of H and C,
+    g_c that of H and W. The children `gate_h`, `gate_w` and `gate_c` have a convolution without
+    bias, `conv`, and `bn`.
 
     Attributes:
       kernel_size: Height and width of the convolutions' kernels, odd.

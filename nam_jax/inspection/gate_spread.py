@@ -63,8 +63,8 @@ def gate_statistics(
 ) -> dict[str, GateStatistics]:
     """How far the gates of every NAM module are from a constant, for some images.
 
-    With W = |γ| / Σ|γ| a gate is about 0.5 + W BN(x) / 4: where all scales are γ and x is standard
-    normal, the gates of C channels have the standard deviation γ / (4 C).
+    A gate is about 0.5 + W BN(x) / 4. Where all of C scales are γ, each W is 1 / C, and for x
+    that is standard normal the gates have the standard deviation γ / (4 C).
 
     Args:
       module: Network with NAM inside, or a NAM module itself.

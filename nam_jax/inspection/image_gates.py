@@ -28,7 +28,8 @@ def gates(
 ) -> dict[str, jax.Array]:
     """The gates of every NAM module in a network, for some images.
 
-    M = sigmoid(W BN(x))
+    .. math::
+      M = sigmoid(W BN(x))
 
     Args:
       module: Network with NAM inside, or a NAM module itself.

@@ -18,9 +18,11 @@ SMALL_WEIGHT = 0.1
 def saliency(params: Any, *, scales: Scales = NAM_SCALES) -> dict[str, jax.Array]:
     """The weights of equations 2 and 3 in every NAM module of a network.
 
-    W = |scale| / Σ|scale|, whatever the `normalization` of a module makes of it
+    .. math::
+      W = |scale| / Σ|scale|
 
-    A channel or pixel whose weight is near 0 has a gate that hardly depends on it.
+    whatever the `normalization` of a module makes of it. A channel or pixel whose weight is near
+    0 has a gate that hardly depends on it.
 
     Args:
       params: Parameters of a model. Those of stacked layers or of an ensemble, with one axis more,

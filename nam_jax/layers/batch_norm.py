@@ -138,13 +138,17 @@ def running_average(value: jax.Array, new: jax.Array, momentum: float) -> jax.Ar
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation: y = scale (x − mean) / sqrt(var + epsilon) + bias.
+    """Batch normalisation that can hand on the moments of its output.
+
+    .. math::
+      y = scale (x − mean) / sqrt(var + epsilon) + bias
 
     Parameters (`scale`, `bias`), statistics (`mean` and biased `var` in `batch_stats`) and
     numbers are those of `flax.linen.BatchNorm`. In addition it returns the moments of y on
     request; they follow from the parameters and need no pass over y:
 
-    E[y] = bias,  Var[y] = scale² var / (var + epsilon)
+    .. math::
+      E[y] = bias,  Var[y] = scale² var / (var + epsilon)
 
     Of Flax's fields `use_bias`, `use_scale`, `use_fast_variance`, `axis_index_groups` and
     `force_float32_reductions` (as it is always here) are missing, and `mask` at the call.

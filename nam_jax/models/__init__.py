@@ -13,6 +13,16 @@ from nam_jax.attention import hyperparameters
 from nam_jax.models.mobilenet_v2 import MobileNetV2
 from nam_jax.models.resnet import SHORTCUTS, STEMS, BasicBlock, Bottleneck, ResNet
 
+__all__ = [
+    "NAMES",
+    "BasicBlock",
+    "Bottleneck",
+    "MobileNetV2",
+    "ResNet",
+    "create",
+    "has_field",
+]
+
 # He et al. 2015, section 4.2: three stages from 16 features, shortcuts without parameters.
 _CIFAR_RESNET = partial(ResNet, BasicBlock, width=16, shortcut="pad_centre")
 
@@ -29,6 +39,7 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet_v2": MobileNetV2,
 }
 
+#: Names of the networks, for `create`.
 NAMES = tuple(_MODELS)
 
 

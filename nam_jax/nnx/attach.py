@@ -30,12 +30,14 @@ def attach(
 ) -> Model:
     """A clone of an NNX model with attention on the output of some of its modules.
 
-    y = attention(module(x)) for every module that `after` selects
+    .. math::
+      y = attention(module(x))
 
-    Everything that the model had keeps its path; the variables of the attention lie below the
-    selected module, such as `layer1/bn2/attention/channel/nam_bn/scale`. `nam_tied` adds none, and
-    takes the scale of the selected module. Mode and dtype are those of the selected module's call
-    and of its output, `axis_name` is the module's, unless the attention was configured otherwise.
+    for every module that `after` selects. Everything that the model had keeps its path; the
+    variables of the attention lie below the selected module, such as
+    `layer1/bn2/attention/channel/nam_bn/scale`. `nam_tied` adds none, and takes the scale of the
+    selected module. Mode and dtype are those of the selected module's call and of its output,
+    `axis_name` is the module's, unless the attention was configured otherwise.
 
     Args:
       model: NNX model. Its images are (N, H, W, C).

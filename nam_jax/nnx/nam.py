@@ -198,7 +198,10 @@ class SpatialNAM(NormalizationAttention):
 class NAM(nnx.Module):
     """Normalization-based attention: channel attention, then spatial attention.
 
-    y = M_s(z) z,  z = M_c(x) x; see `nam_jax.NAM`
+    .. math::
+      y = M_s(z) z,  z = M_c(x) x
+
+    See `nam_jax.NAM`.
 
     The children are `channel`, a ChannelNAM, and `spatial`, a SpatialNAM.
 

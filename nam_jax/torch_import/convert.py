@@ -61,7 +61,7 @@ def variables(
       key: Random key of what is fresh (default: that of seed 0).
 
     Returns:
-      {"params": …, "batch_stats": …}: NumPy arrays in the dtypes of the state dict, and
+      A dict of `params` and `batch_stats`, of NumPy arrays in the dtypes of the state dict, and of
       float32 arrays where it is fresh.
 
     Raises:

@@ -75,8 +75,8 @@ def list_state_dicts(path: str | os.PathLike[str]) -> list[str]:
       path: File of weights.
 
     Returns:
-      Dotted keys, an empty one for the whole file: first the one that `read` takes by itself,
-      if there is such.
+      Dotted keys, first the one that `read` takes by itself, if there is such; an empty one is that
+      of the whole file.
 
     Raises:
       ValueError, OSError: see `read`.

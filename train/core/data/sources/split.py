@@ -139,6 +139,6 @@ def local_directory(config: DataConfig) -> str:
     if "://" in config.dir:
         raise ConfigError(
             f"config.data.dir: got {config.dir!r}; images are read from directories alone. Mount "
-            "the bucket as one, with gcsfuse (docs/pods.md, section 5), and name that."
+            "the bucket as one, with gcsfuse (docs/training/pods.md, section 5), and name that."
         )
     return os.path.expanduser(config.dir)
