@@ -276,13 +276,15 @@ def items(parts):
 
 
 def test_offline_files_hold_every_step_once_after_a_restart(workdir, monkeypatch, capfd):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     # It takes a while to start where the machine has other work.
     monkeypatch.setattr(weights_and_biases, "FINISH_SECONDS", 120)
     train(workdir, 0, 6)
     train(workdir, 4, 8, summary={"top1_error": 2.5})
+    # As at the end of a process: the package writes in one of its own.
+    wandb.teardown()
     files = list((workdir / "wandb").glob("offline-run-*/*.wandb"))
     files.sort(key=lambda file: os.stat(file).st_mtime_ns)
     contents = [list(records(file)) for file in files]
