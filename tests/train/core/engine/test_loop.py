@@ -309,7 +309,6 @@ def test_all_rows_and_the_summary_are_sent(tmp_path: Path, monkeypatch: pytest.M
         sent.append((workdir, config.log.wandb_project, start_step))
         return contextlib.nullcontext(sender)
 
-    tiny.use(monkeypatch)
     monkeypatch.setattr("train.core.monitor.weights_and_biases.opened", opened)
     monkeypatch.setattr("train.core.monitor.weights_and_biases.check_installed", lambda _: None)
     changes = {"log.wandb_project": "digits", "log_every_steps": 1, **SHORT}
@@ -317,6 +316,8 @@ def test_all_rows_and_the_summary_are_sent(tmp_path: Path, monkeypatch: pytest.M
     assert sent == [(tmp_path, "digits", 0), *rows(tmp_path), summary]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny_network")
 def test_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, rows = train_30(tmp_path / "undisturbed")
     now, append, written = time.time, RowFile.append, []
