@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from train.compare.estimates import Estimate, Variant
-from train.compare.significance import CONFIDENCE
 from train.core.plotting import CYCLE, Draw
 
 if TYPE_CHECKING:
@@ -30,9 +29,7 @@ def comparison(variants: Sequence[Variant]) -> tuple[Draw, float, float]:
         errors.set_ylim(len(variants) - 0.5, -0.5)
         differences.axvline(0, color=CYCLE[1], linewidth=1)
         _estimates(differences, [each.top1_difference for each in variants], whiskers="interval")
-        differences.set_xlabel(
-            f"difference to none, points: {CONFIDENCE:.0%} intervals, for all together"
-        )
+        differences.set_xlabel("difference to none, points, with intervals at Holm's levels")
 
     return draw, 9.0, 1.2 + 0.4 * len(variants)
 

@@ -103,10 +103,10 @@ COLUMNS = (
         _interval,
         ("seeds", "mean", "low", "high"),
         is_paired=True,
-        meaning="The difference is taken seed by seed, with its confidence interval: "
-        f"{CONFIDENCE:.0%} for all differences together (Student's t, Holm's levels); where the "
-        "interval holds 0, these runs show no difference. With one seed there is neither deviation "
-        "nor interval (–), and no interval where attention and seed explain every run.",
+        meaning="The difference is taken seed by seed, with its confidence interval (Student's t, "
+        "at Holm's level): where it holds 0, these runs show no difference. At most "
+        f"{1 - CONFIDENCE:.0%} of comparisons find one that is not there. One seed has no "
+        "deviation (–), and there is no interval where attention and seed explain every run.",
     ),
     _mean("best_top1_error", "best top-1 error, % (chosen on the test set)"),
     _mean(

@@ -59,7 +59,8 @@ class Variant:
       summaries: Summary of each run, by its seed; at least one.
       base: Summaries of the runs without attention, by seed; empty for those runs themselves.
       noise: Noise of all runs that it is compared with; None where it is not known.
-      level: Probability of an interval of its difference that is wrong.
+      level: Level of Holm's procedure at which its difference is tested; its interval has the
+        confidence 1 − level.
     """
 
     name: str

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, stats
 
-# Probability that no interval of a comparison misses its difference.
+# Probability that a comparison finds no difference that is not there. That all intervals at Holm's
+# levels hold their differences is less probable, where some differ: they say whether, not where.
 CONFIDENCE = 0.95
 # Probability with which a difference that is there is to be found.
 POWER = 0.8
@@ -38,7 +39,7 @@ class Noise(NamedTuple):
         return float(2 * stats.t.sf(abs(difference) / self.of_difference(seeds), self.freedom))
 
     def interval(self, difference: float, seeds: int, level: float) -> tuple[float, float]:
-        """Where the difference lies, but for a probability of `level`; Student's t."""
+        """Where the difference lies, by Student's t, with a probability of 1 − `level`."""
         half = float(stats.t.isf(level / 2, self.freedom)) * self.of_difference(seeds)
         return difference - half, difference + half
 

@@ -126,7 +126,7 @@ def test_markdown():
         "32.00 ± –",
         "0.75",
     ]
-    assert "95% for all differences together" in text
+    assert "At most 5% of comparisons find one that is not there." in text
     assert "standard deviation of 0.71 points (2 degrees of freedom" in text
     assert "probability of 80% where it is 8.01 points (1 seed), 4.62 points (3 seeds)." in text
     assert "degrees of freedom" not in markdown(variants_of(RUNS[:2]), "")
