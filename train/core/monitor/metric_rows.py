@@ -108,7 +108,11 @@ def _read(path: epath.Path) -> list[Row]:
 
 
 def _row(line: str) -> Row:
-    row = json.loads(line)
+    # JSON's own errors call each line the first.
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
     is_row = isinstance(row, dict) and row.keys() >= {"step", "epoch"}
     is_row = is_row and isinstance(row.get("split"), str)
     if not is_row or not all(isinstance(row[name], int | float) for name in row.keys() - {"split"}):

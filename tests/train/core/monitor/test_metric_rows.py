@@ -51,6 +51,8 @@ def test_damaged_line_is_named(tmp_path, line):
     with pytest.raises(RunError, match=f"{path} is damaged: ") as error:
         RowFile(path).rows()
     assert len(str(error.value).splitlines()) == 1
+    if line != b"\xff":
+        assert f"{line.decode()!r} is no row of a run. Remove that line" in str(error.value)
 
 
 @pytest.mark.parametrize("step", [0, 2, 3, 9])
