@@ -44,8 +44,11 @@ class Work:
         self._done += count
 
     def postpone(self) -> None:
-        """Begins the wait for a sign anew: another line has just shown that all is well."""
+        """Begins the wait for a sign anew: another line shows that all is well."""
         self._due = time.monotonic() + self._patience
+        # It takes the place of this one, also where it comes to the terminal through a pipe.
+        if sys.stderr.isatty():
+            self.end()
 
     def tick(self) -> None:
         """Gives a sign if one is due."""
@@ -66,6 +69,7 @@ class Work:
         """Takes the line away, or ends the lines, if there were any."""
         if not self._is_told:
             return
+        self._is_told = False
         if sys.stderr.isatty():
             print(CLEAR, end="", file=sys.stderr, flush=True)
         else:
@@ -139,6 +143,8 @@ def hush() -> None:
 
 
 def postpone() -> None:
-    """Postpones the signs of all that is going on: a line was printed."""
+    """Postpones the signs of all that is going on: a line is about to be printed."""
     for work in _all:
-        work.postpone()
+        # See `busy`.
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            work.postpone()

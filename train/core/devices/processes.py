@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from train.core.devices.busy import CLEAR, busy, hush
+from train.core.devices.busy import CLEAR, busy, hush, postpone
 from train.core.errors import ConfigError, RunError
 
 FAIL_ALIKE_SECONDS = 2
@@ -89,6 +89,7 @@ def is_main() -> bool:
 def say(text: str) -> None:
     """Prints a line, once for all processes."""
     if is_main():
+        postpone()
         # A line that is rewritten may stand there.
         start = CLEAR if sys.stdout.isatty() else ""
         print(f"{start}{text}", flush=True)

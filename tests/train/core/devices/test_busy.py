@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from train.core.devices import busy
+from train.core.devices import busy, processes
 from train.core.devices.busy import LOG_SECONDS, TERMINAL_SECONDS, Work
 
 
@@ -115,6 +115,24 @@ def test_another_line_postpones_the_signs(clock, monkeypatch):
     assert stream.getvalue().count("\n") == 1
 
 
+def test_a_line_takes_the_place_of_a_sign_on_a_terminal(clock, monkeypatch):
+    stream, work = stderr(monkeypatch, is_terminal=True), begin(patience=30.0)
+    tick_each_second(clock, work, 30)
+    sign = stream.getvalue()
+    # As after a row, through a pipe: nothing is left of the sign, nor is the row cleared later.
+    busy.postpone()
+    work.end()
+    assert stream.getvalue() == f"{sign}{busy.CLEAR}"
+
+
+def test_what_is_said_postpones_the_signs(clock, monkeypatch, capsys):
+    work = begin()
+    clock.seconds += 4
+    processes.say("one line")
+    tick_each_second(clock, work, 4)
+    assert capsys.readouterr() == ("one line\n", "")
+
+
 def test_processes_beside_the_main_one_are_silent(clock, monkeypatch):
     monkeypatch.setattr(busy, "_is_hushed", False)
     stream, work = stderr(monkeypatch), begin()
@@ -143,10 +161,12 @@ def test_signs_that_cannot_be_written_disturb_nothing(monkeypatch, error):
         tried.set()
         raise error
 
+    stderr(monkeypatch, is_terminal=True)
     monkeypatch.setattr(busy, "TERMINAL_SECONDS", 0.001)
     monkeypatch.setattr("builtins.print", fail)
     with busy.busy("compiling", patience=-1):
         assert tried.wait(60)
+        busy.postpone()
 
 
 def test_an_error_inside_ends_the_work(clock):
