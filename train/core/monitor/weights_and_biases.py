@@ -25,7 +25,8 @@ from train.core.monitor.metric_rows import Row
 from train.core.workdir import storage
 
 # Seconds that the server has to answer in the beginning, and to take in what is left in the end.
-INIT_SECONDS = 60
+# At its exit Python waits for the package's process, which waits for the former.
+INIT_SECONDS = 20
 FINISH_SECONDS = 20
 # The file with the name of the run at Weights & Biases, the same after every restart.
 ID_FILE = "wandb_id.txt"
@@ -82,6 +83,7 @@ class Sender:
         self._environment = environment.describe()
         self._rows: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
         self._summary: Mapping[str, Any] | None = None
+        self._is_given_up = False
         for row in metric_rows.of(workdir).rows():
             if row["step"] <= start_step:
                 self.write(row)
@@ -101,20 +103,30 @@ class Sender:
         self._rows.put(None)
         self._thread.join(FINISH_SECONDS)
         if self._thread.is_alive():
-            _tell(f"not all of the run was sent within {FINISH_SECONDS} seconds")
+            self._tell(
+                f"not all of the run was sent within {FINISH_SECONDS} seconds; the same command "
+                "sends the rest"
+            )
+            self._is_given_up = True
+
+    def _tell(self, text: str) -> None:
+        # The output may lie on a full disk, or be closed.
+        with contextlib.suppress(OSError, ValueError):
+            if not self._is_given_up:
+                say(f"Weights & Biases: {text}")
 
     def _send_or_tell(self) -> None:
         try:
             self._send()
         # It may be anything: the package is another's, and talks to a network and to processes.
         except Exception as error:
-            _tell(f"nothing more is sent: {reason(error)}")
+            self._tell(f"nothing more is sent: {reason(error)}")
 
     def _send(self) -> None:
         run = self._open()
         if run.disabled:
             return
-        _tell(run.url or f"offline; to send the run: wandb sync {epath.Path(run.dir).parent}")
+        self._tell(run.url or f"offline; to send the run: wandb sync {epath.Path(run.dir).parent}")
         first = run.starting_step
         for split in ("train", "eval"):
             run.define_metric(f"{split}/*", step_metric="step")
@@ -130,12 +142,15 @@ class Sender:
         import wandb
 
         try:
-            wandb.setup(wandb.Settings(silent=True))
-            if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False):
+            settings = wandb.setup(wandb.Settings(silent=True)).settings
+            if settings.mode == "online" and not wandb.login(prompt=False):
                 raise PermissionError("there is no login; see wandb login")
             return self._init()
         except Exception as error:
-            _tell(f"not reached: {reason(error)}")
+            self._tell(f"not reached: {reason(error)}")
+            # Its process may hold the run's name still.
+            wandb.teardown()
+            wandb.setup(wandb.Settings(silent=True))
             return self._init(mode="offline")
 
     def _init(self, **mode: str) -> Any:
@@ -189,9 +204,3 @@ def _named(row: Row) -> dict[str, Any]:
     """The figures of a row, as `<split>/<name>`, over `step`."""
     names = row.keys() - {"step", "split"}
     return {"step": row["step"]} | {f"{row['split']}/{name}": row[name] for name in sorted(names)}
-
-
-def _tell(text: str) -> None:
-    # The output may lie on a full disk, or be closed.
-    with contextlib.suppress(OSError, ValueError):
-        say(f"Weights & Biases: {text}")
