@@ -24,9 +24,9 @@ from train.core.monitor import metric_rows
 from train.core.monitor.metric_rows import Row
 from train.core.workdir import storage
 
-# Seconds that the server has to answer in the beginning, and to take in what is left in the end.
-# At its exit Python waits for the package's process, which waits for the former.
-INIT_SECONDS = 20
+# Seconds that the server has to answer in the beginning, and to take in what is left in the end. Of
+# the former fewer: a short run is then in files at least. At its exit Python waits for both.
+INIT_SECONDS = 15
 FINISH_SECONDS = 20
 # The file with the name of the run at Weights & Biases, the same after every restart.
 ID_FILE = "wandb_id.txt"
@@ -103,10 +103,8 @@ class Sender:
         self._rows.put(None)
         self._thread.join(FINISH_SECONDS)
         if self._thread.is_alive():
-            self._tell(
-                f"not all of the run was sent within {FINISH_SECONDS} seconds; the same command "
-                "sends the rest"
-            )
+            place = f"{_directory(self._workdir)}/wandb"
+            self._tell(f"not all was sent within {FINISH_SECONDS} seconds; wandb sync sends {place}")
             self._is_given_up = True
 
     def _tell(self, text: str) -> None:

@@ -252,7 +252,7 @@ def test_a_server_that_hangs_delays_nothing(server, workdir, monkeypatch, capsys
     before = threading.enumerate()
     try:
         train(workdir, 0, 8)
-        assert "not all of the run was sent" in capsys.readouterr().out
+        assert "not all was sent within" in capsys.readouterr().out
     finally:
         answers.set()
         for thread in set(threading.enumerate()) - set(before):
