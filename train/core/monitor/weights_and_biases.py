@@ -103,8 +103,10 @@ class Sender:
         self._rows.put(None)
         self._thread.join(FINISH_SECONDS)
         if self._thread.is_alive():
-            place = f"{_directory(self._workdir)}/wandb"
-            self._tell(f"not all was sent within {FINISH_SECONDS} seconds; wandb sync sends {place}")
+            self._tell(
+                f"not all was sent within {FINISH_SECONDS} seconds; to send the rest: wandb sync "
+                f"{_directory(self._workdir)}/wandb/run-*"
+            )
             self._is_given_up = True
 
     def _tell(self, text: str) -> None:
