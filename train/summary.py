@@ -18,6 +18,7 @@ from nam_jax.models.size import Layer, Size, layers, total
 from train.core import command_line
 from train.core.config.attentions import attention_name, by_name
 from train.core.data.sources.registry import source_of
+from train.core.devices.busy import busy
 from train.core.engine.experiment import create_model
 from train.core.engine.pretrained import planned
 from train.core.tables import Table
@@ -75,11 +76,13 @@ def main(options: Namespace) -> None:
     source = source_of(config.data)
     num_classes, image_shape = source.num_classes, source.image_shape
     networks = {}
-    for name, varied in configs.items():
-        model = create_model(varied, num_classes)
-        networks[name] = layers(model, image_shape)
-        if config.model.pretrained:
-            planned(config.model, model, image_shape)
+    with busy("tracing", len(configs), "networks") as work:
+        for name, varied in configs.items():
+            model = create_model(varied, num_classes)
+            networks[name] = layers(model, image_shape)
+            if config.model.pretrained:
+                planned(config.model, model, image_shape)
+            work.advance()
     first, *others = networks
     attention = "" if others else f"attention {first}, "
     print(

@@ -63,7 +63,7 @@ def test_a_run_and_what_is_done_with_it(
     }
     works.clear()
     assert call("evaluate", *CONFIG, *SHORT, *workdir).code == 0
-    assert told(works) >= {"reading the checkpoint", "evaluating test"}
+    assert told(works) >= {"setting up the network", "reading the checkpoint", "evaluating test"}
     works.clear()
     out = tmp_path / "digits.stablehlo"
     monkeypatch.setattr("train.export.write", lambda *_, **__: out.touch())
@@ -78,6 +78,9 @@ def test_a_run_and_what_is_done_with_it(
     works.clear()
     assert call("benchmark", *CONFIG, "--steps=2", "--config.batch_size=64").code == 0
     assert told(works) >= {"compiling", "timing", "timing with the loader"}
+    works.clear()
+    assert call("summary", *CONFIG, "--attention=none,nam").code == 0
+    assert told(works) == {"tracing"}
 
 
 def test_datasets_are_checked_and_copied(works: list[Work], tmp_path: Path) -> None:

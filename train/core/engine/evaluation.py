@@ -127,7 +127,8 @@ def checkpoint_weights(
     directory.check_classes(workdir, experiment.source.class_names)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = checkpoints.step_of(which)
-        state, _ = checkpoints.restore(step, initial_state(experiment))
+        with busy("setting up the network"):
+            state, _ = checkpoints.restore(step, initial_state(experiment))
     return step, {"": state.ema} if which == "best_ema" else state.evaluated
 
 
