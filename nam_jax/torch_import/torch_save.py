@@ -15,6 +15,7 @@ import numpy as np
 
 from nam_jax.torch_import import checkpoint, restricted_pickle
 from nam_jax.torch_import.restricted_pickle import Tensor
+from nam_jax.torch_import.wording import NotWeightsError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
@@ -89,7 +90,7 @@ def _open_zip(path: Path) -> _Saved:
         folder = pickles[0].removesuffix("data.pkl")
         byte_order = f"{folder}byteorder"
         if byte_order in archive.namelist() and archive.read(byte_order) != b"little":
-            raise ValueError("it was written by a big-endian machine: save it on another")
+            raise NotWeightsError("it was written by a big-endian machine: save it on another")
         content = restricted_pickle.load(io.BytesIO(archive.read(pickles[0])))
 
     def storages(keys: set[str]) -> dict[str, bytes]:
