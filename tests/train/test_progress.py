@@ -51,7 +51,7 @@ def test_a_run_and_what_is_done_with_it(
 ) -> None:
     tiny.use(monkeypatch)
     workdir = ("--workdir", str(tmp_path / "run"))
-    assert call("main", *CONFIG, *SHORT, *workdir).code == 0
+    assert call("main", *CONFIG, *SHORT, *workdir, "--num_processes=1").code == 0
     assert told(works) >= {
         "starting the devices",
         "checking the checkpoints",
