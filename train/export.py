@@ -174,7 +174,7 @@ def _check_possible(options: Namespace, kind: str) -> None:
     if importlib.util.find_spec(PACKAGES[kind]) is None:
         raise ConfigError(
             f"--format={kind} needs the package {PACKAGES[kind]}; get it with "
-            "pip install '.[export]'."
+            "pip install -e '.[train,export]'."
         )
 
 

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 # What a reader puts in the place of these.
 PLACEHOLDERS = {
     "--config FILE": "--config configs/digits_resnet20.py",
+    "configs/NAME.py": "configs/imagenet_resnet50.py",
     "HOST:PORT": "localhost:1234",
     "--num_processes N": "--num_processes 2",
     "--process_id I": "--process_id 0",
@@ -53,7 +54,7 @@ def test_command_is_understood(command: str, directory: Path) -> None:
 def test_what_commands_name_is_there(page: Path) -> None:
     text = page.read_text()
     for path in re.findall(r"\b(?:configs|examples|tests/\w+)/\w+\.py", text):
-        assert (REPOSITORY / path).exists()
+        assert path in PLACEHOLDERS or (REPOSITORY / path).exists()
     for module in re.findall(r"python -m (\w+\.\w+)", text):
         assert module == "train.NAME" or importlib.util.find_spec(module)
     targets = re.findall(r"^([\w./-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)

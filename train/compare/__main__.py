@@ -1,7 +1,7 @@
 r"""Trains a network with several attentions and seeds, and compares what comes out.
 
 Writes results.csv, results.md and results.png after every run. The same
-command goes on where it was stopped. Needs pip install '.[train,plot]'.
+command goes on where it was stopped. Needs pip install -e '.[train,plot]'.
 
 Example:
   python -m train.compare --config configs/digits_resnet20.py \

@@ -33,7 +33,7 @@ def check_installed() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            "pictures need the package matplotlib; get it with pip install '.[train,plot]'."
+            "pictures need the package matplotlib; get it with pip install -e '.[train,plot]'."
         ) from error
 
 

@@ -64,7 +64,8 @@ def _slice(name: str, generation: str, chips: str) -> list[jax.Device]:
         ) from error
     except RuntimeError as error:
         raise RunError(
-            f"--topology {name} needs the package libtpu; get it with pip install '.[tpu]'."
+            f"--topology {name} needs the package libtpu; get it with "
+            "pip install -e '.[train,tpu]'."
         ) from error
 
 

@@ -40,7 +40,8 @@ def check_installed(config: Config) -> None:
     """
     if config.log.wandb_project and importlib.util.find_spec("wandb") is None:
         raise ConfigError(
-            "config.log.wandb_project needs the package wandb; get it with pip install '.[wandb]'."
+            "config.log.wandb_project needs the package wandb; get it with "
+            "pip install -e '.[train,wandb]'."
         )
 
 

@@ -43,7 +43,8 @@ def locate(text: str) -> epath.Path:
         _open(match[1])
     except ImportError as error:
         raise ConfigError(
-            f"--workdir {text} needs more packages ({error}); get them with pip install '.[gcs]'."
+            f"--workdir {text} needs more packages ({error}); get them with "
+            "pip install -e '.[train,gcs]'."
         ) from error
     return epath.Path(text)
 
