@@ -128,6 +128,14 @@ def test_empty_directories_are_set_aside(workdir: epath.Path, names: tuple[str, 
     assert set_aside(workdir) == set(names)
 
 
+def test_whole_ones_in_a_relative_directory_are_left(
+    workdir: epath.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workdir.parent)
+    set_damaged_aside(epath.Path(workdir.name))
+    assert not (workdir / ASIDE).exists()
+
+
 def test_foreign_directories_are_set_aside_and_files_left(workdir: epath.Path) -> None:
     for name in ("notes", "31", "031"):
         (workdir / "checkpoints" / name).mkdir()
