@@ -299,6 +299,26 @@ def test_same_command_gives_the_same_bits_and_another_seed_others(tmp_path: Path
     assert not set(losses[0]) & set(losses[2])
 
 
+@pytest.mark.usefixtures("tiny_network")
+def test_a_stopped_run_in_a_relative_directory_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save = loop.Log.train
+
+    def interrupted(log: Any, steps: range, metrics: Any) -> None:
+        save(log, steps, metrics)
+        if 1 in steps:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as stopping, pytest.raises(PreemptedError):
+        stopping.setattr(loop.Log, "train", interrupted)
+        train(Path("runs/run"), steps=4, **{"optimizer.sparsity": 0.0})
+    assert train(Path("runs/run"), steps=4, **{"optimizer.sparsity": 0.0})["steps"] == 4
+    assert [row["step"] for row in rows(tmp_path / "runs" / "run")] == [4, 4]
+    assert not (tmp_path / "runs" / "run" / "damaged").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny_network")
 def test_all_rows_and_the_summary_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
