@@ -52,9 +52,9 @@ def _damaged(directory: epath.Path) -> dict[str, str]:
         except DamagedError as error:
             damage[str(step)] = f"is damaged: {error}"
     if damage and not has_whole:
-        reasons = "; ".join(f"{step} {reason}" for step, reason in damage.items())
+        reasons = "; ".join(f"{step} {reason.rstrip('.')}" for step, reason in damage.items())
         raise RunError(
-            f"no checkpoint in {directory} is whole: {reasons} Nothing was changed; to start from "
+            f"no checkpoint in {directory} is whole: {reasons}. Nothing was changed; to start from "
             "the beginning, give another --workdir."
         )
     return damage
