@@ -109,7 +109,7 @@ def test_other_places_are_refused(text):
 @pytest.mark.parametrize("package", ["gcsfs", "google.cloud"])
 def test_missing_packages_are_named(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ConfigError, match=rf"{package}.*pip install '\.\[gcs\]'\.$"):
+    with pytest.raises(ConfigError, match=rf"{package}.*pip install -e '\.\[train,gcs\]'\.$"):
         storage.locate("gs://bucket/run")
 
 
