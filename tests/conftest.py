@@ -4,8 +4,10 @@ import gc
 import importlib.util
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import jax
@@ -64,6 +66,20 @@ def child() -> Iterator[Child]:
     process = Child()
     yield process
     process.pool.shutdown()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser, for the tests of pages."""
+    from playwright import sync_api
+
+    with sync_api.sync_playwright() as playwright:
+        # Its sandbox does not start for root, nor in many containers.
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), chromium_sandbox=False
+        )
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from train.core.data.sources.registry import source_of
 from train.core.devices import program_cost, scheduled_program, topologies
 from train.core.devices.busy import busy
 from train.core.devices.chips import GIB, memory_bytes
-from train.core.engine.compiled_steps import lower_train_step
+from train.core.engine.compiled_steps import COMPILING, lower_train_step
 from train.core.engine.experiment import Experiment, build_experiment
 from train.core.engine.feeds import train_example
 from train.core.engine.state import abstract_state
@@ -74,7 +74,7 @@ def compile_step(experiment: Experiment) -> dict[str, Any]:
     start = time.monotonic()
     state, example = abstract_state(experiment), train_example(experiment)
     try:
-        with busy("compiling, which takes minutes for a large network"):
+        with busy(COMPILING):
             program = lower_train_step(experiment, state, example).compile()
     except jax.errors.JaxRuntimeError as error:
         raise RunError(compiler_refusal(str(error))) from error

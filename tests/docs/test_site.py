@@ -1,9 +1,7 @@
 """The site in a real browser, on a desktop and on a phone, light and dark, without a network."""
 
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +23,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", DOCS, out]
     subprocess.run(command, cwd=DOCS.parent, check=True)
     return out
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    from playwright import sync_api
-
-    with sync_api.sync_playwright() as playwright:
-        # Its sandbox does not start for root, nor in many containers.
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), chromium_sandbox=False
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize(

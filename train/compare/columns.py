@@ -139,11 +139,11 @@ def legend(variants: Sequence[Variant]) -> str:
 
 
 def _power(variants: Sequence[Variant]) -> list[str]:
-    compared = [each for each in variants if each.noise is not None]
-    if not compared or compared[0].noise is None:
+    noises = [each.noise for each in variants if each.noise is not None]
+    if not noises:
         return []
-    noise, level = compared[0].noise, (1 - CONFIDENCE) / len(compared)
-    seeds = sorted({each.top1_difference.seeds for each in compared if each.top1_difference})
+    noise, level = noises[0], (1 - CONFIDENCE) / len(noises)
+    seeds = sorted({each.top1_difference.seeds for each in variants if each.top1_difference})
     found = ", ".join(
         f"{noise.detectable(n, level):.2f} points ({n} seed{'s' * (n > 1)})" for n in seeds
     )

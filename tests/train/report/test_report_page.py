@@ -1,8 +1,6 @@
 """The pages of train.report in a real browser: light, dark, and on a phone."""
 
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +26,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     comparison = fake_run.write_comparison(top / "comparison")
     workdirs = {"run": run, "run that goes on": going_on, "comparison": comparison}
     return {name: Path(write_report(workdir)) for name, workdir in workdirs.items()}
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    from playwright import sync_api
-
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"),
-            # It does not start for root, nor in many containers.
-            chromium_sandbox=False,
-        )
-        yield browser
-        browser.close()
 
 
 class Opened:

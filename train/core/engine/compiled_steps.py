@@ -14,6 +14,9 @@ from train.core.engine.experiment import Evaluation, Experiment, streams
 from train.core.engine.state import TrainState
 from train.core.engine.step import Metrics, eval_step, train_step
 
+# What `busy` says meanwhile.
+COMPILING = "compiling, which takes minutes for a large network"
+
 
 def build_train_step(experiment: Experiment) -> Any:
     """Makes the training step: batch, augmentation, update.

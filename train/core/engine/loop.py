@@ -13,7 +13,7 @@ from train.core.data.feed import Feed
 from train.core.devices import mesh
 from train.core.devices.busy import LOG_SECONDS, busy
 from train.core.devices.processes import Preemption, check_agreement, is_main, say
-from train.core.engine.compiled_steps import build_eval_step, lower_train_step
+from train.core.engine.compiled_steps import COMPILING, build_eval_step, lower_train_step
 from train.core.engine.evaluation import evaluate, fitted, summarize
 from train.core.engine.experiment import Experiment
 from train.core.engine.feeds import eval_feed, train_feed
@@ -244,7 +244,7 @@ def _compile(session: _Session, state: TrainState, feed: Feed, evaluation_feed: 
         f"{config.model.name}, attention {attention_name(config)}, {parameters(state.params):,} "
         f"parameters, {experiment.total_steps:,} steps, {mesh.describe(experiment.mesh)}"
     )
-    with busy("compiling, which takes minutes for a large network"):
+    with busy(COMPILING):
         lowered = (
             lower_train_step(experiment, state, feed.example),
             build_eval_step(experiment).lower(

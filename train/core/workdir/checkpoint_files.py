@@ -122,8 +122,7 @@ def _read_json(path: epath.Path, item: str) -> Any:
 
 
 def _read_state(path: epath.Path) -> dict[str, Any]:
-    # Orbax reads arrays from absolute paths alone, which those of a bucket are.
-    path = path if storage.is_bucket(path) else path.absolute()
+    path = storage.absolute(path)
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(), active_processes={jax.process_index()}
     )

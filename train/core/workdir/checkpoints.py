@@ -99,9 +99,7 @@ class Checkpoints:
             todelete_subdir=REMOVED,
             async_options=_async_options(),
         )
-        # Orbax wants absolute paths, which those of a bucket are; epath does not know that.
-        directory = epath.Path(directory)
-        self._directory = directory if storage.is_bucket(directory) else directory.absolute()
+        self._directory = storage.absolute(epath.Path(directory))
         self._saving: int | None = None
         self._writes = keep is not None
         with _explained(f"the checkpoints in {directory} cannot be read"):

@@ -78,6 +78,11 @@ def is_bucket(path: epath.PathLike) -> bool:
     return os.fspath(path).startswith("gs://")
 
 
+def absolute(path: epath.Path) -> epath.Path:
+    """A path as Orbax needs it: those of a bucket are absolute, which epath does not know."""
+    return path if is_bucket(path) else path.absolute()
+
+
 @contextlib.contextmanager
 def reporting(path: epath.PathLike) -> Iterator[None]:
     """Says in one line what goes wrong in a bucket, where it is not an OSError as on a disk.
