@@ -20,6 +20,13 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 # Tests, and the commands that they start, leave nothing behind in the user's directory.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# Compiling takes most of the time, here and in the commands, and what makes it quick is slower to
+# run. Later versions have one way alone to make the code of a CPU, and end at the name of another.
+jax.config.update("jax_disable_most_optimizations", True)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+if jax.__version_info__ < (0, 11):
+    quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ.setdefault("XLA_FLAGS", quick)
 # What a command tells in a test does not depend on how fast the machine is.
 busy.PATIENCE = math.inf
 
@@ -47,11 +54,11 @@ def x64() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def quick_compilation() -> Iterator[None]:
-    """For modules where compiling takes most of the time, and its optimisations change nothing."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def optimized() -> Iterator[None]:
+    """For modules that run longer than they compile, or look at what was compiled."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +97,14 @@ def libtpu_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def libtpu(libtpu_environment: None) -> None:
+def libtpu(libtpu_environment: None, optimized: None) -> None:
     """Skips where libtpu is not installed."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed")
 
 
 @pytest.fixture
-def cuda() -> None:
+def cuda(optimized: None) -> None:
     """Skips where the compiler for GPUs is not installed."""
     if importlib.util.find_spec("jax_cuda12_plugin") is None:
         pytest.skip("jax-cuda12-plugin and jax-cuda12-pjrt are not installed")

@@ -11,8 +11,6 @@ from tests.helpers.values import with_slow
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @with_slow("attention", ["nam", "none", "bam"], ("none", "bam"))
 def test_linen_model_learns(attention: str) -> None:

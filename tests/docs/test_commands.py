@@ -14,8 +14,6 @@ from tests.docs.markdown import PAGES, README, REPOSITORY, commands, name
 from tests.helpers.commands import BEGINS, call, no_work
 from tests.helpers.image_datasets import folders
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # What a reader puts in the place of these.
 PLACEHOLDERS = {
     "--config FILE": "--config configs/digits_resnet20.py",

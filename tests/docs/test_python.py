@@ -15,8 +15,6 @@ from nam_jax.torch_import import names
 from nam_jax.variables import abstract_variables
 from tests.docs.markdown import DOCS, PAGES, README, name, python_blocks
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MODEL, WEIGHTS = DOCS / "library/your_model.md", DOCS / "library/pytorch_weights.md"
 # The first has the README's block, which is held equal; what the other shows takes minutes.
 NOT_RUN = {README.with_name("README.zh-CN.md"), DOCS / "training/reliability.md"}

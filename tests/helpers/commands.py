@@ -26,10 +26,9 @@ HEARTBEAT_SECONDS = 10
 # Everything ends within this; only what hangs does not.
 LIMIT_SECONDS = 600
 
-# Compiling takes most of the time here.
+# Processes do not compile what others have compiled.
 CACHE = tempfile.TemporaryDirectory()
-QUICK_COMPILATION = {
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+SHARED_CACHE = {
     "JAX_ENABLE_COMPILATION_CACHE": "true",
     "JAX_COMPILATION_CACHE_DIR": CACHE.name,
 }
@@ -163,7 +162,7 @@ def started(
         subprocess.Popen(
             [*command, *shared, f"--process_id={i}", *arguments, *own(i)],
             cwd=REPOSITORY,
-            env=os.environ | QUICK_COMPILATION | virtual | environment,
+            env=os.environ | SHARED_CACHE | virtual | environment,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -13,7 +13,6 @@ import pytest
 from tests.helpers.commands import (
     LIMIT_SECONDS,
     PLAIN,
-    QUICK_COMPILATION,
     REPOSITORY,
     TINY,
     Process,
@@ -150,11 +149,9 @@ def test_file_that_may_not_grow(tmp_path: Path) -> None:
     # The network is small, its images large, and so is its checkpoint.
     options = (*OPTIONS, "--config.data.image_size=64", "--config.epochs=1")
     arguments = ("--config", "configs/digits_resnet20.py", "--workdir", str(tmp_path), *options)
-    environment = QUICK_COMPILATION | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     result = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=REPOSITORY,
-        env=os.environ | environment,
         check=False,
         timeout=LIMIT_SECONDS,
         capture_output=True,

@@ -22,7 +22,6 @@ from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.helpers.arrays import assert_close, formula
 from tests.helpers.networks import random_variables
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 IMAGES = np.random.default_rng(2).standard_normal((2, 8, 8, 3))
 
 each_nam = pytest.mark.parametrize("attention", ["nam", "nam_channel", "nam_spatial", "nam_tied"])

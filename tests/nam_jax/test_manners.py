@@ -20,7 +20,6 @@ from tests.helpers.arrays import assert_close
 from tests.helpers.networks import MODULES, Block, image, random_variables, train_step
 from tests.helpers.values import with_slow
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 HERE = Path(__file__).parent
 STRICT = {
     "JAX_NUMPY_RANK_PROMOTION": "raise",

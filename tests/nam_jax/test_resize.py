@@ -13,8 +13,6 @@ from nam_jax.variables import abstract_variables
 from tests.helpers.arrays import KINDS, hard_arrays, unit
 from tests.helpers.networks import random_variables
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MODULES = [NAM(use_running_average=True), SpatialNAM(use_running_average=True)]
 each_module = pytest.mark.parametrize("module", MODULES, ids=["NAM", "SpatialNAM"])
 

@@ -20,8 +20,6 @@ from tests.helpers.arrays import assert_close, growth, hard_arrays, unit
 from tests.helpers.networks import random_variables
 from tests.helpers.values import with_slow
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RATE = 0.1
 
 

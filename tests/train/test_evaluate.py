@@ -27,9 +27,6 @@ from train.core.engine.experiment import build_experiment
 CHANGES = {"steps": 6, "data.image_size": 16, "optimizer.sparsity": 0.0}
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 @pytest.fixture(autouse=True, scope="module")
 def tiny_network() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:

@@ -30,8 +30,6 @@ from train.core.workdir.checkpoint_files import state_sha256
 from train.core.workdir.checkpoints import Checkpoints
 from train.core.workdir.storage import write_json
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SHAPE = (8, 8, 3)
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, *SHAPE)).astype(np.uint8)
 NORMALISATION = {"data.mean": (0.5, 0.4, 0.3), "data.std": (0.2, 0.25, 0.3)}

@@ -251,7 +251,6 @@ def test_attached_is_hand_edited(x64, kind, attention):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
 def test_attached_is_our_own_network(x64):
     """There the attention stands beside the BatchNorm, and is given its moments."""
     create = functools.partial(

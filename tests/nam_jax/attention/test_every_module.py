@@ -31,8 +31,6 @@ from tests.helpers.networks import (
 )
 from tests.helpers.values import with_slow
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # bfloat16 has eight significant bits: rounding to it moves a value by at most 2⁻⁸ of it. The
 # gates are float32 whatever the dtype, so that a result is rounded once; NAM's twice, between
 # its two parts and at its end.

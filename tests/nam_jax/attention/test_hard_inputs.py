@@ -26,7 +26,7 @@ from tests.helpers.arrays import (
 from tests.helpers.networks import MODULES, further_arguments, random_variables
 from tests.helpers.values import with_slow
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.faults]
+pytestmark = pytest.mark.faults
 
 SHAPE = (2, 3, 5, 4)
 NAMES = ["bn", *MODULES]

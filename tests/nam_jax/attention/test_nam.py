@@ -17,8 +17,6 @@ from tests.helpers.arrays import assert_close, formula
 from tests.helpers.networks import random_variables, train_step
 from tests.helpers.values import with_slow
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MODULES = [ChannelNAM, SpatialNAM, NAM]
 each_module = pytest.mark.parametrize("module", MODULES)
 # NAM stands for its parts.

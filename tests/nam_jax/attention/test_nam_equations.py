@@ -23,7 +23,7 @@ from tests.helpers.arrays import (
 )
 from tests.helpers.values import with_slow
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.faults]
+pytestmark = pytest.mark.faults
 
 # All of them subnormal, scales are 0 where the processor takes such values for it.
 SCALES = ["normal", "zeros", "negative", "some zeros", "one spike", "huge", "tiny", "all sizes"]

@@ -14,8 +14,6 @@ from tests.helpers.arrays import assert_close
 from tests.helpers.networks import image, random_variables
 from tests.helpers.values import with_slow
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # The gate where all values of a map are equal.
 LEAST = 1 / (1 + np.exp(-0.5))
 

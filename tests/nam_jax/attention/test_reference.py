@@ -8,8 +8,6 @@ from nam_jax.attention import has_nam_scales
 from tests.helpers.arrays import assert_close
 from tests.helpers.networks import GOLDEN, MODULES, train_step, vectors
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # The vectors that have to be there; those of a further module are found by its name.
 STORED = ("nam_channel", "nam_spatial", "nam", "se", "bam", "cbam", "tam", "eca", "simam")
 STORED += ("coordatt",)

@@ -22,7 +22,7 @@ from nam_jax.models.resnet import SHORTCUTS, Bottleneck, ResNet
 from tests.helpers.networks import random_variables
 from tests.helpers.values import with_slow
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "x64")
+pytestmark = pytest.mark.usefixtures("x64")
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 16, 12, 3)).astype(np.uint8)

@@ -14,8 +14,6 @@ from flax import linen as nn
 import nam_jax
 from nam_jax.export import UnsupportedOperationError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SHAPE = (6, 4, 5)
 X = np.random.default_rng(0).standard_normal((2, *SHAPE)).astype(np.float32)
 W = np.random.default_rng(1).standard_normal((5, 3)).astype(np.float32)

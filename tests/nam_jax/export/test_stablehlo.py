@@ -13,8 +13,6 @@ import nam_jax
 from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.helpers.networks import random_variables
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MEAN, STD = (0.5, 0.4, 0.3), (0.25,)
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 16, 12, 3)).astype(np.uint8)
 NORMALISED = ((IMAGES / 255 - MEAN) / STD).astype(np.float32)

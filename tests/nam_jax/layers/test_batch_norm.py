@@ -27,8 +27,6 @@ from tests.helpers.arrays import (
 )
 from tests.helpers.networks import random_variables, reductions, sharded_train_step, train_step
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 each_axis = pytest.mark.parametrize(
     "axis", [-1, (1, 2), pytest.param((2, 1), marks=pytest.mark.slow)]
 )

@@ -19,7 +19,6 @@ from nam_jax.layers.convolution import FEW_CHANNELS, PARTS, convolution
 from tests.helpers.arrays import Bounded, growth, hard_array, rounded, unit
 from tests.helpers.values import with_slow
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 # Map, channels, features, groups; height and width of the kernel; strides, padding; images (2).
 CHEAPER = {

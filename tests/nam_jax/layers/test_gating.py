@@ -23,8 +23,6 @@ from tests.helpers.networks import (
 )
 from tests.helpers.values import with_slow
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NAMES = ["nam_channel", "nam_tied", "nam_spatial", "nam"]
 # As many pixels as channels: neither is taken for the other.
 SHAPE = (4, 2, 3, 6)

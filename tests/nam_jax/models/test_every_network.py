@@ -22,8 +22,6 @@ from nam_jax.sparsity import nam_scales
 from tests.helpers.arrays import assert_close
 from tests.helpers.networks import GOLDEN, network, owns_parameters, random_variables
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # An expansion of 1, a residual block, and one that halves the resolution.
 STAGES = (Stage(1, 16, 1, 1), Stage(6, 16, 1, 1), Stage(6, 32, 1, 2))
 

@@ -17,8 +17,6 @@ from nam_jax.models.mobilenet_v2 import InvertedResidual, scaled
 from tests.helpers.networks import owns_parameters
 from tests.helpers.values import with_slow
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 BLOCKS = {f"block{number}" for number in range(1, 18)}
 IN_BLOCKS = [name for name in NAMES if name not in ("none", "nam_tied", "bam")]
 # Table 2 of the paper, a row a block: expansion, features, and stride with the ImageNet stem.

@@ -27,8 +27,6 @@ from tests.helpers.networks import (
 )
 from tests.helpers.values import with_slow
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Of JAX's generators the one whose compilation takes the least time.
 KEY = jax.random.key(0, impl="rbg")
 RESNETS = [name for name in models.NAMES if name.startswith("resnet")]

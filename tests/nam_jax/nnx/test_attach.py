@@ -13,7 +13,6 @@ from tests.helpers.arrays import assert_close
 from tests.helpers.networks import image
 from tests.helpers.values import with_slow
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 NORMS = r"blocks/\d/bn2"
 
 

@@ -16,7 +16,6 @@ from tests.helpers.arrays import assert_close
 from tests.helpers.networks import image, random_variables
 from tests.helpers.values import with_slow
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 SHAPE = (4, 3, 5, 6)
 OPTIONS = {"momentum": 0.8, "epsilon": 1e-3}
 NATIVE = {

@@ -27,8 +27,6 @@ from tests.helpers.torch_weights.layers import (
     state_dict_of,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 

@@ -13,8 +13,6 @@ from tests.helpers.arrays import assert_close
 from tests.helpers.torch_weights import layers
 from tests.helpers.torch_weights.layers import entries, resnet, state_dict_of
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 INPUT = (1, 16, 8, 3)
 BLOCKS = {"bottleneck": False, "sizes": (1, 1), "width": 4, "maps": ((16, 8), (8, 4))}
 

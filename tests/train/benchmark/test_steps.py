@@ -29,8 +29,6 @@ from train.core.engine.experiment import build_experiment
 from train.core.engine.feeds import train_example, train_feed
 from train.core.errors import ConfigError, RunError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEYS = {
     "images_per_second",
     "step_ms",

@@ -18,8 +18,6 @@ from train.core.engine import loop
 from train.core.errors import ConfigError, PreemptedError, RunError
 from train.core.workdir import claimed, directory
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def base_config():
     config = digits_resnet20.get_config()

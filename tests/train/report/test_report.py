@@ -202,7 +202,7 @@ def test_damaged_checkpoint_is_left_out(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_plots", "quick_compilation")
+@pytest.mark.usefixtures("quick_plots")
 def test_trained_network_without_nam(tmp_path, monkeypatch):
     tiny.use(monkeypatch)
     config = digits_resnet20.get_config()

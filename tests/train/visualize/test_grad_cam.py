@@ -13,7 +13,6 @@ from tests.helpers.arrays import assert_close
 from tests.helpers.networks import random_variables
 from train.visualize.grad_cam import grad_cam
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 IMAGES = np.random.default_rng(3).standard_normal((3, 16, 16, 3))
 CLASSES = np.array([4, 0, 1])
 FAMILIES = {

@@ -39,8 +39,6 @@ from train.visualize.images import Asked, Image, of_files, of_split
 from train.visualize.predictions import View
 from train.visualize.visualize_run import visualize_pretrained, visualize_run
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CONFIG, WEIGHTS = "--config=configs/digits_resnet20.py", "--config.model.pretrained=w.npz"
 
 

@@ -13,9 +13,6 @@ from train.core.data import on_device
 from train.core.devices.mesh import AXES, create, jit_replicated, local_rows
 from train.core.engine.experiment import streams
 
-# Compiling random generators takes most of the time here, and running them next to none.
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Of pixels that are all different, so that a crop or a box can be found in a result.
 DISTINCT = np.random.default_rng(0).permutation(np.arange(1, 121, dtype=np.uint8))
 

@@ -13,8 +13,6 @@ from train.core.data.sources.split import Split
 from train.core.devices.mesh import AXES, create, jit_replicated, local_rows, replicated
 from train.core.errors import ConfigError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def arrays(size):
     """Images that tell their own number in their pixels, and their labels."""

@@ -31,8 +31,6 @@ from train.core.engine.feeds import eval_feed
 from train.core.engine.state import initial_state
 from train.core.errors import ConfigError, RunError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 COUNT = 42
 
 

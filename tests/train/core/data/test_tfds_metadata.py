@@ -243,7 +243,6 @@ def run(directory: Path, workdir: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*AS_USER, sys.executable, "-m", "train.main", *options(directory, workdir)],
         cwd=REPOSITORY,
-        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"},
         capture_output=True,
         text=True,
         timeout=LIMIT_SECONDS,

@@ -120,7 +120,6 @@ def test_name_of_the_machine_is_not_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert name not in json.dumps(environment.describe())
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_every_start_of_an_unfinished_run_writes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

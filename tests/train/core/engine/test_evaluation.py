@@ -30,8 +30,6 @@ CHANGES = {
     **{"loss": "sigmoid", "optimizer.sparsity": 1e-3, "ema_decay": 0.5},
 }
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(autouse=True, scope="module")
 def small_network() -> Iterator[None]:

@@ -21,8 +21,6 @@ FIELDS = {
     **{"data.loader": "streaming", "model.attention": "none"},
 }
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(autouse=True)
 def tiny_network(monkeypatch):

@@ -13,11 +13,7 @@ from train.core.config.fields import default_config
 from train.core.engine import optimizer
 from train.core.engine.optimizer.updates import UPDATES, kernels
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PEAK = 0.1
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def optimizer_config(**fields):

@@ -1,7 +1,4 @@
-"""Training losses of the reference implementation, through the trainer's own step and chain.
-
-It runs longer than it compiles: it does without `quick_compilation`.
-"""
+"""Training losses of the reference implementation, through the trainer's own step and chain."""
 
 from typing import Any
 
@@ -16,8 +13,9 @@ from train.core.devices.mesh import create, jit_replicated
 from train.core.engine import optimizer, step
 from train.core.engine.state import TrainState
 
+pytestmark = pytest.mark.usefixtures("optimized", "x64")
 
-@pytest.mark.usefixtures("x64")
+
 @pytest.mark.parametrize(
     "tag",
     [

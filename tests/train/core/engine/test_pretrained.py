@@ -24,8 +24,6 @@ from train.core.errors import ConfigError
 from train.core.workdir import directory
 from train.core.workdir.checkpoint_files import saved_steps
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 IMAGE = (8, 8, 1)
 
 

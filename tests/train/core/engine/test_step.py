@@ -31,8 +31,6 @@ from train.core.engine.compiled_steps import build_train_step
 from train.core.engine.experiment import Experiment, streams
 from train.core.engine.state import TrainState, init_state
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 IDENTITY = optax.identity()
 DROPPING = {"model.drop_path": 0.5, "model.dropout": 0.5}
 LABELS = np.arange(16, dtype=np.int32) % 3
