@@ -43,6 +43,7 @@ def pytest_collection_finish() -> None:
     """What is there by now stays: Python need not look through it again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture

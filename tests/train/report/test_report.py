@@ -111,6 +111,7 @@ def test_small_weights_by_layer(whole):
     assert text.index(">block9/attention/channel<") < text.index(">block10/attention/channel<")
 
 
+@pytest.mark.usefixtures("quick_plots")
 def test_gates_of_each_layer(tmp_path, whole):
     assert "python -m train.evaluate --gates looks at them" in text_of(whole)
     workdir = fake_run.write(tmp_path, epochs=1)
