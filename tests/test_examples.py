@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from examples import linen_model, nnx_model, pretrained_model
+from tests.helpers.commands import OPTIMIZED
 from tests.helpers.values import with_slow
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -45,6 +46,8 @@ def test_tour_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Monkey
     # What it writes, and what its kernel does.
     for name in ("TMPDIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR"):
         monkeypatch.setenv(name, str(tmp_path))
+    for name, value in OPTIMIZED.items():
+        monkeypatch.setenv(name, value)
     tour = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
     shown = [kinds_of_output(cell) for cell in tour.cells]
     resources = {"metadata": {"path": str(EXAMPLES)}}

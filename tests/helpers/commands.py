@@ -32,6 +32,8 @@ SHARED_CACHE = {
     "JAX_ENABLE_COMPILATION_CACHE": "true",
     "JAX_COMPILATION_CACHE_DIR": CACHE.name,
 }
+# For processes that run longer than they compile.
+OPTIMIZED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "false", "XLA_FLAGS": ""}
 
 # What trains: the command, or the same with the smallest network in place of the config's.
 MAIN, TINY = "train.main", "tests.helpers.tiny"

@@ -14,6 +14,7 @@ import pytest
 from tests.helpers.commands import (
     LIMIT_SECONDS,
     MAIN,
+    OPTIMIZED,
     TINY,
     Process,
     finish,
@@ -37,8 +38,7 @@ def start(workdir: Path, module: str) -> AbstractContextManager[list[Process]]:
         *("--config.checkpoint.every_steps=8", "--config.log_every_steps=1"),
         module=module,
         devices=1,
-        # One run compiles for all; what makes compiling quick would make real steps slow.
-        JAX_DISABLE_MOST_OPTIMIZATIONS=json.dumps(module == TINY),
+        **(OPTIMIZED if module == MAIN else {}),
     )
 
 

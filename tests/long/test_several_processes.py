@@ -9,6 +9,7 @@ import pytest
 
 from tests.helpers.commands import (
     MAIN,
+    OPTIMIZED,
     PLAIN,
     TINY,
     finish,
@@ -146,22 +147,20 @@ def test_processes_with_a_recipe_of_today_have_the_losses_of_one(
 @pytest.mark.parametrize(("count", "loader"), [(2, "streaming"), (4, "resident"), (4, "streaming")])
 def test_processes_learn_the_digits(count: int, loader: str, digits: Path, tmp_path: Path) -> None:
     data = streamed(digits) if loader == "streaming" else ()
-    run(count, tmp_path, *data, JAX_DISABLE_MOST_OPTIMIZATIONS="false")
+    run(count, tmp_path, *data, **OPTIMIZED)
     assert summary(tmp_path)["top1_error"] <= 3
 
 
 @pytest.mark.long
 def test_killed_and_interrupted_processes_learn_the_digits(tmp_path: Path) -> None:
-    # The steps are many: what makes compiling quick makes them slow.
     options = ("--config.checkpoint.every_steps=11", "--config.epochs=12")
-    environment = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "false"}
     # A process that is killed may leave half an entry in the cache.
-    uncached = {**environment, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    uncached = {**OPTIMIZED, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     with started(2, tmp_path, *options, **uncached) as processes:
         wait_for(lambda: saved(tmp_path), processes[0])
         processes[1].kill()
         assert all(code != 0 for code, _, _ in finish(processes))
-    with started(2, tmp_path, *options, **environment) as processes:
+    with started(2, tmp_path, *options, **OPTIMIZED) as processes:
         before = saved(tmp_path)[-1]
         wait_for(lambda: saved(tmp_path)[-1] > before, processes[0])
         # A terminal sends Ctrl-C to all of them.
@@ -170,7 +169,7 @@ def test_killed_and_interrupted_processes_learn_the_digits(tmp_path: Path) -> No
         results = finish(processes)
     assert [code for code, _, _ in results] == [75, 75], results
     assert f"going on from the checkpoint of step {before}" in results[0][1]
-    (out, _) = run(2, tmp_path, *options, **environment)
+    (out, _) = run(2, tmp_path, *options, **OPTIMIZED)
     assert f"going on from the checkpoint of step {saved_by(results[0][1])}" in out
     assert [row["step"] for row in rows(tmp_path)] == list(range(22, 265, 22))
     assert summary(tmp_path)["top1_error"] <= 5

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers.commands import Process, finish, last_row, started, summary, wait_for
+from tests.helpers.commands import OPTIMIZED, Process, finish, last_row, started, summary, wait_for
 
 pytestmark = pytest.mark.faults
 
@@ -59,7 +59,7 @@ def sampled(process: Process, workdir: Path) -> Iterator[tuple[float, float, int
 def test_open_files_stay_flat_and_memory_grows_by_a_known_little(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(GIVING_BACK)
     environment = {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "false",
+        **OPTIMIZED,
         "PYTHONPATH": str(tmp_path),
         # Less lies between what is freed.
         "MALLOC_ARENA_MAX": "1",
