@@ -5,6 +5,7 @@ import importlib.util
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,17 @@ from train.core.devices import busy, topologies
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
-# Tests, and the commands that they start, leave nothing behind in the user's directory.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-# Compiling takes most of the time, here and in the commands, and what makes it quick is slower to
-# run. Later versions have one way alone to make the code of a CPU, and end at the name of another.
-jax.config.update("jax_disable_most_optimizations", True)
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+# Compiling takes most of the time, here and in the commands that tests start: nothing is compiled
+# twice, nor left behind in the user's directory, and quickly, though it is slower to run.
+CACHE = tempfile.TemporaryDirectory()
+for name, value in {
+    "JAX_COMPILATION_CACHE_DIR": CACHE.name,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0.05,
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": True,
+}.items():
+    jax.config.update(name.lower(), value)
+    os.environ[name] = str(value)
+# Later versions have one way alone to make the code of a CPU, and end at the name of another.
 if jax.__version_info__ < (0, 11):
     quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ.setdefault("XLA_FLAGS", quick)

@@ -9,7 +9,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -26,12 +25,6 @@ HEARTBEAT_SECONDS = 10
 # Everything ends within this; only what hangs does not.
 LIMIT_SECONDS = 600
 
-# Processes do not compile what others have compiled.
-CACHE = tempfile.TemporaryDirectory()
-SHARED_CACHE = {
-    "JAX_ENABLE_COMPILATION_CACHE": "true",
-    "JAX_COMPILATION_CACHE_DIR": CACHE.name,
-}
 # For processes that run longer than they compile.
 OPTIMIZED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "false", "XLA_FLAGS": ""}
 
@@ -164,7 +157,7 @@ def started(
         subprocess.Popen(
             [*command, *shared, f"--process_id={i}", *arguments, *own(i)],
             cwd=REPOSITORY,
-            env=os.environ | SHARED_CACHE | virtual | environment,
+            env=os.environ | virtual | environment,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -15,7 +15,7 @@ import pytest
 from etils import epath
 
 from tests.helpers import commands, gcs_server
-from tests.helpers.commands import LIMIT_SECONDS, REPOSITORY, SHARED_CACHE, finish, run
+from tests.helpers.commands import LIMIT_SECONDS, REPOSITORY, finish, run
 from tests.helpers.gcs_server import Server
 from train.core.errors import ConfigError, reason
 from train.core.monitor import metric_rows
@@ -233,7 +233,7 @@ def call(server: Server, command: str, *arguments: str) -> str:
     return subprocess.run(
         [sys.executable, "-m", f"train.{command}", "--workdir", WORKDIR, *arguments],
         cwd=REPOSITORY,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"} | SHARED_CACHE | server.environment,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | server.environment,
         timeout=LIMIT_SECONDS,
         check=True,
         text=True,
