@@ -60,9 +60,9 @@ def x64() -> Iterator[None]:
     jax.config.update("jax_enable_x64", False)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def optimized() -> Iterator[None]:
-    """For modules that run longer than they compile, or look at what was compiled."""
+    """Programs as users have them, for tests that run longer than they compile or look at them."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)

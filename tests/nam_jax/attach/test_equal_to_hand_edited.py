@@ -1,6 +1,7 @@
 """An attached model is the one whose source was edited by hand, under every transformation."""
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -13,7 +14,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import nam_jax
 from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.helpers.networks import _step, image, random_variables, train_step
-from tests.helpers.values import with_slow
 
 SHAPE = (4, 5, 3, 8)
 
@@ -236,12 +236,18 @@ def programs(model: nn.Module, x: Any) -> list[str]:
     return [str(jax.make_jaxpr(function)(*args)) for function, args in traced]
 
 
-@with_slow("attention", ["nam_channel", "nam", "nam_tied", "se"], {"nam", "nam_tied", "se"})
-@with_slow(
-    "kind",
-    MODELS,
-    ("jit by decorator", "jit of the norm", "remat of the norm", "Flax's ImageNet example"),
-)
+SLOW = ("jit by decorator", "jit of the norm", "remat of the norm", "Flax's ImageNet example")
+ONE_ATTENTION = [
+    pytest.param(kind, "nam_channel", marks=pytest.mark.slow if kind in SLOW else ())
+    for kind in MODELS
+]
+OTHERS = [
+    pytest.param(*pair, marks=pytest.mark.slow)
+    for pair in itertools.product(("plain", "remat", "scan"), ("nam", "nam_tied", "se"))
+]
+
+
+@pytest.mark.parametrize(("kind", "attention"), ONE_ATTENTION + OTHERS)
 def test_attached_is_hand_edited(x64, kind, attention):
     # Partial, for nn.jit takes any two classes with the same fields for one another.
     plain, edited = (functools.partial(norm) for norm in (nn.BatchNorm, by_hand(attention)))

@@ -47,6 +47,7 @@ def test_maximum_of_nan_is_nan_where_it_is_differentiated():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_gradient_of_maximum_is_finite_where_its_input_is_computed_anew():
     def loss(x, scale):
         return jnp.square(maximum((x - x.mean()) * scale + 1.3, (3,))).sum()

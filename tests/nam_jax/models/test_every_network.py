@@ -70,9 +70,6 @@ IMAGES = (2, 12, 6, 3)
 ONE_IMAGE = (1, 6, 4, 3)
 # Every one of 12 layers rounds to 2⁻⁸, in no common direction.
 BFLOAT16 = math.sqrt(12) * 2.0**-8
-# What takes the least time to compile. Gradients of a maximum come out as NaN at level 0 (XLA for
-# the CPU, of `jnp.max(x * a + b)` alone too), so that they are compiled as usual.
-CHEAP = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def images(shape=IMAGES, seed=0):
@@ -114,7 +111,7 @@ def variables_of(name, attention, shape=IMAGES, shift=0):
 @functools.cache
 def evaluate(name, attention, dtype=None):
     called = Called(cut_short(name, attention, dtype=dtype))
-    return jax.jit(lambda v, x: called.apply(v, x, True)[0], compiler_options=CHEAP)
+    return jax.jit(lambda v, x: called.apply(v, x, True)[0])
 
 
 def gradients(name, attention, **fields):
@@ -155,9 +152,7 @@ def test_logits(name, attention):
 )
 def test_one_image_trains(name, attention):
     variables, x = variables_of(name, attention, ONE_IMAGE), images(ONE_IMAGE)
-    options = None if attention in ("cbam", "tam") else CHEAP
-    train = jax.jit(gradients(name, attention), compiler_options=options)
-    step = train(variables["params"], variables["batch_stats"], x)
+    step = jax.jit(gradients(name, attention))(variables["params"], variables["batch_stats"], x)
     (dparams, dx), (logits, statistics) = step
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(step))
     assert logits.shape == (1, 5)
@@ -176,9 +171,7 @@ def test_vmap_over_parameters_is_a_loop(name, attention):
     several = [variables_of(name, attention, shift=shift) for shift in range(2)]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *several)
     called = Called(cut_short(name, attention))
-    mapped = jax.jit(
-        jax.vmap(lambda v, x: called.apply(v, x, True)[0], (0, None)), compiler_options=CHEAP
-    )
+    mapped = jax.jit(jax.vmap(lambda v, x: called.apply(v, x, True)[0], (0, None)))
     loop = np.stack([evaluate(name, attention)(variables, images()) for variables in several])
     assert not np.allclose(*loop, rtol=1e-2)
     assert_close(mapped(stacked, images()), loop, 1e-5)
@@ -235,8 +228,7 @@ def test_remat_changes_neither_variables_nor_gradients_nor_statistics(x64, name,
     assert shapes == expected
     arguments = jax.tree.map(np.float64, (variables["params"], variables["batch_stats"], images()))
     kept, anew = (
-        jax.jit(gradients(name, attention, remat=remat), compiler_options=CHEAP)(*arguments)
-        for remat in (False, True)
+        jax.jit(gradients(name, attention, remat=remat))(*arguments) for remat in (False, True)
     )
     assert_close(anew, jax.tree.map(np.asarray, kept))
 
@@ -307,7 +299,7 @@ def test_reference_logits_and_parameter_count(x64, tag):
     with np.load(GOLDEN / "networks.npz") as file:
         count = file[f"{tag}:nparams"]
     assert sum(leaf.size for leaf in jax.tree.leaves(golden.variables["params"])) == count
-    apply = jax.jit(functools.partial(golden.module.apply, train=False), compiler_options=CHEAP)
+    apply = jax.jit(functools.partial(golden.module.apply, train=False))
     assert_close(apply(golden.variables, golden.x), golden.eval_logits)
 
 
