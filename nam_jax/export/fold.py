@@ -3,16 +3,18 @@
 A BatchNorm with running statistics is y = a x + b with constants a and b. After a convolution or
 a linear layer, y = (kernel a) ∗ x + (bias a + b); anywhere else every chain of sums and products
 with constants becomes one of each. Of NAM's gate, sigmoid(W BN(x)), that leaves one multiply-add
-before the sigmoid.
+before the sigmoid. That of channels is written as a convolution of each with one number: runtimes
+have that, its bias and the sigmoid done at once, and keep the order of elements they had.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from nam_jax.export.trace import Graph, Operand, Operation, Value, without_unused
+from nam_jax.export.trace import Graph, Operand, Operation, Value, trace, without_unused
 
 
 class Affine(NamedTuple):
@@ -105,6 +107,30 @@ def per_feature(constant: np.ndarray, ndim: int, axis: int) -> np.ndarray | None
     return constant.reshape(-1) if varies in ([], [axis]) else None
 
 
+def _with_constant(primitive: Any, value: Value, constant: np.ndarray) -> Operation:
+    operands = value, constant.astype(value.dtype)
+    return Operation(primitive, operands, {}, Value(value.shape, value.dtype))
+
+
+def _product(value: Value, factor: np.ndarray) -> Operation:
+    """A product; that of a map and a factor for each channel as a convolution."""
+    channels = value.shape[-1]
+    factors = per_feature(factor, len(value.shape), len(value.shape) - 1)
+    if len(value.shape) != 4 or factors is None or len(factors) < max(channels, 2):
+        return _with_constant(jax.lax.mul_p, value, factor)
+    kernel: Any = factors.astype(value.dtype).reshape(1, 1, 1, channels)
+    convolve = functools.partial(
+        jax.lax.conv_general_dilated,
+        rhs=kernel,
+        window_strides=(1, 1),
+        padding="VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=channels,
+    )
+    (operation,) = trace(convolve, jax.ShapeDtypeStruct(value.shape, value.dtype)).operations
+    return dataclasses.replace(operation, operands=(value, *operation.operands[1:]))
+
+
 class _Folder:
     """Writes the operations of a graph anew."""
 
@@ -131,8 +157,7 @@ class _Folder:
 
     def emit(self, operation: Operation) -> None:
         operands = tuple(map(self.settled, operation.operands))
-        self.places[operation.output] = len(self.operations)
-        self.operations.append(dataclasses.replace(operation, operands=operands))
+        self._append(dataclasses.replace(operation, operands=operands))
 
     def settled(self, operand: Operand) -> Any:
         """An operand, computed by some operation."""
@@ -146,19 +171,18 @@ class _Folder:
         base, factor, summand = linear
         if self.uses[base] == 1 and self._scale_kernel(base, factor):
             factor = np.ones(())
-        for primitive, constant, nothing in (
-            (jax.lax.mul_p, factor, 1),
-            (jax.lax.add_p, summand, 0),
-        ):
-            if (constant != nothing).any():
-                output = Value(value.shape, value.dtype)
-                operands = base, constant.astype(value.dtype)
-                self.places[output] = len(self.operations)
-                self.operations.append(Operation(primitive, operands, {}, output))
-                base = output
+        if (factor != 1).any():
+            base = self._append(_product(base, factor))
+        if (summand != 0).any():
+            base = self._append(_with_constant(jax.lax.add_p, base, summand))
         self.renamed[value] = base
         # Who used the value uses that now: a kernel may have one user alone to be scaled for.
         self.uses[base] += self.uses[value] - (base is linear.base)
+
+    def _append(self, operation: Operation) -> Value:
+        self.places[operation.output] = len(self.operations)
+        self.operations.append(operation)
+        return operation.output
 
     def _scale_kernel(self, value: Value, factor: np.ndarray) -> bool:
         """Multiplies the kernel that a value comes from by a factor, where that can be done."""

@@ -116,7 +116,8 @@ def test_every_attention_in_mobilenet(attention: str, monkeypatch: pytest.Monkey
 def test_every_shortcut(shortcut: str) -> None:
     model = check(small("resnet20", stem="cifar", shortcut=shortcut))
     is_projection = shortcut == "projection"
-    assert len(nodes(model, "Conv")) == 5 + is_projection
+    # One of them has the mean and deviation of the images.
+    assert len(nodes(model, "Conv")) == 6 + is_projection
     assert len(nodes(model, "Slice", "Pad")) == (0 if is_projection else 2)
 
 
@@ -151,5 +152,6 @@ def test_nodes_of_a_network() -> None:
     # Six layers, a ReLU behind all but the last, two sums, a shortcut that is cut and padded, the
     # mean; and a node at either end.
     assert counts[0] == 6 + 5 + 2 + 2 + 1 + 2
-    # Of a gate that has no shift of its own, the sum is none.
-    assert [count - counts[0] for count in counts[1:]] == [2 * 3, 2 * 4, 2 * 2 * 4]
+    # A gate of channels is a convolution, a sigmoid and a product; that of positions has a product
+    # and a sum in the convolution's place.
+    assert [count - counts[0] for count in counts[1:]] == [2 * 3, 2 * 3, 2 * (3 + 4)]
