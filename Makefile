@@ -1,8 +1,8 @@
 # Each target alone needs Python 3.11 or later with its venv module; the rest it installs.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-PYTEST_ON_TWO_CORES := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+PYTEST_ON_TWO_CORES := $(BIN)/python -m pytest -n 2 --dist worksteal
 AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
 .PHONY: quickstart test test-all test-long test-compile test-compile-gpu test-page faults lint docs docs-links dist clean

@@ -38,8 +38,12 @@ def test_pretrained_network_keeps_its_error() -> None:
     assert abs(twice - plain) <= 1
 
 
-@pytest.mark.slow
-def test_tour_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "epochs", [pytest.param(2, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.long)]
+)
+def test_tour_runs_from_top_to_bottom(
+    epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
@@ -49,6 +53,8 @@ def test_tour_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Monkey
     for name, value in OPTIMIZED.items():
         monkeypatch.setenv(name, value)
     tour = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
+    (trains,) = (cell for cell in tour.cells if "--config.epochs=10 " in cell.source)
+    trains.source = trains.source.replace("=10 ", f"={epochs} ")
     shown = [kinds_of_output(cell) for cell in tour.cells]
     resources = {"metadata": {"path": str(EXAMPLES)}}
     nbclient.NotebookClient(tour, timeout=600, resources=resources).execute()
