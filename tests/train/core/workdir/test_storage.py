@@ -199,6 +199,7 @@ def test_checkpoint_on_a_disk_counts_when_it_has_its_name(tmp_path):
 DIRECTORY = "runs/digits"
 WORKDIR: Any = f"gs://{gcs_server.BUCKET}/{DIRECTORY}"
 OPTIONS = (
+    *commands.PLAIN,
     *("--config.steps=16", "--config.batch_size=16"),
     *("--config.checkpoint.every_steps=4", "--config.log_every_steps=3"),
 )
@@ -273,7 +274,7 @@ def test_stopped_run_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None
     local = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert list(map(untimed, rows)) == list(map(untimed, local))
     assert b"Finished after 16 steps" in files["report.html"]
-    assert files["report/maps-dark.png"].startswith(b"\x89PNG")
+    assert files["report/loss-dark.png"].startswith(b"\x89PNG")
     top = {"config.json", "dataset.json", "environment.json", "summary.json"}
     top |= {"checkpoints", "metrics", "report.html", "report", "damaged"}
     assert {name.partition("/")[0] for name in files} == top
