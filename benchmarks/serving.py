@@ -113,7 +113,7 @@ def measure(name: str, attention: str, batches: list[int], steps: int) -> list[d
       name: Name of the network.
       attention: Name of the attention.
       batches: Numbers of images of a call.
-      steps: Calls of each form that are timed; fewer of larger batches, but ten at least.
+      steps: Calls of each form that are timed; fewer of larger batches, but six at least.
 
     Returns:
       A row for every form and batch.
@@ -123,7 +123,7 @@ def measure(name: str, attention: str, batches: list[int], steps: int) -> list[d
         size = NETWORKS[name][1]
         images = np.random.default_rng(0).standard_normal((batch, size, size, 3), np.float32)
         calls = {form: Call(value.function, images) for form, value in all_forms.items()}
-        times = turns.take_turns(calls, max(10, steps // batch))
+        times = turns.take_turns(calls, max(6, steps // batch))
         for form, value in all_forms.items():
             row = {"network": name, "attention": attention, "batch": batch, "form": form}
             row["ms"] = round(1e3 * statistics.median(times[form].steps), 2)
