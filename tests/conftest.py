@@ -19,8 +19,8 @@ from train.core.devices import busy, topologies
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
-# Compiling takes most of the time, here and in the commands that tests start: nothing is compiled
-# twice, nor left behind in the user's directory, and quickly, though it is slower to run.
+# Compiling takes most of the time, here and in the commands that tests start: a worker keeps what
+# it has compiled, not in the user's directory, and compiles quickly what is slower to run then.
 CACHE = tempfile.TemporaryDirectory()
 for name, value in {
     "JAX_COMPILATION_CACHE_DIR": CACHE.name,
@@ -46,7 +46,7 @@ hypothesis.settings.load_profile("few")
 
 
 def pytest_collection_finish() -> None:
-    """What is there by now stays: Python need not look through it again and again."""
+    """What is there by now stays: Python need not look through it, nor through the rest often."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)
@@ -62,7 +62,7 @@ def x64() -> Iterator[None]:
 
 @pytest.fixture
 def optimized() -> Iterator[None]:
-    """Programs as users have them, for tests that run longer than they compile or look at them."""
+    """Optimised programs, for tests that run longer than they compile, or look at them."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)

@@ -21,7 +21,7 @@ class Affine(NamedTuple):
     """A value that is factor · base + summand.
 
     Attributes:
-      base: Value of the same shape.
+      base: Value of a shape that broadcasts to it.
       factor: Constant of float64 that broadcasts to it.
       summand: Constant of float64 that broadcasts to it.
     """
@@ -45,7 +45,7 @@ def fold(graph: Graph) -> Graph:
       A graph with the same results but for rounding.
     """
     # The sigmoids are found by the multiply-adds around tanh, and bring one of their own.
-    return _affine_folded(_with_sigmoids(_affine_folded(graph)))
+    return _with_convolutions(_affine_folded(_with_sigmoids(_affine_folded(graph))))
 
 
 def affine(operation: Operation) -> Affine | None:
@@ -107,30 +107,6 @@ def per_feature(constant: np.ndarray, ndim: int, axis: int) -> np.ndarray | None
     return constant.reshape(-1) if varies in ([], [axis]) else None
 
 
-def _with_constant(primitive: Any, value: Value, constant: np.ndarray) -> Operation:
-    operands = value, constant.astype(value.dtype)
-    return Operation(primitive, operands, {}, Value(value.shape, value.dtype))
-
-
-def _product(value: Value, factor: np.ndarray) -> Operation:
-    """A product; that of a map and a factor for each channel as a convolution."""
-    channels = value.shape[-1]
-    factors = per_feature(factor, len(value.shape), len(value.shape) - 1)
-    if len(value.shape) != 4 or factors is None or len(factors) < max(channels, 2):
-        return _with_constant(jax.lax.mul_p, value, factor)
-    kernel: Any = factors.astype(value.dtype).reshape(1, 1, 1, channels)
-    convolve = functools.partial(
-        jax.lax.conv_general_dilated,
-        rhs=kernel,
-        window_strides=(1, 1),
-        padding="VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=channels,
-    )
-    (operation,) = trace(convolve, jax.ShapeDtypeStruct(value.shape, value.dtype)).operations
-    return dataclasses.replace(operation, operands=(value, *operation.operands[1:]))
-
-
 class _Folder:
     """Writes the operations of a graph anew."""
 
@@ -157,7 +133,8 @@ class _Folder:
 
     def emit(self, operation: Operation) -> None:
         operands = tuple(map(self.settled, operation.operands))
-        self._append(dataclasses.replace(operation, operands=operands))
+        self.places[operation.output] = len(self.operations)
+        self.operations.append(dataclasses.replace(operation, operands=operands))
 
     def settled(self, operand: Operand) -> Any:
         """An operand, computed by some operation."""
@@ -171,18 +148,19 @@ class _Folder:
         base, factor, summand = linear
         if self.uses[base] == 1 and self._scale_kernel(base, factor):
             factor = np.ones(())
-        if (factor != 1).any():
-            base = self._append(_product(base, factor))
-        if (summand != 0).any():
-            base = self._append(_with_constant(jax.lax.add_p, base, summand))
+        for primitive, constant, nothing in (
+            (jax.lax.mul_p, factor, 1),
+            (jax.lax.add_p, summand, 0),
+        ):
+            if (constant != nothing).any():
+                output = Value(value.shape, value.dtype)
+                operands = base, constant.astype(value.dtype)
+                self.places[output] = len(self.operations)
+                self.operations.append(Operation(primitive, operands, {}, output))
+                base = output
         self.renamed[value] = base
         # Who used the value uses that now: a kernel may have one user alone to be scaled for.
         self.uses[base] += self.uses[value] - (base is linear.base)
-
-    def _append(self, operation: Operation) -> Value:
-        self.places[operation.output] = len(self.operations)
-        self.operations.append(operation)
-        return operation.output
 
     def _scale_kernel(self, value: Value, factor: np.ndarray) -> bool:
         """Multiplies the kernel that a value comes from by a factor, where that can be done."""
@@ -241,3 +219,29 @@ def _sigmoid_form(
         Operation(jax.lax.logistic_p, (doubled,), {"accuracy": None}, gate),
         Operation(jax.lax.mul_p, (gate, twice), {}, operation.output),
     ]
+
+
+def _with_convolutions(graph: Graph) -> Graph:
+    """The same with convolutions in place of products with a factor for each channel of a map."""
+    operations = [_convolution(operation) or operation for operation in graph.operations]
+    return dataclasses.replace(graph, operations=operations)
+
+
+def _convolution(operation: Operation) -> Operation | None:
+    linear, output = affine(operation), operation.output
+    if operation.name != "mul" or linear is None or len(output.shape) != 4:
+        return None
+    factors = per_feature(linear.factor, 4, 3)
+    if linear.base.shape != output.shape or factors is None or len(factors) == 1:
+        return None
+    kernel: Any = factors.astype(output.dtype).reshape(1, 1, 1, -1)
+    convolve = functools.partial(
+        jax.lax.conv_general_dilated,
+        rhs=kernel,
+        window_strides=(1, 1),
+        padding="VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=len(factors),
+    )
+    (traced,) = trace(convolve, jax.ShapeDtypeStruct(output.shape, output.dtype)).operations
+    return dataclasses.replace(traced, operands=(linear.base, *traced.operands[1:]), output=output)

@@ -152,7 +152,7 @@ def test_file_that_may_not_grow(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=REPOSITORY,
-        # It would leave half of an entry there.
+        # It would leave half of an entry in the cache.
         env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
         check=False,
         timeout=LIMIT_SECONDS,

@@ -2,6 +2,7 @@
 
 import json
 import random
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -28,6 +29,8 @@ from train.core.workdir import checkpoint_files
 pytestmark = pytest.mark.faults
 STEPS_PER_EPOCH = 22
 TIMED = {"images_per_second", "data_wait"}
+# Of its own: what is killed may leave half of an entry in it.
+CACHE = tempfile.TemporaryDirectory()
 
 
 def start(workdir: Path, module: str) -> AbstractContextManager[list[Process]]:
@@ -39,6 +42,7 @@ def start(workdir: Path, module: str) -> AbstractContextManager[list[Process]]:
         module=module,
         devices=1,
         **(OPTIMIZED if module == MAIN else {}),
+        JAX_COMPILATION_CACHE_DIR=CACHE.name,
     )
 
 

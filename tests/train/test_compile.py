@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from configs import cifar100_resnet20
-from tests.helpers.commands import REPOSITORY
+from tests.helpers.commands import OPTIMIZED, REPOSITORY
 from tests.helpers.tiny import digits
 from train import compile as command
 from train.compile import compiler_refusal, experiment_for, report
@@ -208,7 +208,8 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "train.compile", "--config=configs/digits_resnet20.py", *arguments],
         cwd=REPOSITORY,
-        env={name: v for name, v in os.environ.items() if name not in topologies.ENVIRONMENT},
+        env={name: v for name, v in os.environ.items() if name not in topologies.ENVIRONMENT}
+        | OPTIMIZED,
         capture_output=True,
         text=True,
         check=False,

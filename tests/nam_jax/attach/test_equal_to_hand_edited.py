@@ -236,18 +236,19 @@ def programs(model: nn.Module, x: Any) -> list[str]:
     return [str(jax.make_jaxpr(function)(*args)) for function, args in traced]
 
 
-SLOW = ("jit by decorator", "jit of the norm", "remat of the norm", "Flax's ImageNet example")
+SLOW_KINDS = ("jit by decorator", "jit of the norm", "remat of the norm", "Flax's ImageNet example")
 ONE_ATTENTION = [
-    pytest.param(kind, "nam_channel", marks=pytest.mark.slow if kind in SLOW else ())
+    pytest.param(kind, "nam_channel", marks=pytest.mark.slow if kind in SLOW_KINDS else ())
     for kind in MODELS
 ]
-OTHERS = [
+# What is attached is the same for every kind: three of them have each attention.
+OTHER_ATTENTIONS = [
     pytest.param(*pair, marks=pytest.mark.slow)
     for pair in itertools.product(("plain", "remat", "scan"), ("nam", "nam_tied", "se"))
 ]
 
 
-@pytest.mark.parametrize(("kind", "attention"), ONE_ATTENTION + OTHERS)
+@pytest.mark.parametrize(("kind", "attention"), ONE_ATTENTION + OTHER_ATTENTIONS)
 def test_attached_is_hand_edited(x64, kind, attention):
     # Partial, for nn.jit takes any two classes with the same fields for one another.
     plain, edited = (functools.partial(norm) for norm in (nn.BatchNorm, by_hand(attention)))

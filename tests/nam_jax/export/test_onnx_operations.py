@@ -16,6 +16,7 @@ from nam_jax.export import UnsupportedOperationError
 
 SHAPE = (6, 4, 5)
 X = np.random.default_rng(0).standard_normal((2, *SHAPE)).astype(np.float32)
+SCALES = np.arange(1, 6, dtype=np.float32)
 W = np.random.default_rng(1).standard_normal((5, 3)).astype(np.float32)
 
 
@@ -100,6 +101,14 @@ FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "a scaled layer used twice": scaled_and_used_twice,
     "a turned layer used twice": turned_and_used_twice,
     "a turned layer": lambda x: jnp.transpose(convolved(x), (0, 1, 3, 2)) + jnp.arange(4.0),
+    "a product for each channel": lambda x: x * SCALES,
+    "a gate for each channel": lambda x: x * jax.nn.sigmoid(x * SCALES + 1),
+    "a gate of tanh for each channel": lambda x: SCALES * (1 + jnp.tanh(x)),
+    "a sum wider than its value": lambda x: (x.mean(-1, keepdims=True) + SCALES)[..., 3],
+    "a wider sum, summed": lambda x: (x.mean(-1, keepdims=True) + SCALES).sum((1, 2, 3)) / 24,
+    "a product wider than its value": lambda x: x.mean(-1, keepdims=True) * SCALES + 1,
+    "a vector wider than its value": lambda x: x.mean((1, 2, 3))[:, None] * SCALES + 1,
+    "the batch last": lambda x: (x.transpose(1, 2, 3, 0) * 2.0).transpose(3, 0, 1, 2),
     "rematerialised": lambda x: jax.checkpoint(jnp.tanh)(x),
 }
 

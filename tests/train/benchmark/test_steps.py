@@ -58,6 +58,13 @@ def small(monkeypatch):
     monkeypatch.setattr(models, "create", create)
 
 
+@pytest.fixture(autouse=True)
+def cache():
+    """Gives back the compilation cache, without which steps are measured."""
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
 def digits(**changes):
     return whole_digits(**{"batch_size": 8, **changes})
 

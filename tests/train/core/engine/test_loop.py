@@ -367,7 +367,9 @@ RECIPE = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "mode"), [("lamb", "sign"), ("muon", "proximal")])
+@pytest.mark.parametrize(
+    ("name", "mode"), [("adamw", "proximal"), ("lamb", "sign"), ("muon", "proximal")]
+)
 def test_recipe_of_today_goes_on_with_the_same_bits(
     name: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
