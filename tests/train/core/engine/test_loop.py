@@ -35,7 +35,6 @@ DAY = 86400.0
 # Of the clock, from ten rows to ten rows.
 SHIFTS = (0, DAY, -400 * DAY, 400 * DAY)
 
-
 SUMMARY_FIELDS = {
     *("top1_error", "top5_error", "loss", "best_top1_error", "best_step", "num_eval_images"),
     *("steps", "devices", "params", "macs", "wall_seconds", "images_per_second", "state_sha256"),
