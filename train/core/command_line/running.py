@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import faulthandler
 import io
+import logging
 import os
 import sys
 import traceback
@@ -11,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from absl import logging
+from absl import logging as absl_logging
 
 from train.core.command_line.parser import Parser
 from train.core.devices import processes
@@ -34,7 +35,9 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> NoReturn:
     if sys.stderr is not None:
         faulthandler.enable()
     # Orbax warns of every checkpoint that has no evaluation, and tells of errors that it raises.
-    logging.set_verbosity(logging.FATAL)
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    # Of several files that cannot be written it raises one error; the others end here.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     # Orbax leaves coroutines behind where writing fails.
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
     sys.unraisablehook = _report_unraisable

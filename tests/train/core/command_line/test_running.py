@@ -132,6 +132,38 @@ def test_memory_that_runs_out_is_one_line(capsys: pytest.CaptureFixture[str]) ->
     assert re.fullmatch(r"error: there is not enough memory: .+\n", capsys.readouterr().err)
 
 
+# Of two tasks one fails, and the other when it is cancelled for that.
+TWO_ERRORS = """
+import asyncio
+from train.core import command_line
+
+async def fails():
+    raise OSError("the first error")
+
+async def fails_later():
+    try:
+        await asyncio.sleep(60)
+    finally:
+        raise OSError("the second error")
+
+async def both():
+    await asyncio.gather(fails_later(), fails())
+
+command_line.run(lambda options: asyncio.run(both()), command_line.Parser("It fails.", ""))
+"""
+
+
+def test_of_several_errors_at_once_one_line_is_left() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", TWO_ERRORS],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (1, "error: the first error\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "redirection", "code", "said"),
     [
