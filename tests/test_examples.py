@@ -38,11 +38,20 @@ def test_pretrained_network_keeps_its_error() -> None:
     assert abs(twice - plain) <= 1
 
 
+# Of the training: ten epochs as they stand, or as few steps as there is something to draw from.
+TEN_EPOCHS = "--config.epochs=10 --config.eval_every_epochs=1 --config.log_every_steps=66"
+SIX_STEPS = "--config.steps=6 --config.log_every_steps=2"
+
+
 @pytest.mark.parametrize(
-    "epochs", [pytest.param(2, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.long)]
+    ("training", "environment"),
+    [
+        pytest.param(SIX_STEPS, {}, marks=pytest.mark.slow, id="six steps"),
+        pytest.param(TEN_EPOCHS, OPTIMIZED, marks=pytest.mark.long, id="ten epochs"),
+    ],
 )
 def test_tour_runs_from_top_to_bottom(
-    epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    training: str, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
@@ -50,11 +59,11 @@ def test_tour_runs_from_top_to_bottom(
     # What it writes, and what its kernel does.
     for name in ("TMPDIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR"):
         monkeypatch.setenv(name, str(tmp_path))
-    for name, value in OPTIMIZED.items():
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     tour = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
-    (trains,) = (cell for cell in tour.cells if "--config.epochs=10 " in cell.source)
-    trains.source = trains.source.replace("=10 ", f"={epochs} ")
+    (trains,) = (cell for cell in tour.cells if TEN_EPOCHS in cell.source)
+    trains.source = trains.source.replace(TEN_EPOCHS, training)
     shown = [kinds_of_output(cell) for cell in tour.cells]
     resources = {"metadata": {"path": str(EXAMPLES)}}
     nbclient.NotebookClient(tour, timeout=600, resources=resources).execute()

@@ -1,7 +1,7 @@
 """The smallest network, for tests of what is around it: compiling real ones takes minutes.
 
-python -m tests.helpers.tiny runs train.main with it. A step takes STEP_SECONDS of the environment,
-where a test needs time between steps.
+python -m tests.helpers.tiny runs train.main with it, or the COMMAND of the environment. A step takes
+STEP_SECONDS of the environment, where a test needs time between steps.
 """
 
 import os
@@ -57,5 +57,6 @@ if __name__ == "__main__":
 
     patch.setattr(Preemption, "reached", slowly)
     # It has no NAM.
-    sys.argv = ["train.main", *sys.argv[1:], "--config.optimizer.sparsity=0"]
-    runpy.run_module("train.main", run_name="__main__")
+    command = os.environ.get("COMMAND", "train.main")
+    sys.argv = [command, *sys.argv[1:], "--config.optimizer.sparsity=0"]
+    runpy.run_module(command, run_name="__main__")

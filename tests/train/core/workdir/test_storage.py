@@ -15,7 +15,7 @@ import pytest
 from etils import epath
 
 from tests.helpers import commands, gcs_server
-from tests.helpers.commands import LIMIT_SECONDS, REPOSITORY, finish, run
+from tests.helpers.commands import LIMIT_SECONDS, MAIN, REPOSITORY, TINY, finish, run
 from tests.helpers.gcs_server import Server
 from train.core.errors import ConfigError, reason
 from train.core.monitor import metric_rows
@@ -217,24 +217,21 @@ def checkpoints(server: Server) -> dict[int, bool]:
     return {step: mark(step) in server.blobs for step in sorted(steps)}
 
 
-def stop_after_a_checkpoint(server: Server) -> None:
-    with commands.started(1, WORKDIR, *OPTIONS, **server.environment) as (process,):
+def stop_after_a_checkpoint(server: Server, module: str) -> None:
+    # The smallest network would be at the end before the signal comes.
+    environment = {**server.environment, "STEP_SECONDS": "0.2"}
+    with commands.started(1, WORKDIR, *OPTIONS, module=module, **environment) as (process,):
         commands.wait_for(lambda: mark(4) in server.blobs, process)
         process.send_signal(signal.SIGTERM)
         ((code, _, error),) = finish([process])
     assert code == 75, error
 
 
-def evaluate_best(server: Server) -> str:
-    config = ("--config", "configs/digits_resnet20.py")
-    return call(server, "evaluate", *config, *OPTIONS, "--which", "best")
-
-
-def call(server: Server, command: str, *arguments: str) -> str:
+def call(server: Server, module: str, *arguments: str, **environment: str) -> str:
     return subprocess.run(
-        [sys.executable, "-m", f"train.{command}", "--workdir", WORKDIR, *arguments],
+        [sys.executable, "-m", module, "--workdir", WORKDIR, *arguments],
         cwd=REPOSITORY,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"} | server.environment,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | server.environment | environment,
         timeout=LIMIT_SECONDS,
         check=True,
         text=True,
@@ -242,27 +239,36 @@ def call(server: Server, command: str, *arguments: str) -> str:
     ).stdout
 
 
+def evaluate_best(server: Server, module: str) -> str:
+    config = ("--config", "configs/digits_resnet20.py", *OPTIONS)
+    evaluates = "train.evaluate" if module == MAIN else module
+    return call(server, evaluates, *config, "--which", "best", COMMAND="train.evaluate")
+
+
 def untimed(figures: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in figures.items() if name not in TIMED}
 
 
-@pytest.mark.slow
-def test_stopped_run_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None:
-    run(1, tmp_path, *OPTIONS)
+@pytest.mark.parametrize(
+    "module",
+    [pytest.param(TINY, marks=pytest.mark.slow), pytest.param(MAIN, marks=pytest.mark.long)],
+)
+def test_stopped_run_goes_on_and_ends_with_the_same_bits(module: str, tmp_path: Path) -> None:
+    run(1, tmp_path, *OPTIONS, module=module)
     expected = commands.summary(tmp_path)
     with gcs_server.serve() as server:
-        stop_after_a_checkpoint(server)
+        stop_after_a_checkpoint(server, module)
         *_, before, last = checkpoints(server)
         # As a kill in the midst of the last checkpoint would have left it.
         del server.blobs[mark(last)]
         # Marked as finished, and without anything in it.
         server.blobs[mark(99)] = server.blobs[mark(before)]
-        (output,) = run(1, WORKDIR, *OPTIONS, **server.environment)
+        (output,) = run(1, WORKDIR, *OPTIONS, module=module, **server.environment)
         assert "warning: checkpoints/99 is damaged: " in output
         assert f"going on from the checkpoint of step {before}\n" in output
         assert "no TensorBoard events in a bucket" in output
-        evaluation = evaluate_best(server)
-        assert call(server, "report") == f"{WORKDIR}/report.html\n"
+        evaluation = evaluate_best(server, module)
+        assert call(server, "train.report") == f"{WORKDIR}/report.html\n"
     assert f"step {expected['best_step']}\n" in evaluation
     assert f"top1_error {expected['best_top1_error']:.6g}\n" in evaluation
     assert checkpoints(server) == dict.fromkeys({expected["best_step"], 12, 16}, True)
