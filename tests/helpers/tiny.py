@@ -1,7 +1,7 @@
 """The smallest network, for tests of what is around it: compiling real ones takes minutes.
 
-python -m tests.helpers.tiny runs train.main with it, or the COMMAND of the environment. A step takes
-STEP_SECONDS of the environment, where a test needs time between steps.
+python -m tests.helpers.tiny runs train.main with it, or the COMMAND of the environment. A step
+takes STEP_SECONDS of the environment, where a test needs time between steps.
 """
 
 import os
