@@ -74,7 +74,7 @@ def main(options: Namespace) -> None:
                 "config.data.mean and config.data.std, or take other weights."
             )
     if layers:
-        print(gates.table(layers).text())
+        print(gates.table(layers).text(), gates.LEGEND, sep="\n")
         result["gates"] = {path: layer._asdict() for path, layer in layers.items()}
     if options.json:
         write_json(options.json, result)

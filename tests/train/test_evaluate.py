@@ -23,6 +23,7 @@ from train.core.data.on_device import normalize
 from train.core.data.sources.registry import open_split
 from train.core.engine import loop, trained_network
 from train.core.engine.experiment import build_experiment
+from train.core.workdir import gates
 
 CHANGES = {"steps": 6, "data.image_size": 16, "optimizer.sparsity": 0.0}
 
@@ -195,6 +196,7 @@ def test_gates_of_a_run(small_network: Path) -> None:
     wrong = 100 * np.mean(np.argmax(logits, -1) != labels)
     assert figures["half_gates_top1_error"] == pytest.approx(wrong)
     assert f"half_gates_top1_error {wrong:.6g}\n" in done.out
+    assert done.out.endswith(f"\n{gates.LEGEND}\n")
 
 
 def test_gates_of_another_attention(small_network: Path) -> None:

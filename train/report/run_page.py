@@ -148,12 +148,13 @@ def _gates(workdir: epath.Path, fields: Fields, folder: epath.Path) -> str:
         f"Of the {figures['which']} checkpoint, step {figures['step']:,}, on the split "
         f"{figures['split']}. Its top-1 error is {figures['top1_error']:.2f} %, and with every "
         f"gate replaced by 0.5 {figures['half_gates_top1_error']:.2f} %: as far as these are "
-        "equal, the network does without what its gates do. A unit is a channel or a pixel."
+        "equal, the network does without what its gates do."
     )
     return page.section(
         heading,
         page.paragraph(text),
         page.side_by_side(folder, gate_plot.spread(layers)),
+        page.paragraph(gates.LEGEND),
         page.folded(f"Layer by layer ({len(layers)})", gates.table(layers).html(heading)),
     )
 

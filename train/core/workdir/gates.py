@@ -12,6 +12,10 @@ from train.core.tables import Table
 from train.core.workdir import storage
 
 FILE = "gates.json"
+LEGEND = (
+    "A unit is a channel or a pixel; sd between units: standard deviation of their means; "
+    "sd within: that of a unit's gates around its mean."
+)
 
 
 def write(workdir: epath.Path, figures: Mapping[str, Any]) -> None:
