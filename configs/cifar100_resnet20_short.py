@@ -2,12 +2,19 @@
 
 python -m train.main --config configs/cifar100_resnet20_short.py --config.data.dir=DIR
 
-SGD with Nesterov's momentum 0.9, batch 128, a learning rate that rises to 0.2 for 3 epochs and
-falls to 0 by a cosine, weight decay 5e-4 on kernels. Its values are usual ones, not tuned; time and
-error have not been measured. To tune it on a tenth of the training split, never the test split:
+SGD with Nesterov's momentum 0.9, batch 128, a learning rate that rises to 0.8 for 3 epochs and
+falls to 0 by a cosine, weight decay 5e-4 on kernels. Tuned on the last tenth of the training split,
+which the network was not trained on, never on the test split: after 4 epochs, 1 of them rising, with
+seed 0, the top-1 error on these 5,000 images was 61.6 % with 0.1, 58.0 with 0.2, 55.3 with 0.4, 53.3
+with 0.8 and 59.9 with 1.6; with batch 64 56.3 with 0.2 and 56.5 with 0.4; with weight decay 2e-4
+and 0.8 55.7:
 
 python -m train.main --config configs/cifar100_resnet20_short.py --config.data.dir=DIR \
-    --config.data.train_split=train[:90%] --config.data.eval_split=train[90%:] --workdir runs/tuning
+    --config.data.train_split=train[:90%] --config.data.eval_split=train[90%:] \
+    --config.epochs=4 --config.optimizer.warmup_epochs=1 --config.optimizer.learning_rate=0.1 \
+    --workdir runs/tuning
+
+The error of the whole recipe has not been measured.
 """
 
 from configs import cifar100_resnet20
@@ -18,7 +25,7 @@ def get_config() -> Config:
     config = cifar100_resnet20.get_config()
     config.epochs = 12
     config.model.attention = "none"
-    config.optimizer.learning_rate = 0.2
+    config.optimizer.learning_rate = 0.8
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_epochs = 3.0
     config.optimizer.nesterov = True
