@@ -49,7 +49,7 @@ WORK = (
     ("train.summary", "source_of"),
     ("train.prepare.__main__", "check_dataset"),
     ("train.prepare.__main__", "shrink"),
-    ("train.benchmark.__main__", "measure_attentions"),
+    ("train.benchmark.__main__", "measure_variants"),
     ("train.benchmark.loader", "run"),
     ("train.compare.__main__", "train_all"),
     ("train.compare.__main__", "write_tables"),

@@ -1,7 +1,7 @@
-r"""Measures how fast training steps are, with several attentions in turns.
+r"""Measures how fast training steps are, of several variants in turns.
 
 First with random images on the device, then, if the dataset is on disk, each
-attention by itself with the config's loader: the last two columns.
+by itself with the config's loader: the last two columns.
 
 Example:
   python -m train.benchmark --config configs/digits_resnet20.py \
@@ -13,10 +13,11 @@ Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 from argparse import Namespace
 
 from train.benchmark import loader
-from train.benchmark.attentions import measure_attentions
+from train.benchmark.variants import measure_variants, with_fields
 from train.core import command_line
-from train.core.command_line.values import number
-from train.core.config.attentions import attention_name
+from train.core.command_line.values import not_empty, number
+from train.core.config.attentions import attention_name, by_name
+from train.core.errors import ConfigError
 from train.core.workdir.storage import write_json
 
 
@@ -27,6 +28,13 @@ def parser() -> command_line.Parser:
     )
     parser.add_config()
     parser.add_attention("in place of the config's; several take turns")
+    parser.add_argument(
+        "--also",
+        metavar="FIELD=VALUE",
+        type=not_empty,
+        action="append",
+        help="also with this field of the config; repeat it for more",
+    )
     parser.add_steps()
     parser.add_argument(
         "--loader-only",
@@ -52,12 +60,16 @@ def parser() -> command_line.Parser:
 
 def main(options: Namespace) -> None:
     """Measures, and prints a table and JSON."""
-    config = options.config
+    config, also = options.config, options.also or []
+    if also and options.attention:
+        raise ConfigError("--also and --attention each name what takes turns; give one of them.")
     if options.loader_only:
-        figures = loader.run(config, options.workers, options.seconds)
+        figures = loader.run_all(with_fields(config, also), options.workers, options.seconds)
     else:
         names = options.attention or [attention_name(config)]
-        figures = measure_attentions(config, options.config_name, names, options.steps)
+        configs = with_fields(config, also) if also else by_name(config, names)
+        base = "config" if also else "none"
+        figures = measure_variants(configs, options.config_name, options.steps, base)
     if options.json:
         write_json(options.json, figures)
 

@@ -6,7 +6,7 @@ import functools
 import re
 import time
 from argparse import ArgumentTypeError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -38,6 +38,28 @@ def numbers_of_workers(text: str) -> list[int]:
             f"got {text!r}; allowed: numbers from 1 to {MOST_WORKERS}, such as 1,2,4."
         )
     return numbers
+
+
+def run_all(
+    configs: Mapping[str, Config], numbers: Sequence[int] | None, seconds: float
+) -> dict[str, Any]:
+    """Measures the loader of several variants, one after the other.
+
+    Args:
+      configs: Variants of a config, by name.
+      numbers: Numbers of threads, see `run`.
+      seconds: Seconds to measure each.
+
+    Returns:
+      What `run` gives; of several variants by their names.
+    """
+    if len(configs) == 1:
+        return run(next(iter(configs.values())), numbers, seconds)
+    figures = {}
+    for name, config in configs.items():
+        print(f"{name}:")
+        figures[name] = run(config, numbers, seconds)
+    return figures
 
 
 def run(config: Config, numbers: Sequence[int] | None, seconds: float) -> dict[str, Any]:

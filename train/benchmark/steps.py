@@ -13,7 +13,6 @@ import numpy as np
 
 from nam_jax.models.size import multiply_adds
 from train.benchmark import turns
-from train.core.config.attentions import with_attention
 from train.core.config.fields import Config
 from train.core.config.spec import MOST_STEPS
 from train.core.data.feed import Feed
@@ -75,14 +74,13 @@ class CompiledStep:
         self._images = None
 
 
-def experiment_with(config: Config, attention: str) -> Experiment:
-    """Builds a run with another attention, whose dataset need not be on disk.
+def unread(config: Config) -> Experiment:
+    """Builds a run whose dataset need not be on disk.
 
     Raises:
       ConfigError: the config does not fit the dataset or the devices.
     """
-    unread = BATCHES * config.batch_size
-    return build_experiment(with_attention(config, attention), unread_examples=unread)
+    return build_experiment(config, unread_examples=BATCHES * config.batch_size)
 
 
 def random_images(experiment: Experiment) -> Any:
@@ -102,47 +100,56 @@ def random_images(experiment: Experiment) -> Any:
     )
 
 
-def measure(experiments: Mapping[str, Experiment], steps: int) -> dict[str, Figures]:
-    """Measures the training steps of several runs that differ in their attention.
+def measure(experiments: Mapping[str, Experiment], steps: int, base: str) -> dict[str, Figures]:
+    """Measures the training steps of several variants of a run.
 
     Args:
-      experiments: Experiments by the name of their attention.
+      experiments: Experiments by name.
       steps: Number of steps of each that are timed one by one, as many together, and as many with
         the loader's images.
+      base: Name of the one that the others are compared with; it need not be there.
 
     Returns:
       The figures by name; those with the loader's images are None where they are not on disk.
     """
-    images = random_images(next(iter(experiments.values())))
+    images: dict[Any, Any] = {}
     runs = {}
     with busy("compiling", len(experiments), "networks") as work:
         for name, experiment in experiments.items():
-            runs[name] = CompiledStep(experiment, images)
+            # Those of one kind alone are there several times.
+            kind = (experiment.train_split.num_classes, train_example(experiment)[0])
+            if kind not in images:
+                images[kind] = random_images(experiment)
+            runs[name] = CompiledStep(experiment, images[kind])
             work.advance()
     del images
     with busy("timing", 2 * steps * len(runs), "steps") as work:
         times = turns.take_turns(runs, steps, told=work.advance)
     figures = {
-        name: step_figures(run, times[name], times.get("none")) for name, run in runs.items()
+        name: step_figures(run, times[name], base, times.get(base)) for name, run in runs.items()
     }
     fed = _fed(runs, steps)
     return {name: {**figures[name], **fed[name]} for name in runs}
 
 
-def step_figures(run: CompiledStep, times: turns.Times, base: turns.Times | None) -> Figures:
+def step_figures(
+    run: CompiledStep, times: turns.Times, base: str, base_times: turns.Times | None
+) -> Figures:
     """What a run's times and its compiled step amount to.
 
     Args:
       run: Step that was timed.
       times: Times of the step.
-      base: Times with the attention `none`, where they were measured.
+      base: Name of the variant that it is compared with.
+      base_times: Times of that one, where they were measured.
     """
     images_per_second = run.experiment.config.batch_size / statistics.median(times.rounds)
+    ratio = None if base_times is None else round(turns.ratio(times, base_times), 4)
     return {
         "images_per_second": round(images_per_second, 2),
         "step_ms": round(1e3 * statistics.median(times.steps), 3),
         "step_ms_p95": round(1e3 * float(np.percentile(times.steps, 95)), 3),
-        "time_vs_none": None if base is None else round(turns.ratio(times, base), 4),
+        f"time_vs_{base}": ratio,
         "utilisation": utilisation(run.experiment, images_per_second),
         "compile_seconds": round(run.compile_seconds, 2),
         **program_cost.figures(run.program),
@@ -181,12 +188,16 @@ def _fed(runs: Mapping[str, CompiledStep], steps: int) -> dict[str, Figures]:
         return {name: {"fed_images_per_second": None, "data_wait": None} for name in runs}
     for run in runs.values():
         run.drop_images()
-    endless = dataclasses.replace(experiment, total_steps=MOST_STEPS)
-    feed = train_feed(endless)
+    figures, opened, feed = {}, None, None
     with busy("timing with the loader"):
-        return {
-            name: fed_figures(run, feed, endless.dispatches(0), steps) for name, run in runs.items()
-        }
+        for name, run in runs.items():
+            config = run.experiment.config
+            endless = dataclasses.replace(run.experiment, total_steps=MOST_STEPS)
+            # One of a split that is kept on the device reads all of it first.
+            if feed is None or opened != (config.data, config.batch_size):
+                feed, opened = train_feed(endless), (config.data, config.batch_size)
+            figures[name] = fed_figures(run, feed, endless.dispatches(0), steps)
+    return figures
 
 
 def fed_figures(

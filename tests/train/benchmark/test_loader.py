@@ -45,6 +45,17 @@ def test_figures_of_every_number_of_workers(command, tmp_path):
     assert "decode" in out
 
 
+@pytest.mark.slow
+def test_what_fields_cost_the_host_stands_under_their_names(command, tmp_path):
+    also = "data.augmentation=randaugment"
+    code, out, _ = command("--workers=1", f"--also={also}", f"--json={tmp_path}/figures.json")
+    assert code == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert list(figures) == ["config", also]
+    assert all(result["loader"][0]["images_per_second"] > 0 for result in figures.values())
+    assert [line for line in out.splitlines() if line.endswith(":")] == ["config:", f"{also}:"]
+
+
 @pytest.mark.parametrize("workers", [" ", "0", "two", "1,-1", "²", "1001", ","])
 def test_wrong_numbers_of_workers(command, workers):
     code, _, error = command(f"--workers={workers}")

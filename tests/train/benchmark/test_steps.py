@@ -14,11 +14,11 @@ from tests.helpers import tiny
 from tests.helpers.image_datasets import imagenet
 from tests.helpers.tiny import digits as whole_digits
 from train.benchmark import __main__ as benchmark
-from train.benchmark import attentions, steps
-from train.benchmark.attentions import measure_attentions
+from train.benchmark import steps, variants
 from train.benchmark.turns import Times
+from train.benchmark.variants import measure_variants, with_fields
 from train.core.command_line import call
-from train.core.config.attentions import with_attention
+from train.core.config.attentions import by_name, with_attention
 from train.core.config.fields import replaced
 from train.core.data import resident
 from train.core.data.feed import Feed
@@ -69,9 +69,13 @@ def digits(**changes):
     return whole_digits(**{"batch_size": 8, **changes})
 
 
+def measured(config, names, steps):
+    return measure_variants(by_name(config, names), "small", steps, "none")
+
+
 @pytest.mark.slow
 def test_figures_of_two_attentions_stand_under_their_names(capsys):
-    found = measure_attentions(digits(), "small", ["nam", "none"], steps=2)
+    found = measured(digits(), ["nam", "none"], steps=2)
     assert {"none", "nam"} < set(found)
     for name in ("none", "nam"):
         assert set(found[name]) == KEYS
@@ -87,7 +91,60 @@ def test_figures_of_two_attentions_stand_under_their_names(capsys):
     assert found["versions"]["jax"] == jax.__version__
     *table, last = capsys.readouterr().out.splitlines()
     assert json.loads(last) == found
-    assert [line.split()[0] for line in table] == ["attention", table[1], "nam", "none"]
+    assert [line.split()[0] for line in table] == ["variant", table[1], "nam", "none"]
+
+
+@pytest.mark.slow
+def test_what_fields_of_the_config_cost_stands_beside_it(capsys):
+    texts = ["loss=sigmoid+loss_threshold=0.2", "data.image_size=12"]
+    configs = with_fields(digits(**{"model.attention": "none", "optimizer.sparsity": 0.0}), texts)
+    found = measure_variants(configs, "small", 2, "config")
+    assert found["config"]["time_vs_config"] == 1
+    for text in texts:
+        assert set(found[text]) == KEYS - {"time_vs_none"} | {"time_vs_config"}
+        assert found[text]["flops"] > found["config"]["flops"]
+        assert found[text]["fed_images_per_second"] > 0
+    header, _, *lines, _ = capsys.readouterr().out.splitlines()
+    assert "vs config" in header
+    assert [line.split()[0] for line in lines] == list(configs)
+
+
+def test_fields_are_parsed_and_checked_together():
+    texts = [
+        "loss=sigmoid+loss_threshold=0.2",
+        "optimizer.learning_rate=1e+3",
+        "model.drop_path=0.1",
+    ]
+    config = digits()
+    found = with_fields(config, texts)
+    assert list(found) == ["config", *texts]
+    assert found["config"] is config
+    both, rate, drops = (found[text] for text in texts)
+    assert (both.loss, both.loss_threshold) == ("sigmoid", 0.2)
+    assert rate.optimizer.learning_rate == 1000
+    assert drops == replaced(config, {"model.drop_path": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "model.drop_path",
+            r"--also: got 'model.drop_path'; allowed: FIELD=VALUE\[\+FIELD=VALUE\]\.",
+        ),
+        (
+            "model.drop_pat=0.1",
+            "--also: config.model.drop_pat: .*did you mean config.model.drop_path",
+        ),
+        ("model.drop_path=2", "config.model.drop_path: got "),
+        ("loss_threshold=0.2", "config.loss_threshold"),
+    ],
+)
+def test_fields_that_there_are_not_are_refused(text, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        with_fields(digits(), [text])
+    with pytest.raises(ConfigError, match="--also: seed=1 is given twice"):
+        with_fields(digits(), ["seed=1", "seed=1"])
 
 
 @pytest.mark.slow
@@ -95,7 +152,7 @@ def test_figures_of_one_attention_stand_by_themselves(tmp_path, capsys):
     """Of a dataset that is not on disk, with the loader that would lay it on the device."""
     config = cifar100_resnet20.get_config()
     config.batch_size, config.data.dir = 8, str(tmp_path)
-    found = measure_attentions(config, "small", ["none"], steps=1)
+    found = measured(config, ["none"], steps=1)
     assert set(found) > KEYS
     assert (found["fed_images_per_second"], found["data_wait"]) == (None, None)
     first, *table, _ = capsys.readouterr().out.splitlines()
@@ -108,8 +165,8 @@ def test_figures_of_one_attention_stand_by_themselves(tmp_path, capsys):
 def test_streaming_loader_feeds_the_steps(tmp_path):
     for split in ("train", "validation"):
         imagenet.write(tmp_path, imagenet.jpegs(16), split)
-    experiment = steps.experiment_with(imagenet.config(tmp_path), "none")
-    found = steps.measure({"none": experiment}, steps=2)
+    experiment = steps.unread(with_attention(imagenet.config(tmp_path), "none"))
+    found = steps.measure({"none": experiment}, 2, "none")
     assert found["none"]["fed_images_per_second"] > 0
     assert 0 <= found["none"]["data_wait"] <= 1
 
@@ -118,7 +175,7 @@ def test_streaming_loader_feeds_the_steps(tmp_path):
 def test_random_images_lie_like_those_of_the_loader(tmp_path, loader):
     changes = {"batch_size": 8, "data.dir": str(tmp_path), "data.loader": loader}
     config = replaced(cifar100_resnet20.get_config(), changes)
-    experiment = steps.experiment_with(config, "se")
+    experiment = steps.unread(with_attention(config, "se"))
     images = steps.random_images(experiment)
     expected, *_ = train_example(experiment)
 
@@ -135,7 +192,7 @@ def test_steps_are_dispatched_together_where_the_trainer_does_so(monkeypatch):
     for module in (resident, compiled_steps):
         monkeypatch.setattr(module, "is_cpu", lambda mesh: False)
     monkeypatch.setattr(resident, "LONGEST_DISPATCH", 4)
-    experiment = steps.experiment_with(digits(), "none")
+    experiment = steps.unread(with_attention(digits(), "none"))
     run = steps.CompiledStep(experiment, steps.random_images(experiment))
     counts, program = [], run.program
 
@@ -175,14 +232,14 @@ def test_arithmetic_of_the_figures(monkeypatch):
     times = Times([0.1 * n for n in range(1, 22)], [0.04, 0.05, 0.06])
     base = Times([], [0.02, 0.02, 0.02])
     monkeypatch.setattr(chips, "peak_flops", lambda kind: 1e6)
-    found = steps.step_figures(Timed(experiment), times, base)
+    found = steps.step_figures(Timed(experiment), times, "none", base)
     assert (found["step_ms"], found["step_ms_p95"]) == (1100, 2000)
     assert (found["images_per_second"], found["time_vs_none"]) == (160, 2.5)
     assert (found["flops"], found["compile_seconds"]) == (2 * 4**3, 1.23)
     # Each of the four devices.
     flops = 6 * multiply_adds(experiment.model, (8, 8, 1)) * 160
     assert found["utilisation"] == pytest.approx(flops / 4e6, abs=1e-4)
-    assert steps.step_figures(Timed(experiment), times, None)["time_vs_none"] is None
+    assert steps.step_figures(Timed(experiment), times, "none", None)["time_vs_none"] is None
 
 
 class Counted:
@@ -220,17 +277,17 @@ def test_step_that_does_not_run_is_refused_in_one_line(monkeypatch):
     def fail(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nand more")
 
-    monkeypatch.setattr(attentions, "measure", fail)
+    monkeypatch.setattr(variants, "measure", fail)
     with pytest.raises(
         RunError, match=r"^RESOURCE_EXHAUSTED: out of memory; .*batch_size"
     ) as error:
-        measure_attentions(digits(), "small", ["nam"], steps=1)
+        measured(digits(), ["nam"], steps=1)
     assert len(str(error.value).splitlines()) == 1
 
 
 def test_batch_that_does_not_divide_is_refused():
     with pytest.raises(ConfigError, match="10 images do not divide over 4 devices"):
-        measure_attentions(digits(batch_size=10), "small", ["nam"], steps=1)
+        measured(digits(batch_size=10), ["nam"], steps=1)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +295,7 @@ def test_batch_that_does_not_divide_is_refused():
     [
         (["--attention=none,sae"], "error: --attention: got 'none,sae': there is no attention"),
         (["--steps=0"], "error: --steps: got '0'; allowed: "),
+        (["--attention=nam", "--also=seed=1"], "error: --also and --attention each name what"),
         (["--json=no/such/directory/f.json"], "error: --json: got 'no/such/directory/f.json'"),
     ],
 )

@@ -144,7 +144,7 @@ class Parser(argparse.ArgumentParser):
             raise ConfigError(f"unknown argument {argument!r}; --help lists the options.")
         name = argument.partition("=")[0]
         if name.startswith("--config.") and self._needs_config is not None:
-            raise ConfigError(_unknown_field(name.removeprefix("--config.")))
+            raise ConfigError(parsing.unknown_field(name.removeprefix("--config.")))
         # Without dashes, which would make all names alike.
         options = [option[2:] for option in self._option_string_actions if option[:2] == "--"]
         near = difflib.get_close_matches(name.lstrip("-"), options, n=1)
@@ -159,7 +159,7 @@ class Parser(argparse.ArgumentParser):
             if name.startswith("config.")
         }
         for name in given.keys() - FIELDS.keys():
-            raise ConfigError(_unknown_field(name))
+            raise ConfigError(parsing.unknown_field(name))
         if options.config is None and given:
             raise ConfigError(f"config.{next(iter(given))}: {NO_CONFIG}")
         if options.config is None and self._needs_config:
@@ -188,13 +188,6 @@ class _Once(argparse.Action):
         if getattr(namespace, self.dest) is not None:
             raise ConfigError(f"{option} is given twice; name one file.")
         setattr(namespace, self.dest, values)
-
-
-def _unknown_field(name: str) -> str:
-    part = [field for field in FIELDS if field.startswith(f"{name}.")]
-    near = part or difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.5)
-    hint = f"; did you mean config.{near[0]}?" if near else "; python -m train.config lists them."
-    return f"config.{name}: there is no such field{hint}"
 
 
 def check_no_run(options: argparse.Namespace) -> None:

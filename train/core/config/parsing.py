@@ -1,6 +1,7 @@
 """Configs from files, from JSON, and values of fields from texts."""
 
 import ast
+import difflib
 import importlib.util
 import sys
 from collections.abc import Iterator, Mapping
@@ -97,6 +98,18 @@ def flattened(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from ((f"{name}.{leaf}", inner) for leaf, inner in flattened(value))
         else:
             yield name, value
+
+
+def unknown_field(name: str) -> str:
+    """What is said of a field that there is not.
+
+    Args:
+      name: Dotted name that was given.
+    """
+    part = [field for field in FIELDS if field.startswith(f"{name}.")]
+    near = part or difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.5)
+    hint = f"; did you mean config.{near[0]}?" if near else "; python -m train.config lists them."
+    return f"config.{name}: there is no such field{hint}"
 
 
 def parse(name: str, text: str) -> Any:
