@@ -50,7 +50,7 @@ WORK = (
     ("train.prepare.__main__", "check_dataset"),
     ("train.prepare.__main__", "shrink"),
     ("train.benchmark.__main__", "measure_variants"),
-    ("train.benchmark.loader", "run"),
+    ("train.benchmark.loader", "run_all"),
     ("train.compare.__main__", "train_all"),
     ("train.compare.__main__", "write_tables"),
     ("train.report.run_page", "render"),
