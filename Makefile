@@ -53,19 +53,15 @@ dist: .venv/dev # build the wheel and the sdist, and check both
 clean: # remove the environment and what tools left behind
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 
-.venv/empty: pyproject.toml constraints.txt
+.venv/train: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: needs Python 3.11 or later, got " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv --clear .venv
-	touch $@
-
-.venv/train: .venv/empty
 	$(INSTALL) -e '.[train]'
 	touch $@
 
-# The trainer is a part of it: one installation, not two.
-.venv/dev: .venv/empty
+.venv/dev: .venv/train
 	$(INSTALL) -e '.[train,dev]'
-	touch .venv/train $@
+	touch $@
 
 .venv/page: .venv/dev
 	$(INSTALL) -e '.[train,dev,page]'

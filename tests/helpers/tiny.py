@@ -56,7 +56,7 @@ if __name__ == "__main__":
         return reached(preemption)
 
     patch.setattr(Preemption, "reached", slowly)
-    # It has no NAM.
     command = os.environ.get("COMMAND", "train.main")
+    # It has no NAM.
     sys.argv = [command, *sys.argv[1:], "--config.optimizer.sparsity=0"]
     runpy.run_module(command, run_name="__main__")

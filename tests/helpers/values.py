@@ -119,6 +119,20 @@ class Command(NamedTuple):
 WORKDIR = Options(["new", "~/new", "~nobody_here/new", "新しい", "a b"], DIRECTORIES)
 JSON = Options(["new.json"], FILES)
 ATTENTION = Options(["nam", "none,se,nam_tied"], WRONG_NAMES)
+ALSO = Options(
+    ["seed=1", "loss=sigmoid+loss_threshold=0.2"],
+    [
+        "seed",
+        "=",
+        "+",
+        "sed=1",
+        "seed=-1",
+        "seed=1+seed=2",
+        "loss_threshold=0.2",
+        "1" * 5000,
+        "²=1",
+    ],
+)
 WHICH = Options(["last", "best", "best_ema"], ["worst", "LAST", "last,best", " "])
 
 COMMANDS = {
@@ -156,6 +170,7 @@ COMMANDS = {
         [CONFIG],
         {
             "attention": ATTENTION,
+            "also": ALSO,
             "steps": Options(["1", "1000"], [*COUNTS, str(10**9)]),
             "json": JSON,
         },
@@ -163,6 +178,7 @@ COMMANDS = {
     "benchmark --loader-only": Command(
         ["--loader-only", "--config=configs/imagenet_resnet50.py"],
         {
+            "also": ALSO,
             "workers": Options(["1", "1,2,64"], [*LISTS[:3], *COUNTS[:8], str(10**6)]),
             "seconds": Options(["0.1", "60"], ["0", "-1", "nan", "inf", "1e308", "two", "²"]),
             "json": JSON,

@@ -13,7 +13,7 @@ Exit codes: 0 done, 1 failed, 2 the command line or the config is wrong.
 from argparse import Namespace
 
 from train.benchmark import loader
-from train.benchmark.variants import measure_variants, with_fields
+from train.benchmark.variants import UNCHANGED, measure_variants, with_fields
 from train.core import command_line
 from train.core.command_line.values import not_empty, number
 from train.core.config.attentions import attention_name, by_name
@@ -30,10 +30,10 @@ def parser() -> command_line.Parser:
     parser.add_attention("in place of the config's; several take turns")
     parser.add_argument(
         "--also",
-        metavar="FIELD=VALUE",
+        metavar="A=1[+B=2]",
         type=not_empty,
         action="append",
-        help="also with this field of the config; repeat it for more",
+        help="also with these fields, in turns; repeat it for more",
     )
     parser.add_steps()
     parser.add_argument(
@@ -68,7 +68,7 @@ def main(options: Namespace) -> None:
     else:
         names = options.attention or [attention_name(config)]
         configs = with_fields(config, also) if also else by_name(config, names)
-        base = "config" if also else "none"
+        base = UNCHANGED if also else "none"
         figures = measure_variants(configs, options.config_name, options.steps, base)
     if options.json:
         write_json(options.json, figures)

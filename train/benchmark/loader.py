@@ -52,14 +52,30 @@ def run_all(
 
     Returns:
       What `run` gives; of several variants by their names.
+
+    Raises:
+      ConfigError: a config names another loader, or another number of threads.
     """
-    if len(configs) == 1:
-        return run(next(iter(configs.values())), numbers, seconds)
+    first, *others = configs.values()
+    for config in (first, *others):
+        _check(config)
+        if config.data.workers != first.data.workers:
+            raise ConfigError("--also data.workers: numbers of threads are those of --workers.")
+    if not others:
+        return run(first, numbers, seconds)
     figures = {}
     for name, config in configs.items():
         print(f"{name}:")
         figures[name] = run(config, numbers, seconds)
     return figures
+
+
+def _check(config: Config) -> None:
+    if LOADERS[config.data.loader] is not Streaming:
+        raise ConfigError(
+            f"config.data.loader: got {config.data.loader!r}, which has no work to measure; set "
+            "config.data.loader=streaming."
+        )
 
 
 def run(config: Config, numbers: Sequence[int] | None, seconds: float) -> dict[str, Any]:
@@ -72,16 +88,8 @@ def run(config: Config, numbers: Sequence[int] | None, seconds: float) -> dict[s
 
     Returns:
       `cores`, and under `loader` what `loader_figures` gives for each.
-
-    Raises:
-      ConfigError: the config names another loader.
     """
     cores = cpu_cores()
-    if LOADERS[config.data.loader] is not Streaming:
-        raise ConfigError(
-            f"config.data.loader: got {config.data.loader!r}, which has no work to measure; set "
-            "config.data.loader=streaming."
-        )
     experiment = build_experiment(config)
     print(f"{cores} CPU cores; microseconds per image and thread, by stage")
     results = []

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,8 @@ import numpy as np
 
 from nam_jax.models.size import multiply_adds
 from train.benchmark import turns
-from train.core.config.fields import Config
+from train.core.config.fields import Config, ModelConfig
+from train.core.config.optimizer_fields import OptimizerConfig
 from train.core.config.spec import MOST_STEPS
 from train.core.data.feed import Feed
 from train.core.data.streaming import READY
@@ -74,7 +76,7 @@ class CompiledStep:
         self._images = None
 
 
-def unread(config: Config) -> Experiment:
+def experiment_of(config: Config) -> Experiment:
     """Builds a run whose dataset need not be on disk.
 
     Raises:
@@ -116,7 +118,7 @@ def measure(experiments: Mapping[str, Experiment], steps: int, base: str) -> dic
     runs = {}
     with busy("compiling", len(experiments), "networks") as work:
         for name, experiment in experiments.items():
-            # Those of one kind alone are there several times.
+            # Variants with images of the same shapes share them.
             kind = (experiment.train_split.num_classes, train_example(experiment)[0])
             if kind not in images:
                 images[kind] = random_images(experiment)
@@ -178,26 +180,35 @@ def utilisation(experiment: Experiment, images_per_second: float) -> float | Non
 
 
 def _fed(runs: Mapping[str, CompiledStep], steps: int) -> dict[str, Figures]:
-    experiment = next(iter(runs.values())).experiment
-    if not experiment.source.is_on_disk:
-        data = experiment.config.data
-        print(
-            f"not measured with a loader: {data.name} is not in {data.dir} (config.data.dir)",
-            flush=True,
-        )
-        return {name: {"fed_images_per_second": None, "data_wait": None} for name in runs}
+    there = {name: run for name, run in runs.items() if run.experiment.source.is_on_disk}
+    data = [run.experiment.config.data for name, run in runs.items() if name not in there]
+    for missing in dict.fromkeys(f"{one.name} is not in {one.dir}" for one in data):
+        print(f"not measured with a loader: {missing} (config.data.dir)", flush=True)
     for run in runs.values():
         run.drop_images()
-    figures, opened, feed = {}, None, None
+    figures: dict[str, Figures]
+    figures = {name: {"fed_images_per_second": None, "data_wait": None} for name in runs}
     with busy("timing with the loader"):
-        for name, run in runs.items():
-            config = run.experiment.config
-            endless = dataclasses.replace(run.experiment, total_steps=MOST_STEPS)
-            # One of a split that is kept on the device reads all of it first.
-            if feed is None or opened != (config.data, config.batch_size):
-                feed, opened = train_feed(endless), (config.data, config.batch_size)
-            figures[name] = fed_figures(run, feed, endless.dispatches(0), steps)
+        for _, names in itertools.groupby(there, lambda name: _of_feed(there[name])):
+            figures |= _fed_alike({name: there[name] for name in names}, steps)
     return figures
+
+
+def _of_feed(run: CompiledStep) -> Config:
+    """All of a config that its feed may depend on."""
+    return dataclasses.replace(
+        run.experiment.config, model=ModelConfig(), optimizer=OptimizerConfig()
+    )
+
+
+def _fed_alike(runs: Mapping[str, CompiledStep], steps: int) -> dict[str, Figures]:
+    """Figures of runs that one feed is for: a split that is kept on the device is read once."""
+    experiment = next(iter(runs.values())).experiment
+    endless = dataclasses.replace(experiment, total_steps=MOST_STEPS)
+    feed = train_feed(endless)
+    return {
+        name: fed_figures(run, feed, endless.dispatches(0), steps) for name, run in runs.items()
+    }
 
 
 def fed_figures(

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from train.benchmark.steps import measure, unread
+from train.benchmark.steps import experiment_of, measure
 from train.benchmark.table import table
 from train.core.config.checks import validate
 from train.core.config.fields import FIELDS, Config, replaced
@@ -15,12 +15,14 @@ from train.core.config.parsing import parse, unknown_field
 from train.core.devices import environment
 from train.core.errors import ConfigError, explaining_memory
 
+# The variant that the others are compared with.
+UNCHANGED = "unchanged"
 # Between two fields, and not within 1e+3.
 _PLUS = re.compile(r"\+(?=[a-z][\w.]*=)")
 
 
 def with_fields(config: Config, texts: Sequence[str]) -> dict[str, Config]:
-    """The config, under the name `config`, and copies of it with other fields, by their texts.
+    """The config, under the name `unchanged`, and copies of it with other fields, by their texts.
 
     Args:
       config: Config to be copied; it stays as it is.
@@ -29,19 +31,31 @@ def with_fields(config: Config, texts: Sequence[str]) -> dict[str, Config]:
     Raises:
       ConfigError: there is no such field, it does not allow the value, or a text is given twice.
     """
-    found = {"config": config}
+    found = {UNCHANGED: config}
     for text in texts:
+        try:
+            varied = replaced(config, _values(text))
+            validate(varied)
+        except ConfigError as error:
+            raise ConfigError(f"--also {text}: {error}") from error
         if text in found:
-            raise ConfigError(f"--also: {text} is given twice.")
-        settings = [setting.partition("=") for setting in _PLUS.split(text)]
-        for name, has_value, _ in settings:
-            if not has_value:
-                raise ConfigError(f"--also: got {text!r}; allowed: FIELD=VALUE[+FIELD=VALUE].")
-            if name not in FIELDS:
-                raise ConfigError(f"--also: {unknown_field(name)}")
-        found[text] = replaced(config, {name: parse(name, value) for name, _, value in settings})
-        validate(found[text])
+            raise ConfigError(f"--also {text}: it is given twice.")
+        found[text] = varied
     return found
+
+
+def _values(text: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for setting in _PLUS.split(text):
+        name, has_value, value = setting.partition("=")
+        if not has_value or name in values:
+            raise ConfigError(
+                f"got {setting!r}; allowed: FIELD=VALUE, each field once, with + between several."
+            )
+        if name not in FIELDS:
+            raise ConfigError(unknown_field(name))
+        values[name] = parse(name, value)
+    return values
 
 
 def measure_variants(
@@ -64,7 +78,7 @@ def measure_variants(
     """
     # A step from the cache would compile in no time.
     jax.config.update("jax_enable_compilation_cache", False)
-    experiments = {name: unread(config) for name, config in configs.items()}
+    experiments = {name: experiment_of(config) for name, config in configs.items()}
     with explaining_memory():
         figures = measure(experiments, steps, base)
     result = {

@@ -51,9 +51,25 @@ def test_what_fields_cost_the_host_stands_under_their_names(command, tmp_path):
     code, out, _ = command("--workers=1", f"--also={also}", f"--json={tmp_path}/figures.json")
     assert code == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert list(figures) == ["config", also]
+    assert list(figures) == ["unchanged", also]
     assert all(result["loader"][0]["images_per_second"] > 0 for result in figures.values())
-    assert [line for line in out.splitlines() if line.endswith(":")] == ["config:", f"{also}:"]
+    assert [line for line in out.splitlines() if line.endswith(":")] == ["unchanged:", f"{also}:"]
+
+
+@pytest.mark.parametrize(
+    ("also", "message"),
+    [
+        ("data.workers=8", "--also data.workers: numbers of threads are those of --workers"),
+        (
+            "data.loader=resident+data.crop=pad",
+            "config.data.loader: got 'resident', which has no work",
+        ),
+    ],
+)
+def test_fields_that_leave_nothing_to_measure_are_refused_before_the_others(command, also, message):
+    code, out, error = command(f"--also={also}")
+    assert (code, out) == (2, "")
+    assert error.startswith(f"error: {message}")
 
 
 @pytest.mark.parametrize("workers", [" ", "0", "two", "1,-1", "²", "1001", ","])

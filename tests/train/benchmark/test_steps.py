@@ -1,6 +1,7 @@
 """train.benchmark of training steps: what it measures and prints, not how fast anything is."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -98,52 +99,67 @@ def test_figures_of_two_attentions_stand_under_their_names(capsys):
 def test_what_fields_of_the_config_cost_stands_beside_it(capsys):
     texts = ["loss=sigmoid+loss_threshold=0.2", "data.image_size=12"]
     configs = with_fields(digits(**{"model.attention": "none", "optimizer.sparsity": 0.0}), texts)
-    found = measure_variants(configs, "small", 2, "config")
-    assert found["config"]["time_vs_config"] == 1
+    found = measure_variants(configs, "small", 2, "unchanged")
+    assert found["config"] == "small"
+    assert found["unchanged"]["time_vs_unchanged"] == 1
     for text in texts:
-        assert set(found[text]) == KEYS - {"time_vs_none"} | {"time_vs_config"}
-        assert found[text]["flops"] > found["config"]["flops"]
+        assert set(found[text]) == KEYS - {"time_vs_none"} | {"time_vs_unchanged"}
+        assert found[text]["flops"] > found["unchanged"]["flops"]
         assert found[text]["fed_images_per_second"] > 0
     header, _, *lines, _ = capsys.readouterr().out.splitlines()
-    assert "vs config" in header
+    assert "vs unchanged" in header
     assert [line.split()[0] for line in lines] == list(configs)
 
 
+def test_each_variant_is_fed_with_its_own_images(tmp_path, monkeypatch, capsys):
+    tiny.use(monkeypatch)
+    opened = []
+
+    def feed(experiment):
+        config = experiment.config
+        opened.append((config.batch_size, config.log_every_steps, config.data.image_size))
+        return train_feed(experiment)
+
+    monkeypatch.setattr(steps, "train_feed", feed)
+    texts = ["optimizer.momentum=0.5", "batch_size=16", "log_every_steps=1", "data.image_size=12"]
+    absent = f"data.name=cifar100+data.dir={tmp_path}+data.mean=0.5+data.std=0.25"
+    configs = with_fields(digits(**{"optimizer.sparsity": 0.0}), [*texts, absent])
+    found = measure_variants(configs, "small", 1, "unchanged")
+    every = digits().log_every_steps
+    assert opened == [(8, every, 0), (16, every, 0), (8, 1, 0), (8, every, 12)]
+    assert all(found[name]["fed_images_per_second"] > 0 for name in texts)
+    assert found[absent]["fed_images_per_second"] is None
+    assert f"not measured with a loader: cifar100 is not in {tmp_path} " in capsys.readouterr().out
+
+
 def test_fields_are_parsed_and_checked_together():
-    texts = [
-        "loss=sigmoid+loss_threshold=0.2",
-        "optimizer.learning_rate=1e+3",
-        "model.drop_path=0.1",
-    ]
+    texts = ["loss=sigmoid+loss_threshold=0.2", "optimizer.learning_rate=1e+3"]
     config = digits()
     found = with_fields(config, texts)
-    assert list(found) == ["config", *texts]
-    assert found["config"] is config
-    both, rate, drops = (found[text] for text in texts)
-    assert (both.loss, both.loss_threshold) == ("sigmoid", 0.2)
+    assert list(found) == ["unchanged", *texts]
+    assert found["unchanged"] is config
+    both, rate = (found[text] for text in texts)
+    assert both == replaced(config, {"loss": "sigmoid", "loss_threshold": 0.2})
     assert rate.optimizer.learning_rate == 1000
-    assert drops == replaced(config, {"model.drop_path": 0.1})
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (
-            "model.drop_path",
-            r"--also: got 'model.drop_path'; allowed: FIELD=VALUE\[\+FIELD=VALUE\]\.",
-        ),
-        (
-            "model.drop_pat=0.1",
-            "--also: config.model.drop_pat: .*did you mean config.model.drop_path",
-        ),
+        ("model.drop_path", r"got 'model.drop_path'; allowed: FIELD=VALUE, each field once"),
+        ("seed=1+seed=2", "got 'seed=2'; allowed: FIELD=VALUE, each field once"),
+        ("model.drop_pat=0", "config.model.drop_pat: .*did you mean config.model.drop_path"),
         ("model.drop_path=2", "config.model.drop_path: got "),
         ("loss_threshold=0.2", "config.loss_threshold"),
     ],
 )
-def test_fields_that_there_are_not_are_refused(text, message):
-    with pytest.raises(ConfigError, match=f"^{message}"):
+def test_fields_that_cannot_be_are_refused(text, message):
+    with pytest.raises(ConfigError, match=rf"^--also {re.escape(text)}: {message}"):
         with_fields(digits(), [text])
-    with pytest.raises(ConfigError, match="--also: seed=1 is given twice"):
+
+
+def test_fields_that_are_given_twice_are_refused():
+    with pytest.raises(ConfigError, match=r"^--also seed=1: it is given twice\.$"):
         with_fields(digits(), ["seed=1", "seed=1"])
 
 
@@ -165,7 +181,7 @@ def test_figures_of_one_attention_stand_by_themselves(tmp_path, capsys):
 def test_streaming_loader_feeds_the_steps(tmp_path):
     for split in ("train", "validation"):
         imagenet.write(tmp_path, imagenet.jpegs(16), split)
-    experiment = steps.unread(with_attention(imagenet.config(tmp_path), "none"))
+    experiment = steps.experiment_of(with_attention(imagenet.config(tmp_path), "none"))
     found = steps.measure({"none": experiment}, 2, "none")
     assert found["none"]["fed_images_per_second"] > 0
     assert 0 <= found["none"]["data_wait"] <= 1
@@ -175,7 +191,7 @@ def test_streaming_loader_feeds_the_steps(tmp_path):
 def test_random_images_lie_like_those_of_the_loader(tmp_path, loader):
     changes = {"batch_size": 8, "data.dir": str(tmp_path), "data.loader": loader}
     config = replaced(cifar100_resnet20.get_config(), changes)
-    experiment = steps.unread(with_attention(config, "se"))
+    experiment = steps.experiment_of(with_attention(config, "se"))
     images = steps.random_images(experiment)
     expected, *_ = train_example(experiment)
 
@@ -192,7 +208,7 @@ def test_steps_are_dispatched_together_where_the_trainer_does_so(monkeypatch):
     for module in (resident, compiled_steps):
         monkeypatch.setattr(module, "is_cpu", lambda mesh: False)
     monkeypatch.setattr(resident, "LONGEST_DISPATCH", 4)
-    experiment = steps.unread(with_attention(digits(), "none"))
+    experiment = steps.experiment_of(with_attention(digits(), "none"))
     run = steps.CompiledStep(experiment, steps.random_images(experiment))
     counts, program = [], run.program
 

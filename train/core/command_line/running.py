@@ -36,7 +36,7 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> NoReturn:
         faulthandler.enable()
     # Orbax warns of every checkpoint that has no evaluation, and tells of errors that it raises.
     absl_logging.set_verbosity(absl_logging.FATAL)
-    # Of several files that cannot be written it raises one error; the others end here.
+    # Where several files cannot be written Orbax raises one error, and asyncio tells of the others.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     # Orbax leaves coroutines behind where writing fails.
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited")

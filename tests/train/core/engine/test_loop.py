@@ -383,17 +383,24 @@ class Dropping(nn.Module):
         return blocks.head(x, self.num_classes, blocks.keys_of(keys, 1), self.dropout)
 
 
-@pytest.mark.slow
+def dropping_network(name: str, *, num_classes: int, **fields: Any) -> Dropping:
+    return Dropping(
+        num_classes, **{key: fields[key] for key in ("axis_name", "drop_path", "dropout")}
+    )
+
+
 @pytest.mark.parametrize(
-    ("name", "mode"), [("adamw", "proximal"), ("lamb", "sign"), ("muon", "proximal")]
+    ("create", "name", "mode"),
+    [
+        pytest.param(dropping_network, "adamw", "proximal", marks=pytest.mark.slow),
+        pytest.param(dropping_network, "lamb", "sign", marks=pytest.mark.slow),
+        pytest.param(dropping_network, "muon", "proximal", marks=pytest.mark.slow),
+        pytest.param(models.create, "adamw", "proximal", marks=pytest.mark.long),
+    ],
 )
 def test_recipe_of_today_goes_on_with_the_same_bits(
-    name: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    create: Any, name: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def create(name: str, *, num_classes: int, **fields: Any) -> nn.Module:
-        few = {key: fields[key] for key in ("axis_name", "drop_path", "dropout")}
-        return Dropping(num_classes, **few)
-
     monkeypatch.setattr(models, "create", create)
     changes = {**RECIPE, "optimizer.name": name, "optimizer.sparsity_mode": mode}
     expected = train(tmp_path / "expected", **changes)
