@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 PYTEST_ON_TWO_CORES := $(BIN)/python -m pytest -n 2 --dist worksteal
+# Where it is set, as in many containers, every process would compile anew all that it imports.
+export PYTHONDONTWRITEBYTECODE :=
 AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
 .PHONY: quickstart test test-all test-long test-compile test-compile-gpu test-page faults lint docs docs-links dist clean
