@@ -27,7 +27,7 @@ test-compile: .venv/dev .venv/libtpu # run the tests that compile for TPUs; they
 test-compile-gpu: .venv/dev .venv/cuda # the same for GPUs; they need neither a GPU nor a driver
 	PYTHONPATH=.venv/cuda $(BIN)/python -m pytest tests/train/test_compile_gpu.py tests/train/core/engine/test_compiled_bytes.py
 
-test-page: .venv/page .venv/docs # open the report and the documentation in Chromium, which is installed where it is missing
+test-page: .venv/dev docs # open the report and the documentation in Chromium, which is installed where it is missing
 	command -v chromium >/dev/null || $(AS_ROOT) sh -c 'apt-get update && apt-get install --yes --no-install-recommends chromium fonts-dejavu-core'
 	$(BIN)/python -m pytest tests/train/report tests/docs -m page
 
@@ -55,32 +55,27 @@ dist: .venv/dev # build the wheel and the sdist, and check both
 clean: # remove the environment and what tools left behind
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 
-.venv/train: pyproject.toml constraints.txt
+.venv/new: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: needs Python 3.11 or later, got " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv --clear .venv
-	$(INSTALL) -e '.[train]'
 	touch $@
 
-.venv/dev: .venv/train
-	$(INSTALL) -e '.[train,dev]'
-	touch $@
-
-.venv/page: .venv/dev
-	$(INSTALL) -e '.[train,dev,page]'
-	touch $@
-
-.venv/docs: .venv/train
-	$(INSTALL) -e '.[train,docs]'
+# Each at once from the start: a second call of pip looks all packages up again.
+.venv/train: EXTRAS = train
+.venv/dev: EXTRAS = train,dev
+.venv/docs: EXTRAS = train,docs,page
+.venv/train .venv/dev .venv/docs: .venv/new
+	$(INSTALL) -e '.[$(EXTRAS)]'
 	touch $@
 
 # Apart from the rest: where JAX finds libtpu and no TPU, every start prints warnings.
-.venv/libtpu: .venv/train
+.venv/libtpu: .venv/dev
 	rm -rf $@
 	$(INSTALL) --no-deps --target $@ libtpu
 	touch $@
 
 # Apart as well: 0.5 GB that compile for GPUs, without the 4 GB that run on them.
-.venv/cuda: .venv/train
+.venv/cuda: .venv/dev
 	rm -rf $@
 	jax=$$($(BIN)/python -c 'import jax; print(jax.__version__)') && \
 	$(INSTALL) --no-deps --target $@ jax-cuda12-plugin==$$jax jax-cuda12-pjrt==$$jax

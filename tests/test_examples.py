@@ -40,13 +40,13 @@ def test_pretrained_network_keeps_its_error() -> None:
 
 # Of the training: ten epochs as they stand, or as few steps as there is something to draw from.
 TEN_EPOCHS = "--config.epochs=10 --config.eval_every_epochs=1 --config.log_every_steps=66"
-SIX_STEPS = "--config.steps=6 --config.log_every_steps=2"
+TWO_STEPS = "--config.steps=2 --config.log_every_steps=1"
 
 
 @pytest.mark.parametrize(
     ("training", "environment"),
     [
-        pytest.param(SIX_STEPS, {}, marks=pytest.mark.slow, id="six steps"),
+        pytest.param(TWO_STEPS, {}, marks=pytest.mark.slow, id="two steps"),
         pytest.param(TEN_EPOCHS, OPTIMIZED, marks=pytest.mark.long, id="ten epochs"),
     ],
 )

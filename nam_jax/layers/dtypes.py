@@ -21,9 +21,13 @@ def promoted(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     `jax_numpy_rank_promotion` forbid it.
     """
     dtype, ndim = result_dtype(*arrays), max(array.ndim for array in arrays)
-    return tuple(
-        jnp.expand_dims(array, tuple(range(ndim - array.ndim))).astype(dtype) for array in arrays
-    )
+
+    def with_axes(array: jax.Array) -> jax.Array:
+        # Adding none takes time as well, and a network has thousands of these.
+        missing = tuple(range(ndim - array.ndim))
+        return jnp.expand_dims(array, missing) if missing else array
+
+    return tuple(with_axes(array).astype(dtype) for array in arrays)
 
 
 def result_dtype(*arrays: Any, dtype: Dtype | None = None) -> Dtype:

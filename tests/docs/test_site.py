@@ -1,8 +1,5 @@
 """The site in a real browser, on a desktop and on a phone, light and dark, without a network."""
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,27 +8,18 @@ from tests.docs.markdown import DOCS
 
 pytestmark = pytest.mark.page
 
+SITE = DOCS.parent / "build/html"  # `make docs` makes it.
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 IS_WIDE = "document.documentElement.scrollWidth > window.innerWidth"
 FORMULAS = "[...document.querySelectorAll('math')].map(math => math.getBoundingClientRect().width)"
 PICTURES = "[...document.images].map(image => image.naturalWidth)"
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", DOCS, out]
-    subprocess.run(command, cwd=DOCS.parent, check=True)
-    return out
-
-
 @pytest.mark.parametrize(
     ("size", "theme"),
     [(DESKTOP, "light"), (DESKTOP, "dark"), (PHONE, "light"), (PHONE, "dark")],
 )
-def test_every_page_fits_and_is_whole(
-    site: Path, chromium: Any, size: dict[str, int], theme: str
-) -> None:
+def test_every_page_fits_and_is_whole(chromium: Any, size: dict[str, int], theme: str) -> None:
     context = chromium.new_context(viewport=size, color_scheme=theme, offline=True)
     page = context.new_page()
     complaints: list[str] = []
@@ -39,7 +27,7 @@ def test_every_page_fits_and_is_whole(
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("requestfailed", lambda request: complaints.append(request.url))
     formulas = pictures = 0
-    for path in sorted(site.rglob("*.html")):
+    for path in sorted(SITE.rglob("*.html")):
         page.goto(path.as_uri(), wait_until="load")
         widths, sizes = page.evaluate(FORMULAS), page.evaluate(PICTURES)
         assert not page.evaluate(IS_WIDE), path

@@ -62,7 +62,7 @@ FEW = (
     ("mobilenet_v2", "se"),
 )
 # One of every kind stands for the others where what is tested does not depend on attention.
-SOME = list(dict.fromkeys([*FEW, *((name, "nam") for name in KINDS)]))
+SOME = [(name, "nam") for name in KINDS]
 each_pair = pairs(lambda *pair: pair in FEW)
 some_pairs = pairs(lambda *pair: pair in FEW[:1], SOME)
 

@@ -2,9 +2,11 @@
 
 import functools
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,11 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 DIGITS = ("--config", "configs/digits_resnet20.py")
 # JAX looks for other processes only before it has looked at its devices.
 ALONE = "--num_processes=1"
+COMMANDS = sorted(
+    path.stem
+    for path in (REPOSITORY / "train").iterdir()
+    if path.stem != "core" and not path.stem.startswith("__")
+)
 
 
 @pytest.mark.parametrize(
@@ -79,14 +86,7 @@ def test_broken_config_file(source: str, expected: str, tmp_path: Path) -> None:
     assert len(result.err.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    "command",
-    sorted(
-        path.stem
-        for path in (REPOSITORY / "train").iterdir()
-        if path.stem != "core" and not path.stem.startswith("__")
-    ),
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_fits_a_screen_and_shows_an_example(command: str) -> None:
     result = call(command, "--help")
     assert result.code == 0
@@ -242,26 +242,38 @@ def test_file_that_can_be_written(tmp_path: Path) -> None:
     assert output(str(tmp_path / "new")) == tmp_path / "new"
 
 
-@pytest.mark.parametrize(
-    ("command", "arguments"),
-    [
-        ("main", (*DIGITS, "--flagfile=/dev/zero")),
-        ("visualize", ("--split=test",)),
-        *(
-            pytest.param(command, arguments, marks=pytest.mark.slow)
-            for command, arguments in (
-                ("benchmark", (*DIGITS, "--steps=0")),
-                ("compare", (*DIGITS, "--workdir=new", "--attention=")),
-                ("compile", DIGITS),
-                ("config", ()),
-                ("evaluate", (*DIGITS, "--which=worst")),
-                ("prepare", ("chek", *DIGITS)),
-                ("report", ()),
-                ("summary", (*DIGITS, "--config.model.attention=spam")),
-            )
-        ),
-    ],
-)
-def test_a_process_ends_as_the_call_does(command: str, arguments: tuple[str, ...]) -> None:
-    fresh = commands.run_process(*arguments, command=f"train.{command}")
-    assert call(command, *arguments) == (fresh.returncode, fresh.stdout, fresh.stderr)
+WRONG = {
+    "benchmark": (*DIGITS, "--steps=0"),
+    "compare": (*DIGITS, "--workdir=new", "--attention="),
+    "compile": DIGITS,
+    "config": (),
+    "evaluate": (*DIGITS, "--which=worst"),
+    "export": (*DIGITS, "--out=new", "--format=spam"),
+    "main": (*DIGITS, "--flagfile=/dev/zero"),
+    "prepare": ("chek", *DIGITS),
+    "report": (),
+    "summary": (*DIGITS, "--config.model.attention=spam"),
+    "visualize": ("--split=test",),
+}
+
+
+@pytest.mark.parametrize("command", ["main", "visualize"])
+def test_a_process_ends_as_the_call_does(command: str) -> None:
+    fresh = commands.run_process(*WRONG[command], command=f"train.{command}")
+    assert call(command, *WRONG[command]) == (fresh.returncode, fresh.stdout, fresh.stderr)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_runs_its_own(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes = []
+
+    def run(main: Any, parser: Any) -> None:
+        codes.append(command_line.call(main, parser, WRONG[command]))
+
+    monkeypatch.setattr(command_line, "run", run)
+    # Run a second time beside what is imported, which Python warns of.
+    monkeypatch.delitem(sys.modules, commands.module(command).__name__)
+    runpy.run_module(f"train.{command}", run_name="__main__")
+    assert call(command, *WRONG[command]) == (*codes, *capsys.readouterr())
