@@ -1,7 +1,6 @@
 """Measures the training steps of a config in several variants, and prints a table."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,14 +10,12 @@ from train.benchmark.steps import experiment_of, measure
 from train.benchmark.table import table
 from train.core.config.checks import validate
 from train.core.config.fields import FIELDS, Config, replaced
-from train.core.config.parsing import parse, unknown_field
+from train.core.config.parsing import parse, settings_in, unknown_field
 from train.core.devices import environment
 from train.core.errors import ConfigError, explaining_memory
 
 # The variant that the others are compared with.
 UNCHANGED = "unchanged"
-# Between two fields, and not within 1e+3.
-_PLUS = re.compile(r"\+(?=[a-z][\w.]*=)")
 
 
 def with_fields(config: Config, texts: Sequence[str]) -> dict[str, Config]:
@@ -46,7 +43,7 @@ def with_fields(config: Config, texts: Sequence[str]) -> dict[str, Config]:
 
 def _values(text: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for setting in _PLUS.split(text):
+    for setting in settings_in(text):
         name, has_value, value = setting.partition("=")
         if not has_value or name in values:
             raise ConfigError(

@@ -5,7 +5,7 @@ from typing import Any
 
 from nam_jax.attention import NAMES, has_nam_scales, hyperparameters
 from train.core.config.fields import FIELDS, HYPERPARAMETERS, Config, flatten, replaced
-from train.core.config.parsing import parse
+from train.core.config.parsing import parse, settings_in
 from train.core.errors import ConfigError
 
 
@@ -22,7 +22,7 @@ def with_attention(config: Config, text: str) -> Config:
     Raises:
       ConfigError: there is no such attention, or it has no such hyper-parameter or value.
     """
-    name, *settings = text.split("+")
+    name, *settings = settings_in(text)
     if name not in NAMES:
         raise ConfigError(f"there is no attention {name!r}; choose one of {', '.join(NAMES)}.")
     allowed = [field for field in HYPERPARAMETERS if field in hyperparameters(name)]

@@ -3,6 +3,7 @@
 import ast
 import difflib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ from train.core.config.checks import check_field, check_names, refusal, validate
 from train.core.config.fields import FIELDS, Config, flatten, replaced
 from train.core.errors import ConfigError
 
+# Between two settings, and not within 1e+3.
+_PLUS = re.compile(r"\+(?!\d)")
 SWITCHES = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
@@ -110,6 +113,11 @@ def unknown_field(name: str) -> str:
     near = part or difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.5)
     hint = f"; did you mean config.{near[0]}?" if near else "; python -m train.config lists them."
     return f"config.{name}: there is no such field{hint}"
+
+
+def settings_in(text: str) -> list[str]:
+    """The parts of a text such as `nam+gate_scale=1e+1+normalization=mean`: three of them."""
+    return _PLUS.split(text)
 
 
 def parse(name: str, text: str) -> Any:
