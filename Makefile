@@ -7,7 +7,7 @@ PYTEST_ON_TWO_CORES := $(BIN)/python -m pytest -n 2 --dist worksteal
 export PYTHONDONTWRITEBYTECODE :=
 AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: quickstart test test-all test-long test-compile test-compile-gpu test-page faults lint docs docs-links dist clean
+.PHONY: quickstart test test-all test-long test-compile test-compile-gpu test-page test-installed faults lint docs docs-links dist clean
 
 quickstart: .venv/train # train the small digits network to the end
 	$(BIN)/python -m train.main --config configs/digits_resnet20.py
@@ -30,6 +30,9 @@ test-compile-gpu: .venv/dev .venv/cuda # the same for GPUs; they need neither a 
 test-page: .venv/dev docs # open the report and the documentation in Chromium, which is installed where it is missing
 	command -v chromium >/dev/null || $(AS_ROOT) sh -c 'apt-get update && apt-get install --yes --no-install-recommends chromium fonts-dejavu-core'
 	$(BIN)/python -m pytest tests/train/report tests/docs -m page
+
+test-installed: dist # run what users install where nothing else is: the wheel, an exported network
+	.ci/installed
 
 faults: .venv/dev # all of the tests that break things: killed runs, damaged files, wrong input
 	$(BIN)/python -m pytest tests -m faults --hypothesis-profile=many
