@@ -1,6 +1,7 @@
 """The size of a network: parameters and multiply-adds, of the whole and of every layer."""
 
 import collections
+import functools
 import math
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -66,10 +67,10 @@ def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
       image_shape: Shape of one image, (H, W, C).
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    initialise = functools.partial(model.init_with_output, jax.random.key(0), train=False)
     shapes: dict[Path, tuple[int, ...]] = {}
     with nn.intercept_methods(_recorder(shapes)):
-        closed = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, images)
+        closed, (_, variables) = jax.make_jaxpr(initialise, return_shape=True)(images)
     params, products = collections.Counter[Path](), collections.Counter[Path]()
     for path, leaf in flatten_dict(meta.unbox(variables.get("params", {}))).items():
         params[_owner(path, shapes)] += leaf.size
