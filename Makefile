@@ -44,6 +44,7 @@ lint: .venv/dev # lint, formatting, the direction of imports, and types
 	$(BIN)/mypy
 
 docs: .venv/docs # make the documentation's site, build/html
+	rm -rf build/html
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/html
 
 docs-links: .venv/docs # ask the addresses of others that the documentation names
@@ -63,22 +64,23 @@ clean: # remove the environment and what tools left behind
 	$(PYTHON) -m venv --clear .venv
 	touch $@
 
-# Each at once from the start: a second call of pip looks all packages up again.
+# One call of pip for each: a second one, for dev on top of train, would look all packages up again.
+# All of them hold what .venv/train does.
 .venv/train: EXTRAS = train
 .venv/dev: EXTRAS = train,dev
 .venv/docs: EXTRAS = train,docs,page
 .venv/train .venv/dev .venv/docs: .venv/new
 	$(INSTALL) -e '.[$(EXTRAS)]'
-	touch $@
+	touch .venv/train $@
 
 # Apart from the rest: where JAX finds libtpu and no TPU, every start prints warnings.
-.venv/libtpu: .venv/dev
+.venv/libtpu: | .venv/train
 	rm -rf $@
 	$(INSTALL) --no-deps --target $@ libtpu
 	touch $@
 
 # Apart as well: 0.5 GB that compile for GPUs, without the 4 GB that run on them.
-.venv/cuda: .venv/dev
+.venv/cuda: | .venv/train
 	rm -rf $@
 	jax=$$($(BIN)/python -c 'import jax; print(jax.__version__)') && \
 	$(INSTALL) --no-deps --target $@ jax-cuda12-plugin==$$jax jax-cuda12-pjrt==$$jax

@@ -123,9 +123,11 @@ def measure(name: str, attention: str, batches: list[int], steps: int) -> list[d
         size = NETWORKS[name][1]
         images = np.random.default_rng(0).standard_normal((batch, size, size, 3), np.float32)
         calls = {form: Call(value.function, images) for form, value in all_forms.items()}
-        times = turns.take_turns(calls, max(6, steps // batch))
+        count = max(6, steps // batch)
+        times = turns.take_turns(calls, count)
         for form, value in all_forms.items():
             row = {"network": name, "attention": attention, "batch": batch, "form": form}
+            row["calls"] = count
             row["ms"] = round(1e3 * statistics.median(times[form].steps), 2)
             row["least_ms"] = round(1e3 * min(times[form].steps), 2)
             row["vs_jit"] = round(turns.ratio(times[form], times["jax.jit"]), 3)
@@ -153,7 +155,7 @@ def main() -> None:
     columns = tuple(rows[0])
     print(tables.Table(columns, [tuple(map(str, row.values())) for row in rows]).text())
     versions = {"jax": jax.__version__, "onnxruntime": onnxruntime.__version__}
-    result = {"steps": options.steps, "versions": versions, "rows": rows}
+    result = {"versions": versions, "rows": rows}
     print(json.dumps(result))
     if options.json:
         write_json(options.json, result)

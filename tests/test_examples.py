@@ -40,7 +40,7 @@ def test_pretrained_network_keeps_its_error() -> None:
 
 # Of the training: ten epochs as they stand, or as few steps as there is something to draw from.
 TEN_EPOCHS = "--config.epochs=10 --config.eval_every_epochs=1 --config.log_every_steps=66"
-TWO_STEPS = "--config.steps=2 --config.log_every_steps=1"
+TWO_STEPS = "--config.steps=2 --config.log_every_steps=1 --config.batch_size=8"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The size of a network: parameters and multiply-adds, of the whole and of every layer."""
 
 import collections
-import functools
 import math
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -62,15 +61,20 @@ def total(network: Sequence[Layer], attention_only: bool = False) -> Size:
 def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
     """The layers of a network in the order in which they run. Traces it, computes nothing.
 
+    It is traced while it initialises: products within initialisers count as well.
+
     Args:
       model: Network that is called with images (N, H, W, C) and `train`.
       image_shape: Shape of one image, (H, W, C).
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    initialise = functools.partial(model.init_with_output, jax.random.key(0), train=False)
+
+    def initialised(x: jax.Array) -> Any:
+        return model.init_with_output(jax.random.key(0), x, train=False)
+
     shapes: dict[Path, tuple[int, ...]] = {}
     with nn.intercept_methods(_recorder(shapes)):
-        closed, (_, variables) = jax.make_jaxpr(initialise, return_shape=True)(images)
+        closed, (_, variables) = jax.make_jaxpr(initialised, return_shape=True)(images)
     params, products = collections.Counter[Path](), collections.Counter[Path]()
     for path, leaf in flatten_dict(meta.unbox(variables.get("params", {}))).items():
         params[_owner(path, shapes)] += leaf.size

@@ -21,10 +21,12 @@ def weights():
     return directory
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "file", "wrong"),
-    [("resnet20", "resnet20-12fca82f.th", 69), ("resnet56", "resnet56-4bfd9763.th", 54)],
+    [
+        pytest.param("resnet20", "resnet20-12fca82f.th", 69, marks=pytest.mark.slow),
+        pytest.param("resnet56", "resnet56-4bfd9763.th", 54, marks=pytest.mark.long),
+    ],
 )
 def test_errors_of_trained_networks(weights, name, file, wrong):
     """Published errors on all 10,000 images: 8.27 and 6.61 %."""

@@ -143,6 +143,12 @@ def test_fields_are_parsed_and_checked_together():
     assert rate.optimizer.learning_rate == 1000
 
 
+def test_a_plus_within_a_value_stays():
+    text = "data.train_split=train+test+seed=3"
+    varied = with_fields(digits(), [text])[text]
+    assert (varied.data.train_split, varied.seed) == ("train+test", 3)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

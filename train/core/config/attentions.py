@@ -22,7 +22,7 @@ def with_attention(config: Config, text: str) -> Config:
     Raises:
       ConfigError: there is no such attention, or it has no such hyper-parameter or value.
     """
-    name, *settings = settings_in(text)
+    name, has_settings, settings = text.partition("+")
     if name not in NAMES:
         raise ConfigError(f"there is no attention {name!r}; choose one of {', '.join(NAMES)}.")
     allowed = [field for field in HYPERPARAMETERS if field in hyperparameters(name)]
@@ -30,7 +30,7 @@ def with_attention(config: Config, text: str) -> Config:
     changes: dict[str, Any] = {field: FIELDS[field].default for field in others}
     if not has_nam_scales(name):
         changes["optimizer.sparsity"] = 0.0
-    for setting in settings:
+    for setting in settings_in(settings) if has_settings else ():
         field, has_value, value = setting.partition("=")
         if field not in allowed or not has_value or f"model.{field}" in changes:
             some = f"FIELD=VALUE, each FIELD of {', '.join(allowed)} once" if allowed else "nothing"

@@ -13,8 +13,8 @@ from train.core.config.checks import check_field, check_names, refusal, validate
 from train.core.config.fields import FIELDS, Config, flatten, replaced
 from train.core.errors import ConfigError
 
-# Between two settings, and not within 1e+3.
-_PLUS = re.compile(r"\+(?!\d)")
+# Between two settings, and not within a value such as 1e+3.
+_PLUS = re.compile(r"\+(?=[a-z][\w.]*=)")
 SWITCHES = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
@@ -116,7 +116,7 @@ def unknown_field(name: str) -> str:
 
 
 def settings_in(text: str) -> list[str]:
-    """The parts of a text such as `nam+gate_scale=1e+1+normalization=mean`: three of them."""
+    """The parts of a text such as `gate_scale=1e+1+normalization=mean`: two of them."""
     return _PLUS.split(text)
 
 

@@ -242,7 +242,7 @@ def test_file_that_can_be_written(tmp_path: Path) -> None:
     assert output(str(tmp_path / "new")) == tmp_path / "new"
 
 
-WRONG = {
+ARGUMENTS = {
     "benchmark": (*DIGITS, "--steps=0"),
     "compare": (*DIGITS, "--workdir=new", "--attention="),
     "compile": DIGITS,
@@ -259,21 +259,23 @@ WRONG = {
 
 @pytest.mark.parametrize("command", ["main", "visualize"])
 def test_a_process_ends_as_the_call_does(command: str) -> None:
-    fresh = commands.run_process(*WRONG[command], command=f"train.{command}")
-    assert call(command, *WRONG[command]) == (fresh.returncode, fresh.stdout, fresh.stderr)
+    fresh = commands.run_process(*ARGUMENTS[command], command=f"train.{command}")
+    assert call(command, *ARGUMENTS[command]) == (fresh.returncode, fresh.stdout, fresh.stderr)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_runs_its_own(
+def test_every_command_runs_its_own_main(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # First, or it would import a copy of the module that is taken out below.
+    expected = call(command, *ARGUMENTS[command])
     codes = []
 
     def run(main: Any, parser: Any) -> None:
-        codes.append(command_line.call(main, parser, WRONG[command]))
+        codes.append(command_line.call(main, parser, ARGUMENTS[command]))
 
     monkeypatch.setattr(command_line, "run", run)
     # Run a second time beside what is imported, which Python warns of.
     monkeypatch.delitem(sys.modules, commands.module(command).__name__)
     runpy.run_module(f"train.{command}", run_name="__main__")
-    assert call(command, *WRONG[command]) == (*codes, *capsys.readouterr())
+    assert expected == (*codes, *capsys.readouterr())

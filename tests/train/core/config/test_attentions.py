@@ -24,7 +24,8 @@ def test_text_and_config_say_the_same():
     assert attention_options(dict(flatten(config))) == options
     assert attention_name(config) == text
     assert attention_name(with_attention(default_config(), "nam+gate_scale=1")) == "nam"
-    assert with_attention(default_config(), "nam+gate_scale=1e+1").model.gate_scale == 10
+    varied = with_attention(default_config(), "nam+gate_scale=1e+1+normalization=mean").model
+    assert (varied.gate_scale, varied.normalization) == (10, "mean")
 
 
 def test_what_a_text_leaves_out_is_that_of_the_config():

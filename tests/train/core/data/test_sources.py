@@ -295,7 +295,7 @@ def test_description_needs_images_of_one_size_each_with_a_class(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("split", "of_each_class"), [pytest.param("train", 500, marks=pytest.mark.slow), ("test", 100)]
+    ("split", "of_each_class"), [pytest.param("train", 500, marks=pytest.mark.long), ("test", 100)]
 )
 def test_real_cifar100(split, of_each_class):
     directory = os.environ.get("NAM_JAX_TEST_DATA")
