@@ -1,6 +1,7 @@
 """Networks as StableHLO, for programs with JAX alone."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -53,5 +54,20 @@ def export(
       (2, 10)
     """
     function = jax.jit(classifier(model, variables, mean, std, probabilities))
-    exported = jax.export.export(function, platforms=list(platforms))(example(image_shape, mean))
+    with _without_source_lines():
+        exported = jax.export.export(function, platforms=list(platforms))(
+            example(image_shape, mean)
+        )
     return bytes(exported.serialize())
+
+
+@contextlib.contextmanager
+def _without_source_lines() -> Iterator[None]:
+    """Else a file would name the directories of whoever made it, and differ with them."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)

@@ -51,6 +51,16 @@ def test_jax_alone_runs_it(network: Any, tmp_path: Path) -> None:
     assert np.abs(logits - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
+def test_file_does_not_tell_where_it_was_made(network: Any) -> None:
+    limit = jax.config.jax_traceback_in_locations_limit
+    for _ in range(2):
+        file = nam_jax.export(*network, IMAGES.shape[1:], platforms=["cpu"])
+        assert b"batch_norm.py" not in file
+        assert jax.config.jax_traceback_in_locations_limit == limit
+        # As it would be where the lines of the source are known from another trace.
+        jax.jit(lambda x: network[0].apply(network[1], x, train=False)).lower(NORMALISED)
+
+
 def test_normalised_images_and_any_number_of_them(network: Any) -> None:
     file = nam_jax.export(*network, IMAGES.shape[1:], platforms=["cpu"], probabilities=True)
     exported = jax.export.deserialize(bytearray(file))
