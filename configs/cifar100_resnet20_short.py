@@ -10,7 +10,7 @@ with seed 0, the top-1 error on these 5,000 images was 61.6 % with a learning ra
 with 0.4; with 0.8 and weight decay 2e-4 it was 55.7:
 
 python -m train.main --config configs/cifar100_resnet20_short.py --config.data.dir=DIR \
-    --config.data.train_split=train[:90%] --config.data.eval_split=train[90%:] \
+    '--config.data.train_split=train[:90%]' '--config.data.eval_split=train[90%:]' \
     --config.epochs=4 --config.optimizer.warmup_epochs=1 --config.optimizer.learning_rate=0.1 \
     --config.batch_size=128 --config.optimizer.weight_decay=5e-4 --workdir runs/tuning_0.1
 

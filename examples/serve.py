@@ -15,7 +15,8 @@ RESAMPLING = {"area": "BOX", "antialias": "BILINEAR", "bilinear": "BILINEAR", "b
 
 def load(path):
     """A function of images (N, H, W, channels), and what is known about it."""
-    if path.suffix == ".onnx":
+    beside = Path(f"{path}.json")
+    if not beside.exists():
         import onnxruntime
 
         session = onnxruntime.InferenceSession(path)
@@ -25,7 +26,7 @@ def load(path):
     from jax import export
 
     network = export.deserialize(bytearray(path.read_bytes()))
-    return network.call, json.loads(Path(f"{path}.json").read_text())
+    return network.call, json.loads(beside.read_text())
 
 
 def cropped(path, height, width, channels, crop_ratio, **about):

@@ -165,7 +165,8 @@ def proximal_sparsity(
       learning_rate: Learning rate η of the chain before, at least 0, or its schedule. Behind
         momentum m, which repeats a gradient 1 / (1 − m) times in all, it is η / (1 − m): with η
         the scales would find the minimum of a penalty of strength p (1 − m). Behind Adam it would
-        be η / (√v̂ + ε), which is another for every scale: `soft_threshold` takes those.
+        be η / (√v̂ + ε), which is another for every scale; `nam_jax.sparsity.soft_threshold` takes
+        such.
       scales: Scales that are penalised, see `sparsity_penalty`.
 
     Returns:
@@ -208,10 +209,25 @@ def proximal_sparsity(
 def soft_threshold(update: jax.Array, scale: jax.Array, threshold: Any) -> jax.Array:
     """The update with which a scale ends nearer to zero by a threshold, or at zero.
 
+    .. math::
+      sign(v) max(|v| − threshold, 0) − scale,  v = scale + update
+
     Args:
-      update: Update of the scale.
-      scale: Scale before it.
+      update: Update of the scale, of any shape.
+      scale: Scale before it, of the shape of the update.
       threshold: How much nearer, at least 0: a number, or one for every element.
+
+    Returns:
+      The update, of its shape and dtype; the given one where the threshold is 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from nam_jax.sparsity import soft_threshold
+      >>> scale = jnp.array([1.0, -1.0, 0.25])
+      >>> print(scale + soft_threshold(jnp.zeros(3), scale, 0.5))
+      [ 0.5 -0.5  0. ]
+
+    Source: N. Parikh and S. Boyd, Proximal Algorithms, 2014, section 6.5.2.
     """
     v = scale + update
     shrunk = jnp.sign(v) * jnp.maximum(jnp.abs(v) - threshold, 0).astype(v.dtype)

@@ -100,15 +100,24 @@ def write(network: Trained, target: Path, kind: str, *, raw: bool, probabilities
         else:
             content = nam_jax.export(*arguments, **options)
     except UnsupportedOperationError as error:
-        raise ConfigError(f"--format={kind}: {error} That is --format=stablehlo.") from error
-    storage.write_bytes(target, content)
-    if kind == "stablehlo":
-        try:
-            storage.write_json(beside(target), about)
-        except BaseException:
-            # Without it the file is of no use.
-            target.unlink()
-            raise
+        raise ConfigError(f"--format={kind}: {error} Give --format=stablehlo for it.") from error
+    if kind == "onnx":
+        storage.write_bytes(target, content)
+    else:
+        _write_both(target, content, about)
+
+
+def _write_both(target: Path, content: bytes, about: dict[str, Any]) -> None:
+    """Writes a StableHLO file and the one beside it, neither of which is of use alone."""
+    with (
+        storage.naming(target),
+        storage.atomic(beside(target)) as description,
+        storage.atomic(target) as network,
+    ):
+        storage.write_json(description, about)
+        network.write_bytes(content)
+        # A kill between the two that follow would leave it beside another network.
+        beside(target).unlink(missing_ok=True)
 
 
 def beside(target: Path) -> Path:
@@ -169,7 +178,7 @@ def _check_possible(options: Namespace, kind: str) -> None:
     there = [str(path) for path in files if path.exists()]
     if there and not options.overwrite:
         raise ConfigError(
-            f"--out: {' and '.join(there)} exists; name another file, or give --overwrite."
+            f"--out: there is {' and '.join(there)}; name another file, or give --overwrite."
         )
     if importlib.util.find_spec(PACKAGES[kind]) is None:
         raise ConfigError(

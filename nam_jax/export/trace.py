@@ -102,7 +102,7 @@ class UnsupportedOperationError(NotImplementedError):
 
     def __init__(self, what: str):
         """Says what, a sentence, and what to do."""
-        super().__init__(f"{what} StableHLO can hold every network: see nam_jax.export.")
+        super().__init__(f"{what} StableHLO (nam_jax.export) can hold every network.")
 
 
 def trace(function: Callable[[jax.Array], jax.Array], example: jax.ShapeDtypeStruct) -> Graph:

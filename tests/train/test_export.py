@@ -1,8 +1,10 @@
 """The command that exports, and the example that serves what it writes."""
 
+import errno
 import functools
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -162,7 +164,7 @@ def test_what_is_there_stays(run: epath.Path, tmp_path: Path, name: str) -> None
     (target if target.suffix else tmp_path / "network.json").write_text("precious")
     refused = exported(run, target)
     assert (refused.code, refused.out) == (2, "")
-    assert "exists; name another file, or give --overwrite." in refused.err
+    assert "; name another file, or give --overwrite." in refused.err
     assert [path.read_text() for path in tmp_path.iterdir()] == ["precious"]
     assert exported(run, target, "--overwrite").code == 0
     assert_near(serve.load(target)[0](PIXELS), logits(2, PIXELS))
@@ -180,6 +182,29 @@ def test_nothing_is_left_of_what_fails(
     message = "error: --format=onnx: The ONNX export knows no operation cumsum of JAX; "
     assert refused.err.startswith(message)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("failing", ["network", "network.json"])
+def test_both_files_stay_where_one_cannot_be_written(
+    run: epath.Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    files = tmp_path / "network", tmp_path / "network.json"
+    for file in files:
+        file.write_text("precious")
+    local = type(epath.Path(tmp_path))
+    write = local.write_bytes
+
+    def full(path: Any, content: bytes) -> None:
+        write(path, content)
+        if (".json." in path.name) == failing.endswith(".json"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(local, "write_bytes", full)
+    refused = exported(run, files[0], "--overwrite")
+    assert refused.code == 1
+    assert refused.err.endswith(f"No space left on device: '{files[0]}'\n")
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert [file.read_text() for file in files] == ["precious"] * 2
 
 
 @pytest.mark.parametrize(("kind", "package"), [("onnx", "onnx"), ("stablehlo", "flatbuffers")])

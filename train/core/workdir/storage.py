@@ -189,7 +189,9 @@ def naming(path: epath.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename, error.filename2 = os.fspath(path), None
+        error.filename = os.fspath(path)
+        # None would be told as a name.
+        del error.filename2
         raise
 
 
