@@ -136,18 +136,6 @@ def without_unused(graph: Graph) -> Graph:
     return dataclasses.replace(graph, operations=operations[::-1])
 
 
-def evaluate(graph: Graph, x: jax.Array) -> jax.Array:
-    """What the graph makes of an input, computed by JAX."""
-    values = {graph.input: x}
-    for operation in graph.operations:
-        operands = [values[v] if isinstance(v, Value) else v for v in operation.operands]
-        if operation.name in ELEMENTWISE:
-            shape = operation.output.shape
-            operands = [jnp.broadcast_to(operand, shape) for operand in operands]
-        values[operation.output] = operation.primitive.bind(*operands, **operation.params)
-    return values[graph.output]
-
-
 class _Tracer:
     """Runs a jaxpr on values, and notes the operations that depend on them."""
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from flax import linen as nn
 
-from nam_jax.attention import attention
+from nam_jax.attention import NAMES, attention
 from nam_jax.models.mobilenet_v2 import MobileNetV2
 from nam_jax.models.resnet import Bottleneck, ResNet
 
@@ -68,10 +68,6 @@ _ATTENTION: dict[str, Rules] = {
         (r"gate_w", "ChannelGateW.spatial"),
         (r"gate_c", "SpatialGate.spatial"),
     ),
-    "half": (),
-    "eca": (),
-    "simam": (),
-    "coordatt": (),
 }
 
 # What a block calls its attention.
@@ -138,9 +134,9 @@ def rules_of(module: nn.Module) -> Rules:
         return _network_rules(module.attention, last_norm, _RESNET)
     if isinstance(module, MobileNetV2):
         return _network_rules(module.attention, "project_bn", _MOBILENET_V2)
-    for name, rules in _ATTENTION.items():
-        if type(module) is attention(name):
-            return rules
+    for name in NAMES:
+        if name not in ("none", "nam_tied") and type(module) is attention(name):
+            return _ATTENTION.get(name, ())
     raise TypeError(
         "PyTorch weights can be imported into a network of nam_jax.models or an attention module "
         f"of nam_jax that has parameters; got {type(module).__name__}."
@@ -151,7 +147,7 @@ def _network_rules(name: str, last_norm: str, backbone: Rules) -> Rules:
     if name == "nam_tied":
         return ((r"nam_bn", last_norm), *backbone)
     slot = ((r"attention", _SLOTS[name]),) if name in _SLOTS else ()
-    return (*backbone, *slot, *_ATTENTION[name])
+    return (*backbone, *slot, *_ATTENTION.get(name, ()))
 
 
 def torch_name(path: tuple[str, ...], rules: Rules) -> str:

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,13 @@ def test_languages_lead_to_one_another(page: Path, other: Path) -> None:
 def test_links_lead_to_files(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#]*)", page.read_text()):
         assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
+def test_promises_name_tests_that_are_there() -> None:
+    named = set(re.findall(r"`(test_\w+\.py)`", (DOCS / "training/reliability.md").read_text()))
+    there = Counter(path.name for path in (DOCS.parent / "tests").rglob("test_*.py"))
+    assert {name: there[name] for name in named} == dict.fromkeys(named, 1)
+    assert len(named) > 20
 
 
 def test_everything_public_is_in_the_reference() -> None:

@@ -80,9 +80,14 @@ ECA_KERNELS = {4: 1, 8: 3, 16: 3, 24: 3, 32: 3, 40: 3, 64: 3, 80: 3, 128: 5}
 
 def attention(name, channels, height, width, theirs="", ours=""):
     """The layers of an attention module alone, or at some place of a network."""
+    layers = _attentions(channels, height, width)[name]
+    return [Layer(theirs + there, ours + here, *rest) for there, here, *rest in layers]
+
+
+def _attentions(channels, height, width):
     c, h, pixels = channels, max(1, channels // 16), (height, width)
     gate, mask = "channel_att.gate_c.gate_c_", "spatial_att.gate_s.gate_s_"
-    layers = {
+    return {
         "nam_channel": [("bn2", "nam_bn", "norm", (c,))],
         "nam_spatial": [("bn", "nam_bn", "pixels", pixels)],
         "nam": [
@@ -128,8 +133,11 @@ def attention(name, channels, height, width, theirs="", ours=""):
             ("conv_h", "conv_h", "conv", (c, 8, 1, 1), True),
             ("conv_w", "conv_w", "conv", (c, 8, 1, 1), True),
         ],
-    }[name]
-    return [Layer(theirs + there, ours + here, *rest) for there, here, *rest in layers]
+    }
+
+
+# Those that code in PyTorch has names for.
+ATTENTIONS = tuple(_attentions(16, 1, 1))
 
 
 # What a block calls its attention.

@@ -12,7 +12,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from nam_jax import ChannelNAM, SpatialNAM, models, torch_import
-from nam_jax.attention import NAMES, attention
+from nam_jax.attention import attention
 from nam_jax.models.resnet import BasicBlock, ResNet
 from nam_jax.variables import abstract_variables
 from tests.helpers.arrays import assert_close
@@ -30,7 +30,7 @@ from tests.helpers.torch_weights.layers import (
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("none", "nam_tied")])
+@pytest.mark.parametrize("name", layers.ATTENTIONS)
 @pytest.mark.parametrize("running", [None, False, True])
 def test_every_entry_of_a_module_has_its_place(name, running):
     listed = entries(layers.attention(name, 32, 3, 5))
@@ -50,7 +50,7 @@ NETWORKS = [
     *[
         pair if pair in QUICK else slow(*pair)
         for pair in (
-            *itertools.product(["resnet18"], NAMES),
+            *itertools.product(["resnet18"], ("none", "nam_tied", *layers.ATTENTIONS)),
             *itertools.product(["mobilenet_v2"], ("none", "nam_tied", "nam", "bam")),
         )
     ],

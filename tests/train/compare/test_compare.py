@@ -222,7 +222,6 @@ def test_told_to_stop_at_the_end_of_a_run_it_begins_no_other(tmp_path, monkeypat
     assert not (tmp_path / "se-seed0").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )

@@ -65,7 +65,7 @@ def train(
             say(split.note)
     variables = None if saved_steps(workdir / "checkpoints") else load_pretrained(experiment)
     finished = directory.summary(workdir)
-    _agree(experiment, variables, finished)
+    _agree(variables, finished)
     if finished is not None:
         directory.check_config(workdir, experiment.config)
         say(f"the run in {workdir} is finished")
@@ -77,7 +77,7 @@ def train(
         return _train(experiment, claim, variables, profile, startup)
 
 
-def _agree(experiment: Experiment, variables: Any, finished: Mapping[str, Any] | None) -> None:
+def _agree(variables: Any, finished: Mapping[str, Any] | None) -> None:
     """Checks that all processes begin with the same, or none goes on."""
     check_agreement(
         {

@@ -335,7 +335,6 @@ def test_all_rows_and_the_summary_are_sent(tmp_path: Path, monkeypatch: pytest.M
     assert sent == [(tmp_path, "digits", 0), *rows(tmp_path), summary]
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_network")
 def test_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, rows = train_30(tmp_path / "undisturbed")
@@ -393,7 +392,7 @@ def dropping_network(name: str, *, num_classes: int, **fields: Any) -> Dropping:
     ("create", "name", "mode"),
     [
         pytest.param(dropping_network, "adamw", "proximal", marks=pytest.mark.slow),
-        pytest.param(dropping_network, "lamb", "sign", marks=pytest.mark.slow),
+        (dropping_network, "lamb", "sign"),
         pytest.param(dropping_network, "muon", "proximal", marks=pytest.mark.slow),
         pytest.param(models.create, "adamw", "proximal", marks=pytest.mark.long),
     ],
