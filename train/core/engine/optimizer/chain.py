@@ -9,7 +9,7 @@ import optax
 from nam_jax import add_sparsity_penalty, proximal_sparsity
 from nam_jax.sparsity import NAM_SCALES, map_scales, soft_threshold
 from train.core.config.optimizer_fields import OptimizerConfig
-from train.core.engine.optimizer.updates import UPDATES
+from train.core.engine.optimizer.updates import REPEATING, UPDATES
 
 
 def create(config: OptimizerConfig, learning_rate: optax.Schedule) -> optax.GradientTransformation:
@@ -57,7 +57,7 @@ def create(config: OptimizerConfig, learning_rate: optax.Schedule) -> optax.Grad
     chain += UPDATES[config.name](config, learning_rate)
     if config.sparsity_mode == "sign":
         return optax.chain(*chain)
-    if config.name in ("sgd", "lars"):
+    if config.name in REPEATING:
         total = 1 / (1 - config.momentum)
         proximal = proximal_sparsity(config.sparsity, lambda step: total * learning_rate(step))
         return optax.chain(*chain, proximal)

@@ -80,6 +80,8 @@ UPDATES: dict[OptimizerName, Callable[[OptimizerConfig, optax.Schedule], Chain]]
     "lamb": _lamb,
     "muon": _muon,
 }
+# Those whose momentum repeats a gradient; in the others Adam, which divides it, moves NAM's scales.
+REPEATING: tuple[OptimizerName, ...] = ("sgd", "lars")
 
 
 def kernels(params: optax.Params) -> optax.Params:
