@@ -74,13 +74,13 @@ clean: # remove the environment and what tools left behind
 	touch .venv/train $@
 
 # Apart from the rest: where JAX finds libtpu and no TPU, every start prints warnings.
-.venv/libtpu: | .venv/train
+.venv/libtpu: .venv/new | .venv/train
 	rm -rf $@
 	$(INSTALL) --no-deps --target $@ libtpu
 	touch $@
 
 # Apart as well: 0.5 GB that compile for GPUs, without the 4 GB that run on them.
-.venv/cuda: | .venv/train
+.venv/cuda: .venv/new | .venv/train
 	rm -rf $@
 	jax=$$($(BIN)/python -c 'import jax; print(jax.__version__)') && \
 	$(INSTALL) --no-deps --target $@ jax-cuda12-plugin==$$jax jax-cuda12-pjrt==$$jax

@@ -10,7 +10,7 @@ every image, averaged weights; the centre of the short side scaled to 232 for th
 Source: V. Vryniotis, How to Train State-Of-The-Art Models Using TorchVision's Latest Primitives,
 2021, https://pytorch.org/blog/how-to-train-state-of-the-art-models-using-torchvision-latest-primitives,
 and torchvision's references/classification/README.md. Two things differ: the classifier's bias does
-not decay, and weights are averaged at every step. There it is every 32 steps, with a rate of
+not decay, and how weights are averaged: at every step. There it is every 32 steps, with a rate of
 1 − 2e-5 · 1024 · 32 / 600, which is 0.999966 for one, from the end of the warm-up on; here the rate
 grows to it from the first step, as (1 + t) / (10 + t). torchvision reports 80.9 % top-1 accuracy,
 without attention. Time and error here have not been measured; it is meant for GPUs or TPUs.

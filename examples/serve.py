@@ -16,7 +16,7 @@ RESAMPLING = {"area": "BOX", "antialias": "BILINEAR", "bilinear": "BILINEAR", "b
 def load(path):
     """A function of images (N, H, W, channels), and what is known about it."""
     beside = Path(f"{path}.json")
-    if not beside.exists():
+    if path.suffix == ".onnx" or not beside.exists():
         import onnxruntime
 
         session = onnxruntime.InferenceSession(path)

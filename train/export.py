@@ -103,6 +103,8 @@ def write(network: Trained, target: Path, kind: str, *, raw: bool, probabilities
         raise ConfigError(f"--format={kind}: {error} Give --format=stablehlo for it.") from error
     if kind == "onnx":
         storage.write_bytes(target, content)
+        # It would tell of a StableHLO file that was there.
+        beside(target).unlink(missing_ok=True)
     else:
         _write_both(target, content, about)
 
@@ -174,8 +176,7 @@ def main(options: Namespace) -> None:
 
 def _check_possible(options: Namespace, kind: str) -> None:
     """Finds out before the work what would be in its way."""
-    files = [options.out, *([beside(options.out)] if kind == "stablehlo" else [])]
-    there = [str(path) for path in files if path.exists()]
+    there = [str(path) for path in (options.out, beside(options.out)) if path.exists()]
     if there and not options.overwrite:
         raise ConfigError(
             f"--out: there is {' and '.join(there)}; name another file, or give --overwrite."

@@ -43,7 +43,6 @@ _MOBILENET_V2: Rules = (
 )
 
 _ATTENTION: dict[str, Rules] = {
-    "none": (),
     "nam_channel": ((r"nam_bn", "bn2"),),
     "nam_spatial": ((r"nam_bn", "bn"),),
     "nam": ((r"channel/nam_bn", "Channel_Att.bn2"), (r"spatial/nam_bn", "Spatial_Att.bn")),

@@ -96,7 +96,7 @@ def nodes(model: onnx.ModelProto, *kinds: str) -> list[str]:
 
 
 def unfolded(model: onnx.ModelProto) -> list[str]:
-    """Products and sums, of what is used there alone, with a number for each channel or for all."""
+    """Arithmetic on layers that nothing else uses, with a number for each channel or for all."""
     sizes = {x.name: math.prod(x.dims[2:] or (1,)) for x in model.graph.initializer}
     uses = Counter(name for node in model.graph.node for name in node.input)
     made = {node.output[0] for node in model.graph.node if node.op_type in ("Conv", "Gemm")}
@@ -104,7 +104,7 @@ def unfolded(model: onnx.ModelProto) -> list[str]:
     return [
         node.name
         for node in model.graph.node
-        if node.op_type in ("Mul", "Add")
+        if node.op_type in ("Mul", "Add", "Sub", "Div")
         and any(name in layers for name in node.input)
         and any(sizes.get(name) == 1 for name in node.input)
     ]
