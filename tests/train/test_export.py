@@ -161,10 +161,11 @@ def test_the_best_checkpoint_raw_and_probabilities(run: epath.Path, tmp_path: Pa
 @pytest.mark.parametrize("name", ["network.onnx", "network"])
 def test_what_is_there_stays(run: epath.Path, tmp_path: Path, name: str) -> None:
     target = tmp_path / name
-    (target if target.suffix else tmp_path / "network.json").write_text("precious")
+    there = target if target.suffix else tmp_path / "network.json"
+    there.write_text("precious")
     refused = exported(run, target)
     assert (refused.code, refused.out) == (2, "")
-    assert "; name another file, or give --overwrite." in refused.err
+    assert f"--out: there is {there}; name another file, or give --overwrite." in refused.err
     assert [path.read_text() for path in tmp_path.iterdir()] == ["precious"]
     assert exported(run, target, "--overwrite").code == 0
     assert_near(serve.load(target)[0](PIXELS), logits(2, PIXELS))

@@ -97,7 +97,7 @@ def nodes(model: onnx.ModelProto, *kinds: str) -> list[str]:
 
 def unfolded(model: onnx.ModelProto) -> list[str]:
     """Arithmetic on layers that nothing else uses, with a number for each channel or for all."""
-    sizes = {x.name: math.prod(x.dims[2:] or (1,)) for x in model.graph.initializer}
+    sizes = {x.name: math.prod(x.dims[2:]) for x in model.graph.initializer}
     uses = Counter(name for node in model.graph.node for name in node.input)
     made = {node.output[0] for node in model.graph.node if node.op_type in ("Conv", "Gemm")}
     layers = {name for name in made if uses[name] == 1}
