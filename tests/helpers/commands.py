@@ -48,7 +48,7 @@ WORK = (
     ("train.core.engine.trained_network", "of_file"),
     ("train.summary", "source_of"),
     ("train.prepare.__main__", "check_dataset"),
-    ("train.prepare.__main__", "shrink"),
+    ("train.prepare.__main__", "source_of"),
     ("train.benchmark.__main__", "measure_variants"),
     ("train.benchmark.loader", "run_all"),
     ("train.compare.__main__", "train_all"),

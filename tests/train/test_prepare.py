@@ -8,19 +8,20 @@ import pytest
 
 from tests.helpers.commands import call
 from tests.helpers.image_datasets import folders, imagenet, tfds_writer
+from train.core.data.sources import registry
 from train.core.data.sources.folder import Folder
 from train.core.data.sources.records import Record, decode
 from train.core.data.sources.registry import open_split
 from train.core.data.sources.tfds import Tfds
 from train.core.errors import ConfigError, RunError
-from train.prepare import shrink
+from train.prepare import shrink_tfds
 from train.prepare.check import check_dataset
 from train.prepare.shrink_folder import _shrunk, shrink_folder
+from train.prepare.shrink_image import shrink_image
 
 
 def run_check(directory, **changes):
-    data = imagenet.config(directory, **changes).data
-    check_dataset(data, Tfds(data))
+    check_dataset(imagenet.config(directory, **changes).data)
 
 
 def test_check_of_a_sound_dataset(tmp_path, capsys):
@@ -66,6 +67,21 @@ def test_check_of_an_unknown_split_names_its_field(tmp_path, field):
         run_check(tmp_path, **{f"data.{field}": "spam"})
 
 
+def test_check_of_a_source_of_somebody_elses(tmp_path, monkeypatch, capsys):
+    class Mine(Folder):
+        """What somebody adds with a file and a line."""
+
+    monkeypatch.setitem(registry.SOURCES, "mine", Mine)
+    images = folders.write_splits(tmp_path)
+    config = folders.config(images, **{"data.name": "mine"})
+    check_dataset(config.data)
+    assert "train: 18 records, 0 bad" in capsys.readouterr().out
+    arguments = ("--config=configs/folder_mobilenet_v2.py", f"--config.data.dir={images}")
+    result = call("prepare", "shrink", *arguments, "--config.data.name=mine", "--out=new")
+    assert result.code == 2
+    assert "mine cannot be shrunk" in result.err
+
+
 def large_jpegs():
     generator = np.random.default_rng(0)
     noise = [generator.integers(0, 256, size, np.uint8) for size in ((8, 9, 3), (9, 8, 3))]
@@ -83,7 +99,7 @@ def original(tmp_path):
 
 
 def run_shrink(original, out):
-    shrink.shrink(Tfds(imagenet.config(original).data), out, workers=2)
+    shrink_tfds.shrink_tfds(imagenet.config(original).data, out)
 
 
 def all_records(directory, split):
@@ -116,14 +132,13 @@ def test_images_hardly_change():
     encoded = imagenet.jpegs(1)[0]
     before, after = (
         decode(Record(e, 0, ""), 3).astype(int)
-        for e in (encoded, shrink.shrink_image(Record(encoded, 0, "")))
+        for e in (encoded, shrink_image(Record(encoded, 0, "")))
     )
     assert np.abs(before - after).mean() < 3
 
 
 def test_interrupted_copy_is_no_dataset_and_goes_on(original, tmp_path, monkeypatch, capsys):
     run_shrink(original, tmp_path / "whole")
-    shrink_image = shrink.shrink_image
     calls = []
 
     def interrupted(record):
@@ -134,7 +149,7 @@ def test_interrupted_copy_is_no_dataset_and_goes_on(original, tmp_path, monkeypa
 
     out = tmp_path / "parts"
     with monkeypatch.context() as patch:
-        patch.setattr(shrink, "shrink_image", interrupted)
+        patch.setattr(shrink_tfds, "shrink_image", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_shrink(original, out)
     with pytest.raises(ConfigError, match="no dataset"):
@@ -203,8 +218,7 @@ def photographs(tmp_path):
 
 
 def run_shrink_folder(directory, out, **changes):
-    data = folders.config(directory, **changes).data
-    shrink_folder(data, Folder(data), out, workers=2)
+    shrink_folder(folders.config(directory, **changes).data, out)
 
 
 def test_copy_of_a_folder_has_the_same_paths_and_smaller_images(photographs, tmp_path):

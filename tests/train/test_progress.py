@@ -9,12 +9,11 @@ from tests.helpers import tiny
 from tests.helpers.commands import call
 from tests.helpers.image_datasets import folders, imagenet
 from train.core.data.sources.folder import Folder
-from train.core.data.sources.tfds import Tfds
 from train.core.devices import busy
 from train.core.devices.busy import Work
 from train.prepare.check import check_dataset
-from train.prepare.shrink import shrink
 from train.prepare.shrink_folder import shrink_folder
+from train.prepare.shrink_tfds import shrink_tfds
 
 CONFIG = ("--config", "configs/digits_resnet20.py", "--config.optimizer.sparsity=0")
 SHORT = ("--config.steps=2", "--config.batch_size=64")
@@ -87,20 +86,20 @@ def test_datasets_are_checked_and_copied(works: list[Work], tmp_path: Path) -> N
     for split in ("train", "validation"):
         imagenet.write(tmp_path, imagenet.jpegs(70), split)
     data = imagenet.config(tmp_path).data
-    check_dataset(data, Tfds(data))
+    check_dataset(data)
     assert told(works) == {f"{do} {on}" for do in ("opening", "checking") for on in SPLITS}
     works.clear()
-    shrink(Tfds(data), tmp_path / "small", workers=2)
+    shrink_tfds(data, tmp_path / "small")
     assert "copying" in told(works)
 
 
 def test_folders_are_listed_checked_copied_and_read(works: list[Work], tmp_path: Path) -> None:
     images = folders.write_splits(tmp_path / "images")
     data = folders.config(images).data
-    check_dataset(data, Folder(data))
+    check_dataset(data)
     assert told(works) == {f"listing {images}", "checking train", "checking val"}
     works.clear()
-    shrink_folder(data, Folder(data), tmp_path / "small", 2)
+    shrink_folder(data, tmp_path / "small")
     assert "copying" in told(works)
     works.clear()
     Folder(data).open_split("val").load()

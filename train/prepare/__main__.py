@@ -16,22 +16,29 @@ the config is wrong.
 
 import os
 from argparse import SUPPRESS, Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 
 from train.core import command_line
 from train.core.command_line.values import not_empty
-from train.core.data.feed import cpu_cores
+from train.core.config.fields import DataConfig
 from train.core.data.sources.folder import Folder
 from train.core.data.sources.registry import source_of
+from train.core.data.sources.split import Source
 from train.core.data.sources.tfds import Tfds
 from train.core.errors import ConfigError
 from train.prepare.check import check_dataset
-from train.prepare.shrink import shrink
 from train.prepare.shrink_folder import shrink_folder
+from train.prepare.shrink_tfds import shrink_tfds
 
 ACTIONS = ("check", "shrink")
+# What copies a source; every one that has records can be checked.
+SHRINK: dict[type[Source], Callable[[DataConfig, Path], None]] = {
+    Folder: shrink_folder,
+    Tfds: shrink_tfds,
+}
 
 
 def parser() -> command_line.Parser:
@@ -57,23 +64,24 @@ def main(options: Namespace) -> None:
         raise ConfigError(f"name what to do: {' or '.join(ACTIONS)}{got}.")
     cv2.setNumThreads(0)
     data = options.config.data
-    if options.action == "shrink" and options.out is None:
-        raise ConfigError("--out is missing; name a directory for the copy.")
-    dataset = source_of(data)
-    if not isinstance(dataset, Tfds | Folder):
-        raise ConfigError(
-            f"config.data.name: {data.name} is not on disk; there is nothing to prepare."
-        )
     if options.action == "check":
-        check_dataset(data, dataset)
-        return
-    if "://" in options.out:
-        raise ConfigError(f"--out: got {options.out!r}; the copy goes into a local directory.")
-    out, workers = Path(os.path.expanduser(options.out)), data.workers or cpu_cores()
-    if isinstance(dataset, Folder):
-        shrink_folder(data, dataset, out, workers)
+        check_dataset(data)
     else:
-        shrink(dataset, out, workers)
+        _shrink(data, options.out)
+
+
+def _shrink(data: DataConfig, out: str | None) -> None:
+    if out is None:
+        raise ConfigError("--out is missing; name a directory for the copy.")
+    if "://" in out:
+        raise ConfigError(f"--out: got {out!r}; the copy goes into a local directory.")
+    shrink = SHRINK.get(type(source_of(data)))
+    if shrink is None:
+        raise ConfigError(
+            f"config.data.name: {data.name} cannot be shrunk; datasets of TFDS and folders of "
+            "images can."
+        )
+    shrink(data, Path(os.path.expanduser(out)))
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from train.core.config.fields import DataConfig
-from train.core.data.feed import cpu_cores
+from train.core.data.feed import num_workers
 from train.core.data.sources.records import BadRecord, BadRecordError, Records, decode
-from train.core.data.sources.split import Source, Split
+from train.core.data.sources.registry import source_of
+from train.core.data.sources.split import Split
 from train.core.devices.busy import busy
-from train.core.errors import RunError, named_by
+from train.core.errors import ConfigError, RunError, named_by
 
 RECORDS_OF_A_TASK = 64
 
@@ -29,25 +30,30 @@ class Contents(NamedTuple):
     widths: set[int]
 
 
-def check_dataset(config: DataConfig, source: Source) -> None:
+def check_dataset(config: DataConfig) -> None:
     """Opens every record of the configured splits, and prints what they hold.
 
     Args:
-      config: The `data` part of a run's config.
-      source: Dataset that the config names.
+      config: The `data` part of a run's config, which names the dataset.
 
     Raises:
       ConfigError: the dataset or a split is not there, or cannot be used.
       RunError: records cannot be used.
     """
+    source = source_of(config)
     fields = {getattr(config, field): field for field in ("train_split", "eval_split")}
     num_bad = 0
     for name, field in fields.items():
         with named_by(f"config.data.{field}"):
             split = source.open_split(name)
+        if not split.has_records:
+            raise ConfigError(
+                f"config.data.name: {config.name} is no dataset of records on disk; there is "
+                "nothing to check."
+            )
         if split.note:
             print(split.note, flush=True)
-        num_bad += _check_split(split, config.workers or cpu_cores())
+        num_bad += _check_split(split, num_workers(config))
     if num_bad:
         raise RunError(
             f"{num_bad} records of {config.name} cannot be used, see above; the loader `streaming` "

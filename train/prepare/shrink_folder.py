@@ -14,30 +14,30 @@ from pathlib import Path
 from etils import epath
 
 from train.core.config.fields import DataConfig
+from train.core.data.feed import num_workers
 from train.core.data.sources.folder import UNFINISHED, Folder
 from train.core.data.sources.image_files import ImageFiles
 from train.core.data.sources.records import BadRecordError
 from train.core.devices.busy import Work, busy
 from train.core.errors import ConfigError, named_by
 from train.core.workdir.storage import TEMPORARY_NAMES, atomic, write_text
-from train.prepare.shrink import shrink_image
+from train.prepare.shrink_image import shrink_image
 
 FILES_OF_A_TASK = 64
 
 
-def shrink_folder(config: DataConfig, dataset: Folder, out: Path, workers: int) -> None:
+def shrink_folder(config: DataConfig, out: Path) -> None:
     """Writes the copy of the configured splits, or what is missing of it; prints where it is.
 
     Args:
-      config: The `data` part of a run's config.
-      dataset: Folder that it names.
+      config: The `data` part of a run's config, which names the folder.
       out: Directory of the copy.
-      workers: Number of threads that decode and encode.
 
     Raises:
       ConfigError: the folder cannot be used, it and the copy would lie in each other, or something
         else is there.
     """
+    dataset = Folder(config)
     splits = _splits(config, dataset)
     source, target = Path(dataset.directory).resolve(), out.resolve()
     if source == target or source in target.parents or target in source.parents:
@@ -49,7 +49,7 @@ def shrink_folder(config: DataConfig, dataset: Folder, out: Path, workers: int) 
         return
     with (
         busy("copying", sum(map(len, splits.values())), "images") as work,
-        ThreadPoolExecutor(workers) as pool,
+        ThreadPoolExecutor(num_workers(config)) as pool,
     ):
         for files in splits.values():
             _copy(files, target, pool, work)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train.core.config.fields import Config
+from train.core.config.fields import Config, DataConfig
 
 
 class Batch(NamedTuple):
@@ -94,3 +94,12 @@ def cpu_cores() -> int:
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     return len(os.sched_getaffinity(0))
+
+
+def num_workers(config: DataConfig) -> int:
+    """The threads that read images: `config.workers`, or one for each core.
+
+    Args:
+      config: The `data` part of a run's config.
+    """
+    return config.workers or cpu_cores()

@@ -105,7 +105,11 @@ def test_help_fits_a_screen_and_shows_an_example(command: str) -> None:
         (("chek", *DIGITS), "name what to do: check or shrink; got 'chek'."),
         (("check", "now", *DIGITS), "unknown argument 'now'"),
         (("shrink", *DIGITS), "--out is missing"),
-        (("check", *DIGITS), "digits is not on disk; there is nothing to prepare"),
+        (("check", *DIGITS), "digits is no dataset of records on disk; there is nothing to check."),
+        (
+            ("shrink", *DIGITS, "--out=new"),
+            "digits cannot be shrunk; datasets of TFDS and folders of images can.",
+        ),
     ],
 )
 def test_wrong_call_of_prepare(arguments: tuple[str, ...], expected: str) -> None:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from train.core.config.fields import Config
-from train.core.data.feed import cpu_cores
+from train.core.data.feed import num_workers
 from train.core.data.on_host.transform import Transform, eval_transform, train_transform
 from train.core.data.sources.records import BadRecord, BadRecordError, Record
 from train.core.data.sources.split import Split
@@ -70,7 +70,7 @@ class BatchMaker:
         self._records = split.open_records()
 
     def __enter__(self) -> "BatchMaker":
-        workers = self._config.data.workers or cpu_cores()
+        workers = num_workers(self._config.data)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
         return self
 

@@ -5,7 +5,7 @@ import hashlib
 import os
 
 from train.core.config.fields import DataConfig
-from train.core.data.feed import cpu_cores
+from train.core.data.feed import num_workers
 from train.core.data.sources.class_folders import (
     NAMES_OF_SPLITS,
     NamesOnDisk,
@@ -231,7 +231,7 @@ class Folder:
         shape = self.image_shape
 
         def load() -> Arrays:
-            return load_all(files, name, shape, self._config.workers or cpu_cores())
+            return load_all(files, name, shape, num_workers(self._config))
 
         note = f"{name}: {len(files):,} images of {few(self.class_names)} in {self.directory}"
         if lacking := self._lacking(files):

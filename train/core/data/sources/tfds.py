@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from train.core.config.fields import DataConfig
-from train.core.data.feed import cpu_cores
+from train.core.data.feed import num_workers
 from train.core.data.sources.records import load_all
 from train.core.data.sources.split import (
     Arrays,
@@ -87,7 +87,7 @@ class Tfds:
             return TfExamples(array_records(builder, name), image_key, label_key, num_classes)
 
         def load() -> Arrays:
-            return load_all(open_records(), name, shape, self._config.workers or cpu_cores())
+            return load_all(open_records(), name, shape, num_workers(self._config))
 
         return Split(name, num_examples, num_classes, shape, load, open_records)
 

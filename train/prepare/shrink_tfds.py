@@ -1,4 +1,4 @@
-"""A smaller copy of a TFDS dataset: short sides of at most 400 pixels, JPEG quality 90.
+"""A smaller copy of a TFDS dataset.
 
 The copy has the layout, the order and the labels of the original; only the images differ.
 `dataset_info.json` is written last, so that an unfinished copy is not taken for a dataset.
@@ -12,36 +12,33 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from train.core.data.crop import resize
-from train.core.data.sources.records import BadRecordError, Record, decode
+from train.core.config.fields import DataConfig
+from train.core.data.feed import num_workers
+from train.core.data.sources.records import BadRecordError, Record
 from train.core.data.sources.tf_examples import array_records
 from train.core.data.sources.tfds import Tfds
 from train.core.devices.busy import Work, busy
 from train.core.errors import ConfigError
 from train.core.workdir.storage import atomic, remove_temporary, write_json
-
-SHORT_SIDE = 400
-QUALITY = 90
+from train.prepare.shrink_image import shrink_image
 
 
-def shrink(dataset: Tfds, out: Path, workers: int) -> None:
-    """Writes the copy, or what is missing of it; prints where it is.
+def shrink_tfds(config: DataConfig, out: Path) -> None:
+    """Writes the copy of all splits, or what is missing of it; prints where it is.
 
     Args:
-      dataset: Dataset to copy.
+      config: The `data` part of a run's config, which names the dataset.
       out: Data directory of the copy.
-      workers: Number of threads that decode and encode.
 
     Raises:
       ConfigError: the dataset cannot be opened, or is the copy itself.
     """
+    dataset = Tfds(config)
     builder, (image_key, _) = dataset.builder, dataset.feature_keys
     source = Path(builder.data_path)
     target = out / source.relative_to(dataset.directory)
@@ -56,7 +53,7 @@ def shrink(dataset: Tfds, out: Path, workers: int) -> None:
     total = sum(map(sum, lengths.values()))
     with (
         busy("copying", total, "images") as work,
-        ThreadPoolExecutor(workers) as pool,
+        ThreadPoolExecutor(num_workers(config)) as pool,
     ):
         for file, part, length in _shards(builder.name, lengths):
             if (target / file).exists():
@@ -100,29 +97,6 @@ def _record(records: Any, image_key: str, index: int) -> bytes:
     except (BadRecordError, DecodeError, IndexError):
         return serialized
     return example.SerializeToString()
-
-
-def shrink_image(record: Record) -> bytes:
-    """Scales an image down to SHORT_SIDE, and encodes it as JPEG with QUALITY.
-
-    Args:
-      record: Record with the image.
-
-    Returns:
-      The bytes of a JPEG file; the old ones where they are fewer and the image small enough.
-
-    Raises:
-      BadRecordError: it is no image.
-    """
-    image = decode(record, channels=3)
-    scale = SHORT_SIDE / min(image.shape[:2])
-    if scale < 1:
-        size = (round(image.shape[0] * scale), round(image.shape[1] * scale))
-        image = resize(image, size, "area")
-    bgr = np.ascontiguousarray(image[..., ::-1])
-    _, shrunk = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    is_smaller = scale < 1 or len(shrunk) < len(record.encoded)
-    return shrunk.tobytes() if is_smaller else record.encoded
 
 
 def _write_metadata(source: Path, target: Path, image_key: str) -> None:
