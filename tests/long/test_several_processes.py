@@ -51,7 +51,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config, directory = default_config().data, tmp_path_factory.mktemp("data")
     config.name = "digits"
     for name in ("train", "test"):
-        images, labels = registry.open_split(config, name).load()
+        images, labels = registry.source_of(config).open_split(name).load()
         tfds_writer.write(directory, "png_digits", images, labels, 10, split=name)
     return directory
 

@@ -20,7 +20,7 @@ from tests.helpers.torch_weights import networks
 from train import evaluate
 from train.core.command_line import call
 from train.core.data.on_device import normalize
-from train.core.data.sources.registry import open_split
+from train.core.data.sources.registry import source_of
 from train.core.engine import loop, trained_network
 from train.core.engine.experiment import build_experiment
 from train.core.workdir import gates
@@ -101,7 +101,7 @@ def test_weights_of_a_file_need_no_run(small_network: Path, tmp_path: Path) -> N
     done = evaluated(small_network, f"--json={tmp_path / 'out.json'}", plain)
     assert (done.code, done.err) == (0, "")
     data = digits().data
-    images, labels = open_split(data, "test").load()
+    images, labels = source_of(data).open_split("test").load()
     inputs = normalize(images, data.mean, data.std, "float32")
     logits = np.asarray(small().apply(variables, inputs, train=False))
     wrong = [(np.argsort(-logits)[:, :k] != labels[:, None]).all(1).mean() for k in (1, 5)]

@@ -11,7 +11,7 @@ from tests.helpers.image_datasets import folders, imagenet, tfds_writer
 from train.core.data.sources import registry
 from train.core.data.sources.folder import Folder
 from train.core.data.sources.records import Record, decode
-from train.core.data.sources.registry import open_split
+from train.core.data.sources.registry import source_of
 from train.core.data.sources.tfds import Tfds
 from train.core.errors import ConfigError, RunError
 from train.prepare import shrink_tfds
@@ -112,7 +112,7 @@ def test_copy_has_the_same_records_and_smaller_images(original, tmp_path):
     run_shrink(original, tmp_path / "small")
     for split, count in (("train", 11), ("validation", 4)):
         old, new = (
-            open_split(imagenet.config(directory).data, split)
+            source_of(imagenet.config(directory).data).open_split(split)
             for directory in (original, tmp_path / "small")
         )
         assert old.num_examples == new.num_examples == count
@@ -153,7 +153,7 @@ def test_interrupted_copy_is_no_dataset_and_goes_on(original, tmp_path, monkeypa
         with pytest.raises(KeyboardInterrupt):
             run_shrink(original, out)
     with pytest.raises(ConfigError, match="no dataset"):
-        open_split(imagenet.config(out).data, "train")
+        source_of(imagenet.config(out).data).open_split("train")
     finished = {path: path.stat().st_mtime_ns for path in out.rglob("*array_record-*-of-*3")}
     assert len(finished) == 1
     run_shrink(original, out)
@@ -225,7 +225,7 @@ def test_copy_of_a_folder_has_the_same_paths_and_smaller_images(photographs, tmp
     run_shrink_folder(photographs, tmp_path / "small")
     for split, count in (("train", 9), ("val", 5)):
         old, new = (
-            open_split(folders.config(directory).data, split).files
+            source_of(folders.config(directory).data).open_split(split).files
             for directory in (photographs, tmp_path / "small")
         )
         assert list(old.paths()) == list(new.paths())
@@ -248,7 +248,7 @@ def test_classes_without_splits_are_divided_alike_in_the_copy(tmp_path):
     run_shrink_folder(tmp_path / "whole", tmp_path / "small")
     for split in ("train", "val"):
         old, new = (
-            open_split(folders.config(tmp_path / directory).data, split).description
+            source_of(folders.config(tmp_path / directory).data).open_split(split).description
             for directory in ("whole", "small")
         )
         assert old == new
@@ -269,7 +269,7 @@ def test_interrupted_copy_of_a_folder_is_not_there_and_goes_on(
         with pytest.raises(KeyboardInterrupt):
             run_shrink_folder(photographs, out)
     with pytest.raises(ConfigError, match="is a copy that is not whole"):
-        open_split(folders.config(out).data, "train")
+        source_of(folders.config(out).data).open_split("train")
     finished = {path: path.stat().st_mtime_ns for path in out.glob("*/**/*") if path.is_file()}
     assert len(finished) == 4
     # What a kill leaves, and what is somebody's own.
@@ -322,7 +322,7 @@ def test_places_and_names_that_a_copy_of_a_folder_may_have(tmp_path, monkeypatch
     for out in (".", "../link", "../to nowhere", "../small", f"../{names[0]}wxyz"):
         run_shrink_folder(source, Path(out))
     for out in ("here", "real", "new", "small", f"{names[0]}wxyz"):
-        found = open_split(folders.config(tmp_path / out).data, "train").files
+        found = source_of(folders.config(tmp_path / out).data).open_split("train").files
         assert list(found.paths()) == sorted(paths[:4])
         assert sorted(path.name for path in (tmp_path / out).iterdir()) == ["train", "val"]
     assert (source / "labels.csv").read_bytes() == b"mine"

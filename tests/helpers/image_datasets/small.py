@@ -10,7 +10,7 @@ from tests.helpers.image_datasets import tfds_writer
 from train.core.config.fields import Config, default_config, replaced
 from train.core.data.on_host.transform import eval_transform, train_transform
 from train.core.data.sources.records import BadRecordError, Record, decode
-from train.core.data.sources.registry import open_split
+from train.core.data.sources.registry import source_of
 
 COUNT, SIZE = 24, 40
 SHAPE = (SIZE, SIZE, 3)
@@ -40,7 +40,7 @@ def config_of(directory: Path, **changes: Any) -> Config:
 
 def read_all(directory: Path) -> list[np.ndarray | str]:
     """The image of every training record, or why it is bad."""
-    records = open_split(config_of(directory).data, "train").open_records()
+    records = source_of(config_of(directory).data).open_split("train").open_records()
     assert len(records) == COUNT
 
     def read(index: int) -> np.ndarray | str:

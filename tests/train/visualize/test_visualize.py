@@ -85,7 +85,7 @@ def save(workdir, config, num_classes=10, shape=(8, 8, 1), errors=(50.0,)):
 
 
 def images_of(name, count, data, shape):
-    return of_split(registry.open_split(data, name), count, data, shape)
+    return of_split(registry.source_of(data).open_split(name), count, data, shape)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_dataset_of_a_run_that_kept_no_description(tmp_path):
 
 def test_images_of_the_digits():
     images = images_of("test", 1000, digits().data, (8, 8, 1))
-    pixels, labels = registry.open_split(digits().data, "test").load()
+    pixels, labels = registry.source_of(digits().data).open_split("test").load()
     np.testing.assert_array_equal([image.pixels for image in images], pixels)
     assert [image.label for image in images] == labels.tolist()
     assert [image.name for image in images[:2]] == ["test 0", "test 1"]
@@ -226,7 +226,7 @@ def test_picture_and_predictions_of_a_split(saved, tmp_path, capsys):
     visualize_run(saved, Asked(split="test", count=3), out=out)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
-    labels = registry.open_split(digits().data, "test").load()[1]
+    labels = registry.source_of(digits().data).open_split("test").load()[1]
     for index, line in enumerate(lines[:3]):
         assert line.startswith(f"test {index}: ")
         assert line.endswith(f" %), label {labels[index]}")

@@ -28,7 +28,7 @@ from train.core.config.fields import default_config
 from train.core.data.crop import center
 from train.core.data.on_host.batches import BatchMaker
 from train.core.data.sources.records import BadRecord, BadRecordError, BadRecords, Record, decode
-from train.core.data.sources.registry import open_split
+from train.core.data.sources.registry import source_of
 from train.core.data.sources.tf_examples import TfExamples
 from train.core.errors import RunError
 
@@ -46,7 +46,7 @@ def open_records(directory, images, **options):
     tfds_writer.write(directory, "tiny", images, labels, 3, **options)
     data = {"name": "tiny", "dir": str(directory), "image_size": 4}
     config = dataclasses.replace(default_config().data, **data)
-    return open_split(config, "train").open_records()
+    return source_of(config).open_split("train").open_records()
 
 
 def test_records_are_found_by_index_over_all_shards(tmp_path):
@@ -269,7 +269,7 @@ def test_streaming_puts_the_next_record_in_the_place_of_a_bad_one(
 ) -> None:
     write_with(scratch, bad)
     config = config_of(scratch, **{"data.loader": "streaming"})
-    split = open_split(config.data, "train")
+    split = source_of(config.data).open_split("train")
     with BatchMaker(split, config, np.arange(COUNT)) as maker:
         batch, evaluated = maker.train_batch(0, np.array(order)), maker.eval_batch(0)
 
@@ -293,7 +293,7 @@ def test_resident_names_the_first_bad_record(scratch: Path, bad: dict[int, str])
     write_with(scratch, bad)
     config = config_of(scratch)
     with pytest.raises(RunError) as error:
-        open_split(config.data, "train").load()
+        source_of(config.data).open_split("train").load()
     assert_says(error.value, f"train record {min(bad)}: ")
 
 

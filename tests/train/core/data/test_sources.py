@@ -17,7 +17,7 @@ from train.core.data.on_host import partial_jpeg
 from train.core.data.on_host.transform import train_transform
 from train.core.data.sources import records
 from train.core.data.sources.records import BadRecordError, Record, decode
-from train.core.data.sources.registry import open_split, source_of
+from train.core.data.sources.registry import source_of
 from train.core.errors import ConfigError, RunError, UnknownSplitError
 from train.visualize.images import of_files
 
@@ -35,7 +35,7 @@ def described(config):
 
 
 def load(config, split):
-    opened = open_split(config, split)
+    opened = source_of(config).open_split(split)
     images, labels = opened.load()
     assert images.shape == (opened.num_examples, *opened.image_shape)
     assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
@@ -55,7 +55,7 @@ def write_tiny(directory, **options):
 
 @pytest.mark.parametrize(("split", "size"), [("train", 1438), ("test", 359)])
 def test_digits_have_their_sizes(split, size):
-    opened = open_split(data_config("digits"), split)
+    opened = source_of(data_config("digits")).open_split(split)
     assert (opened.name, opened.num_examples, opened.num_classes) == (split, size, 10)
     assert opened.image_shape == (8, 8, 1)
     images, labels = load(data_config("digits"), split)
@@ -84,7 +84,7 @@ def test_digits_shrink_to_the_means_of_their_blocks():
 @pytest.mark.parametrize("split", ["validation", "train[:50%]", ""])
 def test_unknown_split_of_the_digits_names_those_that_exist(split):
     with pytest.raises(UnknownSplitError, match=r"splits train and test; got '") as error:
-        open_split(data_config("digits"), split)
+        source_of(data_config("digits")).open_split(split)
     assert repr(split) in str(error.value)
 
 
@@ -119,13 +119,13 @@ def test_the_first_of_several_bad_records_is_named(tmp_path, monkeypatch):
     config = data_config("tiny", tmp_path, image_size=4)
     config.workers = 4
     with pytest.raises(RunError, match=r"train record 5: no whole image.*`streaming` passes"):
-        open_split(config, "train").load()
+        source_of(config).open_split("train").load()
 
 
 def test_tfds_metadata_are_known_before_anything_is_read(tmp_path):
     target, *_ = write_tiny(tmp_path, shards=1)
     next(target.glob("*.array_record*")).unlink()
-    split = open_split(data_config("tiny", tmp_path), "train")
+    split = source_of(data_config("tiny", tmp_path)).open_split("train")
     assert (split.name, split.num_examples, split.num_classes) == ("train", 10, 7)
     assert split.image_shape == (6, 5, 3)
 
@@ -154,7 +154,7 @@ def test_splits_are_kept_apart(tmp_path):
 def test_images_without_a_common_size_need_one(tmp_path):
     tfds_writer.write(tmp_path, "mixed", random_images([(4, 8), (6, 6)]), [0, 1], 2)
     with pytest.raises(ConfigError, match=r"config\.data\.image_size: .* no common size"):
-        open_split(data_config("mixed", tmp_path), "train")
+        source_of(data_config("mixed", tmp_path)).open_split("train")
 
 
 def test_images_are_scaled_to_cover_the_size_and_cut_at_the_centre(tmp_path):
@@ -181,13 +181,13 @@ def test_unknown_split_names_those_that_exist(tmp_path, split):
     write_tiny(tmp_path)
     write_tiny(tmp_path, split="test")
     with pytest.raises(UnknownSplitError, match="it has train, test") as error:
-        open_split(data_config("tiny", tmp_path), split)
+        source_of(data_config("tiny", tmp_path)).open_split(split)
     assert f"tiny has no split {split!r}" in str(error.value)
 
 
 def test_missing_dataset_says_where_it_looked_and_how_to_prepare_it(tmp_path):
     with pytest.raises(ConfigError) as error:
-        open_split(data_config("tiny", tmp_path), "train")
+        source_of(data_config("tiny", tmp_path)).open_split("train")
     message = str(error.value)
     assert f"no dataset 'tiny' in {tmp_path}" in message
     assert f"tfds build tiny --file_format=array_record --data_dir={tmp_path}" in message
@@ -203,7 +203,7 @@ def test_dataset_stored_as_tfrecord_says_how_to_convert_it(tmp_path):
     target, *_ = write_tiny(tmp_path)
     tfds_writer.edit_info(target, fileFormat="tfrecord")
     with pytest.raises(ConfigError, match="stored as tfrecord") as error:
-        open_split(data_config("tiny", tmp_path), "train")
+        source_of(data_config("tiny", tmp_path)).open_split("train")
     command = f"tfds convert_format --dataset_dir={target.parent} --out_file_format=array_record"
     assert command in str(error.value)
 
@@ -212,7 +212,7 @@ def test_dataset_converted_in_place_is_read(tmp_path):
     target, images, _ = write_tiny(tmp_path)
     formats = {"fileFormat": "tfrecord", "alternativeFileFormats": ["array_record"]}
     tfds_writer.edit_info(target, **formats)
-    loaded, _ = open_split(data_config("tiny", tmp_path), "train").load()
+    loaded, _ = source_of(data_config("tiny", tmp_path)).open_split("train").load()
     np.testing.assert_array_equal(loaded, images)
 
 
@@ -226,7 +226,7 @@ def test_dataset_without_images_and_labels_is_refused(tmp_path, keys):
     items = {"tuple": {"items": [{"featureKey": key} for key in keys or ()]}}
     tfds_writer.edit_info(target, supervisedKeys=items if keys else None)
     with pytest.raises(ConfigError, match=r"data\.name: tiny is no image classification") as error:
-        open_split(data_config("tiny", tmp_path), "train")
+        source_of(data_config("tiny", tmp_path)).open_split("train")
     features = str(error.value).rstrip(".").partition("its features are ")[2]
     assert set(features.split(", ")) == {"image", "label"}
 
@@ -236,13 +236,13 @@ def test_images_of_more_than_eight_bits_are_refused(tmp_path):
     deep = np.full((2, 4, 4, 1), 300, np.uint16)
     tfds_writer.write(tmp_path, "deep", deep, [0, 1], 2)
     with pytest.raises(ConfigError, match=r"^config\.data\.name: deep"):
-        open_split(data_config("deep", tmp_path), "train").load()
+        source_of(data_config("deep", tmp_path)).open_split("train").load()
 
 
 @pytest.mark.parametrize(("image_size", "size"), [(0, 8), (5, 5)])
 def test_digits_are_described_as_they_are_opened(image_size, size):
     config = data_config("digits", image_size=image_size)
-    opened = open_split(config, "train")
+    opened = source_of(config).open_split("train")
     assert described(config) == (10, (size, size, 1))
     assert described(config) == (opened.num_classes, opened.image_shape)
 

@@ -19,7 +19,7 @@ from train.core.data.feed import epoch_orders
 from train.core.data.on_host import batches
 from train.core.data.on_host.batches import BatchMaker
 from train.core.data.sources.records import BadRecord, BadRecords, Record, decode
-from train.core.data.sources.registry import open_split
+from train.core.data.sources.registry import source_of
 from train.core.data.sources.tf_examples import TfExamples
 from train.core.data.streaming import Streaming
 from train.core.devices.mesh import create
@@ -44,7 +44,7 @@ def directory(tmp_path_factory):
 
 def open_maker(config, rows=None, split="train"):
     rows = np.arange(config.batch_size) if rows is None else rows
-    return BatchMaker(open_split(config.data, split), config, rows)
+    return BatchMaker(source_of(config.data).open_split(split), config, rows)
 
 
 def order_of(config):
@@ -190,7 +190,7 @@ def one_by_one(start):
 def test_feed_lays_the_rows_on_the_devices_and_starts_anywhere(directory, num_devices):
     config = imagenet.config(directory)
     loader = Streaming(config, create(8, devices=jax.devices()[:num_devices]))
-    split = open_split(config.data, "train")
+    split = source_of(config.data).open_split("train")
     feed = loader.train_feed(split, streams(config.seed)["order"], 7, dispatches=one_by_one)
     fed, resumed = feed_batches(feed, 0), feed_batches(feed, 5)
     assert (len(fed), len(resumed)) == (7, 2)
@@ -213,7 +213,7 @@ def test_error_in_a_thread_ends_the_feed(directory, monkeypatch):
 
     monkeypatch.setattr(TfExamples, "__getitem__", fail)
     config = imagenet.config(directory)
-    feed = Streaming(config, create(8)).eval_feed(open_split(config.data, "validation"))
+    feed = Streaming(config, create(8)).eval_feed(source_of(config.data).open_split("validation"))
     with pytest.raises(MemoryError, match="no memory left"):
         feed_batches(feed, 0)
 

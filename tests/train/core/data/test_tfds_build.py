@@ -16,7 +16,7 @@ from tests.helpers.image_datasets import imagenet
 from train.core.data import crop
 from train.core.data.on_host.batches import BatchMaker
 from train.core.data.sources.records import decode
-from train.core.data.sources.registry import open_split
+from train.core.data.sources.registry import source_of
 
 pytestmark = [
     pytest.mark.skipif(
@@ -73,7 +73,7 @@ def directory(tmp_path_factory):
 
 def test_every_record_holds_its_file_and_label(directory):
     config = imagenet.config(directory).data
-    opened = open_split(config, "train")
+    opened = source_of(config).open_split("train")
     assert (opened.num_examples, opened.num_classes) == (TRAIN, 1000)
     labels = {SYNSETS[0]: 0, SYNSETS[1]: 1, SYNSETS[2]: 999}
     train, found = imagenet.jpegs(TRAIN), opened.open_records()
@@ -88,7 +88,7 @@ def test_every_record_holds_its_file_and_label(directory):
 def test_loader_reads_it(directory):
     config = imagenet.config(directory)
     rows = np.arange(8)
-    validation = open_split(config.data, "validation")
+    validation = source_of(config.data).open_split("validation")
     with BatchMaker(validation, config, rows) as maker:
         batch = maker.eval_batch(0)
     np.testing.assert_array_equal(batch.mask, rows < VALIDATION)
@@ -97,5 +97,5 @@ def test_loader_reads_it(directory):
         image = decode(opened[row], 3)
         expected = crop.center(image, (16, 16, 3), 0.875, "bilinear")
         np.testing.assert_array_equal(batch.images[row], expected)
-    with BatchMaker(open_split(config.data, "train"), config, rows) as maker:
+    with BatchMaker(source_of(config.data).open_split("train"), config, rows) as maker:
         assert maker.train_batch(0, np.arange(TRAIN)).mask.all()

@@ -21,7 +21,7 @@ from tests.helpers.image_datasets import small
 from tests.helpers.image_datasets.small import COUNT, SHARD, config_of
 from train.core.data.on_host import batches
 from train.core.data.on_host.batches import BatchMaker
-from train.core.data.sources.registry import open_split
+from train.core.data.sources.registry import source_of
 from train.core.data.sources.split import Split
 from train.core.engine.experiment import build_experiment
 from train.core.errors import ConfigError, RunError
@@ -186,7 +186,7 @@ def test_records_of_other_features_are_all_bad(
     rewrite(target / FEATURES, ("featuresDict", "features", "picture"), features["image"])
     rewrite(target / INFO, (*KEYS, 0, "featureKey"), "picture")
     config = config_of(tmp_path)
-    split = open_split(config.data, "train")
+    split = source_of(config.data).open_split("train")
     bad = r"train record \d: no image or no label in it"
     with pytest.raises(RunError, match=bad):
         split.load()

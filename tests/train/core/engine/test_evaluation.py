@@ -15,7 +15,7 @@ from tests.helpers.tiny import digits
 from tests.helpers.torch_weights import networks
 from train.core.config.fields import replaced
 from train.core.data.on_device import normalize
-from train.core.data.sources.registry import open_split
+from train.core.data.sources.registry import source_of
 from train.core.engine import loop, trained_network
 from train.core.engine.evaluation import (
     checkpoint_weights,
@@ -57,7 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[epath.Path, dict[
 def by_numpy(variables: Any, size: int) -> tuple[float, float]:
     """The binary cross-entropy and the error of the network at a size."""
     data = digits(**{"data.image_size": size}).data
-    images, labels = open_split(data, "test").load()
+    images, labels = source_of(data).open_split("test").load()
     resized = resize_spatial(variables, small(), (1, size, size, 1))
     inputs = normalize(images, data.mean, data.std, "float32")
     logits = np.asarray(jax.jit(lambda x: small().apply(resized, x, train=False))(inputs))
