@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from configs import imagenet_resnet50
-from train.core.config.fields import Interpolation
+from train.core.config.data_fields import Interpolation
 from train.core.data import crop
 from train.core.data.feed import cpu_cores, epoch_orders
 from train.core.data.on_host import partial_jpeg

@@ -22,7 +22,7 @@ import nam_jax
 from nam_jax.export import UnsupportedOperationError
 from train.core import command_line
 from train.core.command_line.values import not_empty, output
-from train.core.config.fields import DataConfig
+from train.core.config.data_fields import DataConfig
 from train.core.devices import environment
 from train.core.devices.busy import busy
 from train.core.engine import trained_network

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from nam_jax import models
-from nam_jax.attention import NAMES as ATTENTIONS
 from train.core.config.fields import FIELDS
 
 
@@ -37,27 +35,15 @@ TEXTS = [
     *("train[5:2]", "all[:2]"),
     *("digits/a", "digits:1", "digits:..", "a/..", "tiny:1.0.0", "tiny/1.0.0", "tiny:9.9.9"),
 ]
-# Names that fields allow; the others have none.
+# Names that fields allow.
 NAMES = {
-    "model.name": models.NAMES,
-    "model.attention": ATTENTIONS,
-    "model.stem": ("imagenet", "cifar"),
-    "model.dtype": ("float32", "bfloat16", "float64"),
+    **{name: spec.names for name, spec in FIELDS.items() if spec.names},
     "model.pretrained": ("", "weights.pth"),
     "model.pretrained_key": ("", "model_ema"),
     "data.name": ("digits", "folder"),
     "data.dir": ("/nowhere",),
     "data.train_split": ("train", "test"),
     "data.eval_split": ("train", "test"),
-    "data.loader": ("resident", "streaming"),
-    "data.crop": ("pad", "resized"),
-    "data.interpolation": ("bilinear", "bicubic", "area", "antialias"),
-    "data.augmentation": ("none", "randaugment", "randaugment_increasing", "trivialaugment"),
-    "loss": ("softmax", "sigmoid"),
-    "optimizer.name": ("sgd", "lars", "adamw", "lamb", "muon"),
-    "optimizer.schedule": ("step", "cosine", "exponential", "constant"),
-    "optimizer.weight_decay_on": ("all", "kernels"),
-    "optimizer.sparsity_mode": ("sign", "proximal"),
 }
 
 numbers = st.sampled_from(NUMBERS) | st.floats()

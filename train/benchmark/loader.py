@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from train.core.command_line.values import listed
-from train.core.config.fields import MOST_WORKERS, Config, replaced
+from train.core.config.data_fields import MOST_WORKERS
+from train.core.config.fields import Config, replaced
 from train.core.config.spec import MOST_STEPS
 from train.core.data.feed import cpu_cores, epoch_orders
 from train.core.data.loaders import LOADERS

@@ -14,7 +14,8 @@ import numpy as np
 
 from nam_jax.models.size import multiply_adds
 from train.benchmark import turns
-from train.core.config.fields import Config, ModelConfig
+from train.core.config.fields import Config
+from train.core.config.model_fields import ModelConfig
 from train.core.config.optimizer_fields import OptimizerConfig
 from train.core.config.spec import MOST_STEPS
 from train.core.data.feed import Feed

@@ -12,7 +12,8 @@ from etils import epath
 from nam_jax.attention import NAMES
 from train.core.config.attentions import attention_name, with_attention
 from train.core.config.checks import check_field
-from train.core.config.fields import HYPERPARAMETERS, Config, marked, replaced
+from train.core.config.fields import Config, marked, replaced
+from train.core.config.model_fields import HYPERPARAMETERS
 from train.core.config.parsing import from_fields
 from train.core.config.spec import Mark
 from train.core.errors import ConfigError

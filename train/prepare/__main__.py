@@ -23,7 +23,7 @@ import cv2
 
 from train.core import command_line
 from train.core.command_line.values import not_empty
-from train.core.config.fields import DataConfig
+from train.core.config.data_fields import DataConfig
 from train.core.data.sources.folder import Folder
 from train.core.data.sources.registry import source_of
 from train.core.data.sources.split import Source

@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from train.core.config.fields import DataConfig
+from train.core.config.data_fields import DataConfig
 from train.core.data.feed import num_workers
 from train.core.data.sources.records import BadRecord, BadRecordError, Records, decode
 from train.core.data.sources.registry import source_of

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from etils import epath
 
-from train.core.config.fields import DataConfig
+from train.core.config.data_fields import DataConfig
 from train.core.data.feed import num_workers
 from train.core.data.sources.folder import UNFINISHED, Folder
 from train.core.data.sources.image_files import ImageFiles

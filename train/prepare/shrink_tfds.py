@@ -17,7 +17,7 @@ from etils import epath
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from train.core.config.fields import DataConfig
+from train.core.config.data_fields import DataConfig
 from train.core.data.feed import num_workers
 from train.core.data.sources.records import BadRecordError, Record
 from train.core.data.sources.tf_examples import array_records

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.core.config.fields import DataConfig
+from train.core.config.data_fields import DataConfig
 from train.core.data.on_host.transform import eval_transform
 from train.core.data.sources.records import BadRecord, BadRecordError, Record
 from train.core.data.sources.split import Split

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nam_jax.attention import NAMES, has_nam_scales, hyperparameters
-from train.core.config.fields import FIELDS, HYPERPARAMETERS, Config, flatten, replaced
+from train.core.config.fields import FIELDS, Config, flatten, replaced
+from train.core.config.model_fields import HYPERPARAMETERS
 from train.core.config.parsing import parse, settings_in
 from train.core.errors import ConfigError
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from nam_jax import models
 from nam_jax.attention import has_nam_scales, hyperparameters
-from train.core.config.fields import FIELDS, HYPERPARAMETERS, Config, ModelConfig, flatten
+from train.core.config.fields import FIELDS, Config, flatten
+from train.core.config.model_fields import HYPERPARAMETERS, ModelConfig
 from train.core.errors import ConfigError
 
 

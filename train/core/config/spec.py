@@ -33,6 +33,7 @@ class Spec:
       allowed: which values it may have, in words.
       test: whether a value of the right type is one of them.
       marks: what may differ in it although the run is the same.
+      names: the names of which it is one, where it is a choice.
     """
 
     default: Any
@@ -40,6 +41,7 @@ class Spec:
     allowed: str
     test: Callable[[Any], bool] = lambda value: True
     marks: Mark = Mark.NONE
+    names: tuple[str, ...] = ()
 
 
 def declared(
@@ -49,15 +51,17 @@ def declared(
     test: Callable[[Any], bool] = lambda value: True,
     *,
     marks: Mark = Mark.NONE,
+    names: tuple[str, ...] = (),
 ) -> Any:
     """A field of a dataclass, with its `Spec` in the metadata."""
-    spec = Spec(default, doc, allowed, test, marks)
+    spec = Spec(default, doc, allowed, test, marks, names)
     return dataclasses.field(default=default, metadata={"spec": spec})
 
 
 def choice(default: str, names: tuple[str, ...], doc: str, marks: Mark = Mark.NONE) -> Any:
     """A name of several."""
-    return declared(default, doc, f"one of {', '.join(names)}", lambda v: v in names, marks=marks)
+    allowed = f"one of {', '.join(names)}"
+    return declared(default, doc, allowed, lambda v: v in names, marks=marks, names=names)
 
 
 def count(default: int, low: int, doc: str, high: int = MOST_STEPS, marks: Mark = Mark.NONE) -> Any:

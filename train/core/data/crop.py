@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from train.core.config.fields import Interpolation
+from train.core.config.data_fields import Interpolation
 
 AREA = (0.08, 1.0)
 ASPECT = (3 / 4, 4 / 3)

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train.core.config.fields import Config, DataConfig
+from train.core.config.data_fields import DataConfig
+from train.core.config.fields import Config
 
 
 class Batch(NamedTuple):

@@ -6,7 +6,8 @@ from typing import Any, Protocol
 import jax
 from jax.sharding import Mesh
 
-from train.core.config.fields import Config, LoaderName
+from train.core.config.data_fields import LoaderName
+from train.core.config.fields import Config
 from train.core.data.feed import Batch, Feed
 from train.core.data.resident import Resident
 from train.core.data.sources.split import Split

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from train.core.config.fields import Config, DataConfig
+from train.core.config.data_fields import DataConfig
+from train.core.config.fields import Config
 from train.core.errors import ConfigError
 
 

@@ -12,7 +12,9 @@ from jax.sharding import Mesh
 from nam_jax import models
 from train.core.config.attentions import attention_options
 from train.core.config.checks import validate
-from train.core.config.fields import Config, ModelConfig, at_eval_size, flatten
+from train.core.config.data_fields import at_eval_size
+from train.core.config.fields import Config, flatten
+from train.core.config.model_fields import ModelConfig
 from train.core.config.spec import MOST_STEPS
 from train.core.data import on_device
 from train.core.data.loaders import LOADERS, Loader

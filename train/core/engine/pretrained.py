@@ -8,7 +8,7 @@ import numpy as np
 from flax import linen as nn
 
 from nam_jax import torch_import
-from train.core.config.fields import ModelConfig
+from train.core.config.model_fields import ModelConfig
 from train.core.devices import processes
 from train.core.devices.busy import busy
 from train.core.engine.experiment import Evaluation, streams

@@ -9,7 +9,8 @@ from etils import epath
 from flax import linen as nn
 
 from nam_jax import resize_spatial
-from train.core.config.fields import Config, at_eval_size, replaced
+from train.core.config.data_fields import at_eval_size
+from train.core.config.fields import Config, replaced
 from train.core.data.sources.registry import source_of
 from train.core.data.sources.split import Source, Split
 from train.core.engine import pretrained

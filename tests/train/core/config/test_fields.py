@@ -7,16 +7,8 @@ import pytest
 
 from nam_jax.attention import NAMES as ATTENTIONS
 from train.core.config.checks import validate
-from train.core.config.fields import (
-    FIELDS,
-    Interpolation,
-    LoaderName,
-    default_config,
-    flatten,
-    marked,
-    reference,
-    replaced,
-)
+from train.core.config.data_fields import Interpolation, LoaderName
+from train.core.config.fields import FIELDS, default_config, flatten, marked, reference, replaced
 from train.core.config.optimizer_fields import OptimizerName
 from train.core.config.parsing import from_fields
 from train.core.config.spec import Mark

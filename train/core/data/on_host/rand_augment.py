@@ -20,7 +20,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from train.core.config.fields import LEVELS, DataConfig
+from train.core.config.data_fields import LEVELS, DataConfig
 
 # (image, level in 0 … 1, sign, ranges) -> image
 Operation = Callable[[np.ndarray, float, int, "Ranges"], np.ndarray]

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.core.config.fields import Config, DataConfig, Interpolation
+from train.core.config.data_fields import DataConfig, Interpolation
+from train.core.config.fields import Config
 from train.core.data import crop
 from train.core.data.on_host import partial_jpeg, rand_augment
 from train.core.data.sources.records import BadRecordError, Record, decode

@@ -5,7 +5,7 @@ from importlib import metadata
 
 import numpy as np
 
-from train.core.config.fields import DataConfig
+from train.core.config.data_fields import DataConfig
 from train.core.data.crop import center
 from train.core.data.sources.split import Arrays, Split, loaded_shape
 from train.core.errors import UnknownSplitError

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import os
 
-from train.core.config.fields import DataConfig
+from train.core.config.data_fields import DataConfig
 from train.core.data.feed import num_workers
 from train.core.data.sources.class_folders import (
     NAMES_OF_SPLITS,

@@ -1,6 +1,6 @@
 """The sources of images by name: a new one is a file beside this, and a line here."""
 
-from train.core.config.fields import DataConfig
+from train.core.config.data_fields import DataConfig
 from train.core.data.sources.digits import Digits
 from train.core.data.sources.folder import Folder
 from train.core.data.sources.split import Source

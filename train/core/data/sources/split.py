@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from train.core.config.fields import DataConfig
+from train.core.config.data_fields import DataConfig
 from train.core.data.sources.image_files import ImageFiles
 from train.core.data.sources.records import Records
 from train.core.errors import ConfigError, RunError

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from train.core.config.fields import DataConfig
+from train.core.config.data_fields import DataConfig
 from train.core.data.feed import num_workers
 from train.core.data.sources.records import load_all
 from train.core.data.sources.split import (
