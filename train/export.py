@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import nam_jax
 from nam_jax.export import UnsupportedOperationError
 from train.core import command_line
-from train.core.command_line.values import not_empty, output
+from train.core.command_line.values import output
 from train.core.config.data_fields import DataConfig
 from train.core.devices import environment
 from train.core.devices.busy import busy
@@ -134,9 +134,7 @@ def parser() -> command_line.Parser:
     )
     add = parser.add_argument
     switch: Any = {"action": "store_true"}
-    parser.add_config("in place of --workdir, for config.model.pretrained", is_needed=False)
-    parser.add_workdir("the directory of the run; its config is used")
-    parser.add_which()
+    parser.add_trained()
     add("--out", metavar="FILE", type=output, help="file to write")
     add(
         "--format",
@@ -147,12 +145,6 @@ def parser() -> command_line.Parser:
     add("--raw", help="takes normalised float32 images", **switch)
     add("--probabilities", help="gives the softmax of the logits", **switch)
     add("--overwrite", help="replaces a file that is there", **switch)
-    add(
-        "--data_dir",
-        metavar="DIR",
-        type=not_empty,
-        help="where the dataset of the run lies now, if elsewhere",
-    )
     return parser
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from nam_jax.torch_import.restricted_pickle import Items, Placeholder, Tensor, as_key
-from nam_jax.torch_import.wording import NotWeightsError, listed, shortened
+from nam_jax.torch_import.wording import NotWeightsError, few, shortened
 
 # What training scripts call the network's state dict, or a dict in which it is nested.
 _NETWORK = {
@@ -97,14 +97,12 @@ def take(content: Any, key: str | None) -> dict[str, Tensor]:
         raise NotWeightsError(_nothing(content))
     keys = [each.key for each in found]
     if key is None and len(found) > 1 and found[0].role is Role.OTHER:
-        raise StateDictKeyError(
-            f"it holds several state dicts; give the key of one: {listed(keys)}"
-        )
+        raise StateDictKeyError(f"it holds several state dicts; give the key of one: {few(keys)}")
     taken = found[0] if key is None else _of_key(found, key)
     others = {name: value for name, value in taken.entries.items() if not _is_entry(name, value)}
     if others:
         more = [each for each in keys if each != taken.key]
-        advice = f"; other state dicts: {listed(more)}" if more else ""
+        advice = f"; other state dicts: {few(more)}" if more else ""
         raise NotWeightsError(
             f"its {taken.key} holds {_described(others)}, and only tensors are read{advice}"
         )
@@ -130,7 +128,7 @@ def unknown_key(key: str, keys: list[str]) -> StateDictKeyError:
       key: Dotted key.
       keys: Those there are.
     """
-    allowed = "the file is one: leave the key out" if keys == [""] else f"there are {listed(keys)}"
+    allowed = "the file is one: leave the key out" if keys == [""] else f"there are {few(keys)}"
     return StateDictKeyError(f"it has no state dict {shortened(key)!r}; {allowed}")
 
 
@@ -210,7 +208,7 @@ def _described(entries: dict[Any, Any]) -> str:
         for key, value in entries.items()
         if not _is_entry(key, value)
     ]
-    return listed(others)
+    return few(others)
 
 
 def _name(value: Any) -> str:

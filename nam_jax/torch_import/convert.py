@@ -14,7 +14,7 @@ from flax import traverse_util
 
 from nam_jax.torch_import import names
 from nam_jax.torch_import.misfit import check, is_real
-from nam_jax.torch_import.wording import listed
+from nam_jax.torch_import.wording import few
 from nam_jax.variables import abstract_variables, initial_variables, is_attention
 
 _log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def variables(
     """
     planned = plan(module, state_dict, input_shape, new_head=new_head)
     if planned.fresh:
-        _log.warning("fresh, not from the state dict: %s", listed(planned.fresh))
+        _log.warning("fresh, not from the state dict: %s", few(planned.fresh))
     if planned.adaptations:
         _log.info("adapted: %s", "; ".join(planned.adaptations))
     return planned.variables(key)

@@ -13,7 +13,7 @@ from nam_jax import models
 from nam_jax.models.mobilenet_v2 import MobileNetV2, scaled
 from nam_jax.models.resnet import Bottleneck, ResNet
 from nam_jax.torch_import import names
-from nam_jax.torch_import.wording import listed, shortened
+from nam_jax.torch_import.wording import few, shortened
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -77,7 +77,7 @@ def check(module: nn.Module, state: Mapping[str, np.ndarray], wanted: Shapes) ->
             f"{name} {value.dtype}" for name, value in state.items() if not is_real(value.dtype)
         ],
     }
-    lists = [f"{problem}: {listed(sorted(them))}" for problem, them in problems.items() if them]
+    lists = [f"{problem}: {few(sorted(them))}" for problem, them in problems.items() if them]
     if lists:
         raise MisfitError(list(_causes(module, actual, wanted)), lists)
 
@@ -234,4 +234,4 @@ def _foreign(actual: Shapes) -> Cause:
     if not actual:
         return Cause("it holds no weights", {})
     firsts = list(dict.fromkeys(name.partition(".")[0] for name in actual))
-    return Cause(f"it is of another kind of network, whose parts are called {listed(firsts)}", {})
+    return Cause(f"it is of another kind of network, whose parts are called {few(firsts)}", {})

@@ -13,7 +13,7 @@ def shortened(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…"
 
 
-def listed(names: list[str]) -> str:
+def few(names: list[str]) -> str:
     """The first of many names, and how many more there are."""
     text = ", ".join(map(shortened, names[:MOST_NAMED]))
     return f"{text} and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else text

@@ -24,9 +24,8 @@ def parser() -> command_line.Parser:
     parser = command_line.Parser(
         __doc__, "python -m train.visualize --workdir DIR --images FILE|--split NAME [...]"
     )
-    parser.add_config("in place of --workdir, for config.model.pretrained", is_needed=False)
     add = parser.add_argument
-    parser.add_workdir("the directory of the run; its config is used")
+    parser.add_trained()
     add("--images", metavar="FILE,...", type=listed, default=[], help="image files, such as JPEG")
     add("--split", metavar="NAME", type=not_empty, help="or images of a split, such as test")
     add(
@@ -41,13 +40,6 @@ def parser() -> command_line.Parser:
         metavar="PATH",
         type=not_empty,
         help="whose NAM gates are drawn, such as layer4_2/attention; default: the last one's",
-    )
-    parser.add_which()
-    add(
-        "--data_dir",
-        metavar="DIR",
-        type=not_empty,
-        help="where the dataset of the run lies now, if elsewhere",
     )
     add(
         "--out",

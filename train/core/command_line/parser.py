@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from etils import epath
-
 from train.core.command_line.values import attentions, not_empty, output, whole_number
 from train.core.config import parsing
 from train.core.config.attentions import by_name
 from train.core.config.checks import validate
-from train.core.config.fields import FIELDS, Config, replaced
+from train.core.config.fields import FIELDS, replaced
 from train.core.errors import ConfigError
-from train.core.workdir import storage
 
 NO_CONFIG = "--config is missing; configs/ holds examples."
 
@@ -104,6 +101,21 @@ class Parser(argparse.ArgumentParser):
             help="last, best, or best_ema of averaged weights",
         )
 
+    def add_trained(self) -> None:
+        """Adds what names a trained network: a run, or a config with weights of a file.
+
+        `config_of_weights` and `named_workdir` tell which.
+        """
+        self.add_config("in place of --workdir, for config.model.pretrained", is_needed=False)
+        self.add_workdir("the directory of the run; its config is used")
+        self.add_which()
+        self.add_argument(
+            "--data_dir",
+            metavar="DIR",
+            type=not_empty,
+            help="where the dataset of the run lies now, if elsewhere",
+        )
+
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parses a command line, and loads its config.
 
@@ -188,57 +200,3 @@ class _Once(argparse.Action):
         if getattr(namespace, self.dest) is not None:
             raise ConfigError(f"{option} is given twice; name one file.")
         setattr(namespace, self.dest, values)
-
-
-def check_no_run(options: argparse.Namespace) -> None:
-    """Checks that no run is named, where the weights of a file are.
-
-    Raises:
-      ConfigError: an option chooses a run or a checkpoint of one.
-    """
-    for name, default in (("workdir", None), ("which", "last"), ("data_dir", None)):
-        if getattr(options, name, default) != default:
-            raise ConfigError(
-                f"--{name} is of a run, and config.model.pretrained names the weights of a file: "
-                f"leave --{name} out, or set --config.model.pretrained= to nothing."
-            )
-
-
-def config_of_weights(options: argparse.Namespace) -> Config | None:
-    """The config that names a file of weights; None where a run is meant.
-
-    Raises:
-      ConfigError: both are, or a config names no weights.
-    """
-    config: Config | None = options.config
-    if config is None:
-        return None
-    if not config.model.pretrained:
-        raise ConfigError(
-            "--config: a run has a config of its own: name it by --workdir alone, or weights by "
-            "--config.model.pretrained."
-        )
-    check_no_run(options)
-    return config
-
-
-def workdir(options: argparse.Namespace) -> epath.Path:
-    """The directory of the run: --workdir, or runs/<config name>.
-
-    Raises:
-      ConfigError: --workdir names a bucket that cannot be used.
-    """
-    if options.workdir is None:
-        return epath.Path("runs") / options.config_name
-    return storage.locate(options.workdir)
-
-
-def named_workdir(options: argparse.Namespace) -> epath.Path:
-    """The directory that --workdir names.
-
-    Raises:
-      ConfigError: it is missing, or names a bucket that cannot be used.
-    """
-    if options.workdir is None:
-        raise ConfigError("--workdir is missing; name the directory.")
-    return storage.locate(options.workdir)
