@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax import traverse_util
 from flax.core import meta
 
-from nam_jax.variables import abstract_variables
+from nam_jax.variables import TreePath, abstract_variables
 
 # Names in a message.
 _FEW = 5
@@ -67,15 +67,15 @@ def resize_spatial(
     return meta.replace_boxed(variables, traverse_util.unflatten_dict(resized))
 
 
-def _shape(variables: Mapping[tuple[str, ...], Any], path: tuple[str, ...]) -> Any:
+def _shape(variables: Mapping[TreePath, Any], path: TreePath) -> Any:
     return variables[path].shape if path in variables else "none"
 
 
-def _is_spatial(path: tuple[str, ...], wanted: Mapping[tuple[str, ...], Any]) -> bool:
+def _is_spatial(path: TreePath, wanted: Mapping[TreePath, Any]) -> bool:
     return path[-2] == "nam_bn" and path in wanted and wanted[path].ndim == 2
 
 
-def _resized(path: tuple[str, ...], leaf: Any, shape: tuple[int, int]) -> Any:
+def _resized(path: TreePath, leaf: Any, shape: tuple[int, int]) -> Any:
     if leaf.shape == shape:
         return leaf
     old = np.asarray(leaf, np.float64)

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+# Where a module or a variable stands, the names from the root on.
+TreePath = tuple[str, ...]
+
 
 def is_attention(name: str) -> bool:
     """Whether networks give this name to attention: in a block, or between blocks (BAM)."""

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from nam_jax.models.size import Layer, Size, layers, total
 from train.core import command_line
-from train.core.config.attentions import attention_name, by_name
+from train.core.config.attentions import attention_name, with_attentions
 from train.core.data.sources.registry import source_of
 from train.core.devices.busy import busy
 from train.core.engine.experiment import create_model
@@ -72,7 +72,7 @@ def parser() -> command_line.Parser:
 def main(options: Namespace) -> None:
     """Prints the layers of one network, or compares several."""
     config = options.config
-    configs = by_name(config, options.attention or [attention_name(config)])
+    configs = with_attentions(config, options.attention or [attention_name(config)])
     source = source_of(config.data)
     num_classes, image_shape = source.num_classes, source.image_shape
     networks = {}

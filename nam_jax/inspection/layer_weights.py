@@ -8,8 +8,7 @@ import numpy as np
 
 from nam_jax.layers.equations import attention_weights
 from nam_jax.sparsity import NAM_SCALES, Scales, is_selected, path_names
-
-Names = tuple[str, ...]
+from nam_jax.variables import TreePath
 
 # A weight is small below this fraction of the mean of its layer.
 SMALL_WEIGHT = 0.1
@@ -59,7 +58,7 @@ def saliency(params: Any, *, scales: Scales = NAM_SCALES) -> dict[str, jax.Array
     return weights
 
 
-def _check_not_stacked(names: Names, shapes: Mapping[Names, tuple[int, ...]]) -> None:
+def _check_not_stacked(names: TreePath, shapes: Mapping[TreePath, tuple[int, ...]]) -> None:
     """Refuses the scales of several layers in one array: their sum would be that of all."""
     axes = {"channel": 1, "spatial": 2}.get(names[-3] if len(names) > 2 else "")
     ndim = len(shapes[names])
@@ -70,7 +69,7 @@ def _check_not_stacked(names: Names, shapes: Mapping[Names, tuple[int, ...]]) ->
         )
 
 
-def _is_stacked(names: Names, shapes: Mapping[Names, tuple[int, ...]]) -> bool:
+def _is_stacked(names: TreePath, shapes: Mapping[TreePath, tuple[int, ...]]) -> bool:
     """Whether all that is around a norm, in the nearest module with more in it, has its first axis.
 
     By themselves, the scales of a map look the same as those of the channels of several layers.

@@ -11,9 +11,7 @@ from flax import linen as nn
 from flax.core import meta
 from flax.traverse_util import flatten_dict
 
-from nam_jax.variables import is_attention
-
-Path = tuple[str, ...]
+from nam_jax.variables import TreePath, is_attention
 
 
 class Size(NamedTuple):
@@ -32,7 +30,7 @@ class Layer(NamedTuple):
       size: Size without that of other layers inside it.
     """
 
-    path: Path
+    path: TreePath
     shape: tuple[int, ...]
     size: Size
 
@@ -72,10 +70,10 @@ def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
     def initialised(x: jax.Array) -> Any:
         return model.init_with_output(jax.random.key(0), x, train=False)
 
-    shapes: dict[Path, tuple[int, ...]] = {}
+    shapes: dict[TreePath, tuple[int, ...]] = {}
     with nn.intercept_methods(_recorder(shapes)):
         closed, (_, variables) = jax.make_jaxpr(initialised, return_shape=True)(images)
-    params, products = collections.Counter[Path](), collections.Counter[Path]()
+    params, products = collections.Counter[TreePath](), collections.Counter[TreePath]()
     for path, leaf in flatten_dict(meta.unbox(variables.get("params", {}))).items():
         params[_owner(path, shapes)] += leaf.size
     for scopes, count in _products(closed.jaxpr):
@@ -84,7 +82,7 @@ def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
     return [layer for layer in every if any(layer.size) or _is_attention(layer.path)]
 
 
-def _recorder(shapes: dict[Path, tuple[int, ...]]) -> Callable[..., Any]:
+def _recorder(shapes: dict[TreePath, tuple[int, ...]]) -> Callable[..., Any]:
     """A method interceptor that notes the shape of what every module returns."""
 
     def record(method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
@@ -97,13 +95,13 @@ def _recorder(shapes: dict[Path, tuple[int, ...]]) -> Callable[..., Any]:
     return record
 
 
-def _is_attention(path: Path) -> bool:
+def _is_attention(path: TreePath) -> bool:
     return bool(path) and is_attention(path[-1])
 
 
-def _owner(names: Sequence[str], modules: Container[Path]) -> Path:
+def _owner(names: Sequence[str], modules: Container[TreePath]) -> TreePath:
     """The innermost module that the names lead to; what is inside attention belongs to it."""
-    path: Path = ()
+    path: TreePath = ()
     for name in names:
         if (*path, name) in modules and not _is_attention(path):
             path = (*path, name)

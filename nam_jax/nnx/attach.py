@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 import jax
 from flax import nnx
 
-from nam_jax.attention import AttentionModule, configured
-from nam_jax.attention import nam as linen
+from nam_jax.attention import AttentionModule, configured, nam
 from nam_jax.attention.base import check_selector, uses_running_average
 from nam_jax.nnx.from_linen import FromLinen
 from nam_jax.nnx.nam import NAM, ChannelNAM, Options, SpatialNAM, TiedNAM
@@ -119,7 +118,7 @@ def _check(path: str, module: Any, template: AttentionModule, name: str) -> None
             f"attach, after {path}: attention cannot share statistics in groups, as the module "
             "does (axis_index_groups). Select another module by after=."
         )
-    if isinstance(template, linen.TiedNAM) and getattr(module, "scale", None) is None:
+    if isinstance(template, nam.TiedNAM) and getattr(module, "scale", None) is None:
         raise ValueError(
             f"attach, after {path}: nam_tied needs the scale of a normalisation; the module has "
             "none. Select a BatchNorm by after=, or take nam."
@@ -180,20 +179,20 @@ def _build(
     if template.axis_name is None:
         options["axis_name"] = getattr(module, "axis_name", None)
     kind = type(template)
-    if kind is linen.TiedNAM:
+    if kind is nam.TiedNAM:
         own = ("normalization", "weight_gradient", "gate_scale", "dtype")
         return TiedNAM(**{key: options[key] for key in own if key in options})
     num_features = getattr(module, "num_features", None) if output is None else output.shape[-1]
-    if kind is linen.ChannelNAM and num_features is not None:
+    if kind is nam.ChannelNAM and num_features is not None:
         return ChannelNAM(num_features, **options)
     if output is None:
         raise ValueError(
             f"attach, after {path}: {kind.__name__} depends on the module's output; give example=, "
             "an input of the model."
         )
-    if kind is linen.SpatialNAM:
+    if kind is nam.SpatialNAM:
         return SpatialNAM(output.shape[1:3], **options)
-    if kind is linen.NAM:
+    if kind is nam.NAM:
         return NAM(output.shape[-1], output.shape[1:3], **options)
     # It takes its mode from the attribute.
     modeless = template.clone(axis_name=options["axis_name"], use_running_average=None)

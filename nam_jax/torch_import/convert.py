@@ -15,11 +15,9 @@ from flax import traverse_util
 from nam_jax.torch_import import names
 from nam_jax.torch_import.misfit import check, is_real
 from nam_jax.torch_import.wording import few
-from nam_jax.variables import abstract_variables, initial_variables, is_attention
+from nam_jax.variables import TreePath, abstract_variables, initial_variables, is_attention
 
 _log = logging.getLogger(__name__)
-
-Path = tuple[str, ...]
 
 
 def variables(
@@ -126,15 +124,15 @@ class Plan:
 
     module: nn.Module
     input_shape: tuple[int, ...]
-    imported: dict[Path, tuple[np.ndarray, tuple[int, ...]]]
-    fresh_paths: list[Path]
+    imported: dict[TreePath, tuple[np.ndarray, tuple[int, ...]]]
+    fresh_paths: list[TreePath]
     adaptations: list[str]
 
     @property
     def fresh(self) -> list[str]:
         """Paths of the attention modules and classifiers that are initialised afresh."""
 
-        def module(path: Path) -> str:
+        def module(path: TreePath) -> str:
             last = next((i for i, name in enumerate(path) if is_attention(name)), 1)
             return "/".join(path[1 : last + 1])
 
@@ -146,7 +144,7 @@ class Plan:
         Args:
           key: Random key of what is fresh (default: that of seed 0).
         """
-        leaves: dict[Path, Any] = {
+        leaves: dict[TreePath, Any] = {
             path: _from_torch(path, *source) for path, source in self.imported.items()
         }
         if self.fresh_paths:
@@ -257,8 +255,8 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _initial(
-    module: nn.Module, input_shape: tuple[int, ...], key: jax.Array | None, paths: list[Path]
-) -> dict[Path, jax.Array]:
+    module: nn.Module, input_shape: tuple[int, ...], key: jax.Array | None, paths: list[TreePath]
+) -> dict[TreePath, jax.Array]:
     def init(key: jax.Array) -> list[jax.Array]:
         every = traverse_util.flatten_dict(initial_variables(module, key, jnp.zeros(input_shape)))
         return [every[path] for path in paths]
@@ -268,14 +266,14 @@ def _initial(
     return dict(zip(paths, leaves, strict=True))
 
 
-def _torch_shape(path: Path, leaf: Any) -> tuple[int, ...]:
+def _torch_shape(path: TreePath, leaf: Any) -> tuple[int, ...]:
     if path[-1] != "kernel":
         return (math.prod(leaf.shape),)
     *spatial, inputs, outputs = leaf.shape
     return (outputs, inputs, *spatial)
 
 
-def _from_torch(path: Path, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _from_torch(path: TreePath, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if path[-1] == "kernel":
         value = value.transpose(*range(2, value.ndim), 1, 0)
     if "gate_h" in path and path[-1] == "kernel":

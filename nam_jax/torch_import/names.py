@@ -12,6 +12,7 @@ from flax import linen as nn
 from nam_jax.attention import NAMES, attention
 from nam_jax.models.mobilenet_v2 import MobileNetV2
 from nam_jax.models.resnet import Bottleneck, ResNet
+from nam_jax.variables import TreePath
 
 # Patterns for paths of Flax modules and what replaces them, applied one after another.
 Rules = Sequence[tuple[str, str]]
@@ -149,7 +150,7 @@ def _network_rules(name: str, last_norm: str, backbone: Rules) -> Rules:
     return (*backbone, *slot, *_ATTENTION.get(name, ()))
 
 
-def torch_name(path: tuple[str, ...], rules: Rules) -> str:
+def torch_name(path: TreePath, rules: Rules) -> str:
     """PyTorch's name of a variable.
 
     Args:

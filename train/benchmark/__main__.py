@@ -16,7 +16,7 @@ from train.benchmark import loader
 from train.benchmark.variants import UNCHANGED, measure_variants, with_fields
 from train.core import command_line
 from train.core.command_line.values import not_empty, number
-from train.core.config.attentions import attention_name, by_name
+from train.core.config.attentions import attention_name, with_attentions
 from train.core.errors import ConfigError
 from train.core.workdir.storage import write_json
 
@@ -67,7 +67,7 @@ def main(options: Namespace) -> None:
         figures = loader.run_all(with_fields(config, also), options.workers, options.seconds)
     else:
         names = options.attention or [attention_name(config)]
-        configs = with_fields(config, also) if also else by_name(config, names)
+        configs = with_fields(config, also) if also else with_attentions(config, names)
         base = UNCHANGED if also else "none"
         figures = measure_variants(configs, options.config_name, options.steps, base)
     if options.json:

@@ -19,7 +19,7 @@ from train.benchmark import steps, variants
 from train.benchmark.turns import Times
 from train.benchmark.variants import measure_variants, with_fields
 from train.core.command_line import call
-from train.core.config.attentions import by_name, with_attention
+from train.core.config.attentions import with_attention, with_attentions
 from train.core.config.fields import replaced
 from train.core.data import resident
 from train.core.data.feed import Feed
@@ -71,7 +71,7 @@ def digits(**changes):
 
 
 def measured(config, names, steps):
-    return measure_variants(by_name(config, names), "small", steps, "none")
+    return measure_variants(with_attentions(config, names), "small", steps, "none")
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from train.core.command_line.values import attentions, not_empty, output, whole_number
 from train.core.config import parsing
-from train.core.config.attentions import by_name
+from train.core.config.attentions import with_attentions
 from train.core.config.checks import validate
 from train.core.config.fields import FIELDS, replaced
 from train.core.errors import ConfigError
@@ -185,7 +185,7 @@ class Parser(argparse.ArgumentParser):
         validate(config)
         options.config = parsing.typed(config)
         # Finds two that are the same one.
-        by_name(options.config, getattr(options, "attention", None) or [])
+        with_attentions(options.config, getattr(options, "attention", None) or [])
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

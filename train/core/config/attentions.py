@@ -40,7 +40,7 @@ def with_attention(config: Config, text: str) -> Config:
     return replaced(config, {"model.attention": name, **changes})
 
 
-def by_name(config: Config, texts: Sequence[str]) -> dict[str, Config]:
+def with_attentions(config: Config, texts: Sequence[str]) -> dict[str, Config]:
     """Copies of a config with other attentions, by their names.
 
     Args:

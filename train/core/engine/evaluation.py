@@ -21,7 +21,7 @@ from train.core.engine.compiled_steps import build_eval_step, build_gate_step
 from train.core.engine.experiment import Evaluation, Experiment
 from train.core.engine.feeds import eval_feed
 from train.core.engine.pretrained import load_pretrained
-from train.core.engine.state import TrainState, initial_state, widened
+from train.core.engine.state import TrainState, initial_state, widened_to
 from train.core.errors import RunError
 from train.core.monitor.log import LAG, Progress
 from train.core.monitor.metric_rows import Row
@@ -147,7 +147,7 @@ def pretrained_weights(evaluation: Evaluation) -> Mapping[str, Any]:
     if evaluation.eval_split.note:
         say(evaluation.eval_split.note)
     variables = load_pretrained(evaluation, may_be_fresh=False)
-    variables = widened(variables, evaluation.config.model.dtype)
+    variables = widened_to(variables, evaluation.config.model.dtype)
     return {"": jax.device_put(variables, replicated(evaluation.mesh))}
 
 

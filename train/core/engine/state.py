@@ -85,14 +85,14 @@ def _initializer(experiment: Experiment) -> Any:
         else:
             # The state is donated at every step; what was read from a file is not the state's.
             variables = jax.tree.map(jnp.copy, variables)
-        variables = widened(variables, experiment.config.model.dtype)
+        variables = widened_to(variables, experiment.config.model.dtype)
         with_ema = experiment.config.ema_decay > 0
         return init_state(variables, experiment.tx, with_ema=with_ema)
 
     return jax.jit(init, out_shardings=replicated(experiment.mesh))
 
 
-def widened(variables: Any, dtype: str) -> Any:
+def widened_to(variables: Any, dtype: str) -> Any:
     """Variables in a type of the computation, where that is wider than their own."""
     return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, dtype)), variables)
 

@@ -3,7 +3,12 @@
 import pytest
 
 from nam_jax.attention import NAMES, has_nam_scales
-from train.core.config.attentions import attention_name, attention_options, by_name, with_attention
+from train.core.config.attentions import (
+    attention_name,
+    attention_options,
+    with_attention,
+    with_attentions,
+)
 from train.core.config.checks import validate
 from train.core.config.fields import default_config, flatten, replaced
 from train.core.errors import ConfigError
@@ -30,7 +35,7 @@ def test_text_and_config_say_the_same():
 
 def test_what_a_text_leaves_out_is_that_of_the_config():
     config = replaced(default_config(), {"model.attention": "nam", "model.normalization": "mean"})
-    found = by_name(config, ["none", "nam", "nam+normalization=share", "nam+gate_scale=2"])
+    found = with_attentions(config, ["none", "nam", "nam+normalization=share", "nam+gate_scale=2"])
     assert list(found) == [
         "none",
         "nam+normalization=mean",
@@ -40,7 +45,7 @@ def test_what_a_text_leaves_out_is_that_of_the_config():
     assert [c.model.normalization for c in found.values()] == ["share", "mean", "share", "mean"]
     message = "^--attention: got 'nam,nam.gate_scale=1', with nam.normalization=mean twice"
     with pytest.raises(ConfigError, match=message):
-        by_name(config, ["nam", "nam+gate_scale=1"])
+        with_attentions(config, ["nam", "nam+gate_scale=1"])
 
 
 @pytest.mark.parametrize("name", NAMES)
