@@ -69,8 +69,8 @@ def measure(case: Case, steps: int) -> dict[str, list[float]]:
     """Times a convolution.
 
     Args:
-      case: which.
-      steps: calls of each kind that are timed.
+      case: Convolution that is timed.
+      steps: Number of calls of each kind that are timed.
 
     Returns:
       By form: milliseconds forward, of the gradient of the input, and of that of the kernel.

@@ -86,12 +86,12 @@ def measure(name: str, shape: tuple[int, ...], steps: int) -> dict[str, dict[str
     """Times all forms of a module in turns.
 
     Args:
-      name: of the attention.
-      shape: (N, H, W, C) of the input.
-      steps: calls of each form that are timed.
+      name: Name of the attention.
+      shape: Shape of the input, (N, H, W, C).
+      steps: Number of calls of each form that are timed.
 
     Returns:
-      By form: `ms` and `ms_p95`, and the times relative to PyTorch's, `vs_compile`, `vs_eager`.
+      By form: `ms` and `ms_p95` in milliseconds, and the times relative to PyTorch's, `vs_compile`, `vs_eager`.
     """
     x, cotangent = np.random.default_rng(0).standard_normal((2, *shape), np.float32)
     forms = jax_forms(name, x, cotangent)

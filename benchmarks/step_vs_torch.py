@@ -145,9 +145,9 @@ def measure(config: Config, dtype: str, steps: int) -> dict[str, Any]:
     """Times both frameworks in turns.
 
     Args:
-      config: of the run.
-      dtype: of the computation.
-      steps: of each that are timed.
+      config: Config of the run.
+      dtype: Type of the computation.
+      steps: Number of steps of each that are timed.
 
     Returns:
       By framework `images_per_second`, `step_ms` and `step_ms_p95`, and `speed_vs_torch`, which

@@ -43,13 +43,13 @@ class Block(nn.Module):
         """Makes the block.
 
         Args:
-          inputs: channels of the input.
-          features: of the inner convolutions.
-          stride: of the block.
-          attention: one of ATTENTIONS.
-          size: height and width of the output.
-          bottleneck: 1×1, 3×3, 1×1 convolutions, and not two of 3×3.
-          projection: the shortcut is a convolution where the shape changes.
+          inputs: Number of channels of the input.
+          features: Number of features of the inner convolutions.
+          stride: Stride of the block.
+          attention: Name of the attention, one of ATTENTIONS.
+          size: Height and width of the output, in pixels.
+          bottleneck: Whether it has 1×1, 3×3 and 1×1 convolutions, and not two of 3×3.
+          projection: Whether the shortcut is a convolution where the shape changes.
         """
         super().__init__()
         self.outputs = 4 * features if bottleneck else features
@@ -101,14 +101,14 @@ class ResNet(nn.Module):
         """Makes the network.
 
         Args:
-          stage_sizes: blocks of every stage.
-          bottleneck: the kind of the blocks.
-          num_classes: number of logits.
-          image_shape: (H, W, channels), with H = W.
-          attention: one of ATTENTIONS.
-          stem: `imagenet` or `cifar`.
-          width: features of the first stage.
-          projection: shortcuts between stages are convolutions.
+          stage_sizes: Number of blocks of every stage.
+          bottleneck: Whether the blocks have 1×1, 3×3 and 1×1 convolutions, and not two of 3×3.
+          num_classes: Number of logits.
+          image_shape: Shape of the images, (H, W, channels) with H = W.
+          attention: Name of the attention, one of ATTENTIONS.
+          stem: First layers, `imagenet` or `cifar`.
+          width: Number of features of the first stage.
+          projection: Whether shortcuts between stages are convolutions.
         """
         super().__init__()
         size, _, channels = image_shape
@@ -151,7 +151,7 @@ def create(name: str, **options: object) -> ResNet:
     """Builds a network by its name: `resnet18`, `resnet50` or `resnet20`.
 
     Args:
-      name: of the network.
-      **options: further arguments of ResNet.
+      name: Name of the network.
+      **options: Further arguments of ResNet.
     """
     return ResNet(**{**_MODELS[name], **options})
