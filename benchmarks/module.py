@@ -91,7 +91,8 @@ def measure(name: str, shape: tuple[int, ...], steps: int) -> dict[str, dict[str
       steps: Number of calls of each form that are timed.
 
     Returns:
-      By form: `ms` and `ms_p95` in milliseconds, and the times relative to PyTorch's, `vs_compile`, `vs_eager`.
+      By form: `ms` and `ms_p95` in milliseconds, and the times relative to PyTorch's,
+      `vs_compile` and `vs_eager`.
     """
     x, cotangent = np.random.default_rng(0).standard_normal((2, *shape), np.float32)
     forms = jax_forms(name, x, cotangent)

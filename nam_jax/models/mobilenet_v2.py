@@ -104,8 +104,8 @@ class MobileNetV2(nn.Module):
       num_classes: Number of logits.
       attention: Name of an attention, see `nam_jax.attention`.
       attention_options: Hyper-parameters of the attention, such as `{"gate_scale": 2.0}`.
-      stem: `imagenet`, which divides the resolution by 32, or `cifar`, which divides it by
-        8: the first convolution and the first blocks with 24 features have stride 1.
+      stem: First layers, `imagenet`, which divides the resolution by 32, or `cifar`, which
+        divides it by 8: the first convolution and the first blocks with 24 features have stride 1.
       width_multiplier: Factor of the number of features of all layers, above 0; the last
         never has less than 1280.
       zero_init_last_scale: Whether every residual branch starts at zero, through the scale of

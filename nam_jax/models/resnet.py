@@ -96,7 +96,8 @@ class ResNet(nn.Module):
       num_classes: Number of logits.
       attention: Name of an attention, see `nam_jax.attention`.
       attention_options: Hyper-parameters of the attention, such as `{"gate_scale": 2.0}`.
-      stem: `imagenet` (7×7 convolution and max-pool, each of stride 2) or `cifar` (3×3).
+      stem: First layers, `imagenet` (7×7 convolution and max-pool, each of stride 2) or `cifar`
+        (3×3).
       width: Number of features of the first stage; every further stage doubles it.
       shortcut: Shortcut where the number of features changes: `projection`, a 1×1 convolution
         and a BatchNorm; or subsampling without parameters, with zero channels at the end

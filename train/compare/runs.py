@@ -149,7 +149,7 @@ def listed_numbers(
     Args:
       option: Name of the option.
       texts: What stands between its commas.
-      kind: int or float.
+      kind: Type of the numbers, int or float.
       field: Field of the config that they are for.
 
     Raises:

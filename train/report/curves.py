@@ -28,7 +28,7 @@ def points(rows: Sequence[Row], split: str, field: str, factor: float = 1) -> Po
 
     Args:
       rows: Metrics of the run.
-      split: `train` or `eval`.
+      split: Split, `train` or `eval`.
       field: Name of the figure; rows without it are left out.
       factor: Number that the figure is multiplied by.
     """

@@ -22,15 +22,15 @@ def write(directory, name, images, labels, num_classes, split="train", shards=2,
     """Writes a split, beside those that the dataset has already.
 
     Args:
-      directory: what `config.data.dir` will be.
-      name: of the dataset.
-      images: arrays (H, W, 1 or 3), uint8 or uint16; where sizes differ, the metadata name none.
+      directory: What `config.data.dir` will be.
+      name: Name of the dataset.
+      images: Arrays (H, W, 1 or 3), uint8 or uint16; where sizes differ, the metadata name none.
         Or bytes of image files in RGB, of any sizes; None makes a record of no bytes at all.
-      labels: one integer an image.
-      num_classes: of the dataset.
-      split: its name.
-      shards: how many files, each with about as many records.
-      file_names: one an image; None: the dataset has no such feature.
+      labels: Labels, one integer an image.
+      num_classes: Number of classes.
+      split: Name of the split.
+      shards: Number of files, each with about as many records.
+      file_names: Names of the images' files, one an image; None: the dataset has no such feature.
 
     Returns:
       The directory of the dataset's version.

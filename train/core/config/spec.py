@@ -28,12 +28,12 @@ class Spec:
     """What is known of a field beside its name.
 
     Attributes:
-      default: value of the default config; also gives the field its type.
-      doc: what the field means.
-      allowed: which values it may have, in words.
-      test: whether a value of the right type is one of them.
-      marks: what may differ in it although the run is the same.
-      names: the names of which it is one, where it is a choice.
+      default: Value of the default config; also gives the field its type.
+      doc: What the field means.
+      allowed: Which values it may have, in words.
+      test: Whether a value of the right type is one of them.
+      marks: What may differ in it although the run is the same.
+      names: The names of which it is one, where it is a choice.
     """
 
     default: Any
