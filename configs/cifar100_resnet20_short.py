@@ -14,7 +14,12 @@ python -m train.main --config configs/cifar100_resnet20_short.py --config.data.d
     --config.epochs=4 --config.optimizer.warmup_epochs=1 --config.optimizer.learning_rate=0.1 \
     --config.batch_size=128 --config.optimizer.weight_decay=5e-4 --workdir runs/tuning_0.1
 
-The error of the whole recipe has not been measured.
+The whole recipe, trained on all 50,000 images, has a top-1 error of 39.20 ± 0.30 % on the test set,
+mean and standard deviation over the seeds 0, 1 and 2 (38.88, 39.46 and 39.27 %), and a top-5 error
+of 12.59 ± 0.16 %; a run takes about an hour on one CPU core:
+
+python -m train.compare --config configs/cifar100_resnet20_short.py --config.data.dir=DIR \
+    --attention none --seeds 0,1,2 --workdir runs/cifar100
 """
 
 from configs import cifar100_resnet20

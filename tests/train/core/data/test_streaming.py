@@ -251,9 +251,10 @@ class StopHereError(Exception):
 
 
 @pytest.mark.slow
-def test_interrupted_run_goes_on_with_the_same_bits(directory, tmp_path, monkeypatch):
+@pytest.mark.parametrize("changes", [{}, INCREASING], ids=["crops", "repeats"])
+def test_interrupted_run_goes_on_with_the_same_bits(directory, tmp_path, monkeypatch, changes):
     tiny.use(monkeypatch)
-    config = imagenet.config(directory, steps=8, log_every_steps=1)
+    config = imagenet.config(directory, steps=8, log_every_steps=1, **changes)
     config.checkpoint.every_steps = 3
     whole, whole_rows = run(config, tmp_path / "whole")
     save = loop.Checkpoints.save
