@@ -70,7 +70,8 @@ clean: # remove the environment and what tools left behind
 .venv/dev: EXTRAS = train,dev
 .venv/docs: EXTRAS = train,docs,page
 .venv/train .venv/dev .venv/docs: .venv/new
-	$(INSTALL) -e '.[$(EXTRAS)]'
+	@echo "installing what is needed into .venv, which takes a minute or more"
+	@$(INSTALL) -e '.[$(EXTRAS)]'
 	touch .venv/train $@
 
 # Apart from the rest: where JAX finds libtpu and no TPU, every start prints warnings.

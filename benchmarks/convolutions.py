@@ -9,7 +9,6 @@ import argparse
 import functools
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -17,6 +16,8 @@ import jax
 from nam_jax import convolution
 from train.benchmark import turns
 from train.core import tables
+from train.core.command_line.values import output
+from train.core.devices.busy import busy
 from train.core.workdir.storage import write_json
 
 FORMS = {"xla": jax.lax.conv_general_dilated, "nam_jax": convolution}
@@ -123,9 +124,13 @@ def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output)
     options = parser.parse_args()
-    figures = {name: measure(case, options.steps) for name, case in CASES.items()}
+    figures = {}
+    with busy("compiling and timing", len(CASES), "convolutions") as work:
+        for name, case in CASES.items():
+            figures[name] = measure(case, options.steps)
+            work.advance()
     rows = [("ms: forward / gradient of input / of kernel", *FORMS)]
     for name, found in figures.items():
         rows.append((name, *(" / ".join(map(str, found[form])) for form in FORMS)))

@@ -28,11 +28,15 @@ def main() -> None:
     parser.add_argument("--steps", default="50")
     parser.add_argument("jobs", nargs="*", metavar="JOB", help=f"of {', '.join(JOBS)}")
     options = parser.parse_args()
+    for name in options.jobs:
+        if name not in JOBS:
+            parser.error(f"JOB: got {name!r}; allowed: {', '.join(JOBS)}")
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.jobs or JOBS:
         module, config, attentions = JOBS[name]
         command = [sys.executable, "-m", module, f"--config=configs/{config}.py"]
         command += [f"--attention={attentions}", f"--steps={options.steps}"]
+        print(f"{name}: begins, which takes minutes", file=sys.stderr, flush=True)
         with (options.out / f"{name}.log").open("w") as log:
             command.append(f"--json={options.out / name}.json")
             code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode

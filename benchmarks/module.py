@@ -13,7 +13,6 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +24,8 @@ from benchmarks.peers import nam, timing
 from nam_jax.layers.batch_norm import batch_moments
 from train.benchmark import turns
 from train.core import tables
+from train.core.command_line.values import output
+from train.core.devices.busy import busy
 from train.core.workdir.storage import write_json
 
 PEERS: dict[str, Callable[..., torch.nn.Module]] = {
@@ -124,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", default="32,32,32,256", help="N,H,W,C of the input")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output)
     options = parser.parse_args()
     shape = tuple(int(size) for size in options.shape.split(","))
     result: dict[str, Any] = {
@@ -133,7 +134,8 @@ def main() -> None:
         "versions": {"jax": jax.__version__, "torch": torch.__version__},
     }
     for name in PEERS:
-        result[name] = measure(name, shape, options.steps)
+        with busy(f"compiling and timing {name}"):
+            result[name] = measure(name, shape, options.steps)
         keys = ("ms", "ms_p95", "vs_compile", "vs_eager")
         rows = [(name, "ms", "95 %", "vs compile", "vs eager")]
         for form, found in result[name].items():

@@ -8,10 +8,10 @@ weights are random. Needs pip install '.[train,dev]'.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,8 @@ from nam_jax.export.trace import trace
 from nam_jax.variables import abstract_variables
 from train.benchmark import turns
 from train.core import tables
+from train.core.command_line.values import output
+from train.core.devices.busy import busy
 from train.core.workdir.storage import write_json
 
 # By network: its stem, and the size of its images.
@@ -144,14 +146,14 @@ def main() -> None:
     parser.add_argument("--attention", default="none,nam")
     parser.add_argument("--batches", default="1,32")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output)
     options = parser.parse_args()
-    rows = [
-        row
-        for name in options.networks.split(",")
-        for attention in options.attention.split(",")
-        for row in measure(name, attention, [*map(int, options.batches.split(","))], options.steps)
-    ]
+    pairs = itertools.product(options.networks.split(","), options.attention.split(","))
+    batches = [*map(int, options.batches.split(","))]
+    rows: list[dict[str, Any]] = []
+    for name, attention in pairs:
+        with busy(f"exporting and timing {name} with {attention}"):
+            rows += measure(name, attention, batches, options.steps)
     columns = tuple(rows[0])
     print(tables.Table(columns, [tuple(map(str, row.values())) for row in rows]).text())
     versions = {"jax": jax.__version__, "onnxruntime": onnxruntime.__version__}

@@ -29,9 +29,10 @@ from benchmarks.peers import resnet, timing
 from nam_jax import models, torch_import
 from train.benchmark import turns
 from train.core import command_line, tables
-from train.core.config.attentions import attention_name, by_name
+from train.core.config.attentions import attention_name, with_attentions
 from train.core.config.fields import Config
 from train.core.data.sources.registry import source_of
+from train.core.devices.busy import busy
 from train.core.devices.environment import processor
 from train.core.errors import ConfigError
 from train.core.workdir.storage import write_json
@@ -202,7 +203,7 @@ def parser() -> command_line.Parser:
 def main(options: Namespace) -> None:
     """Measures, and prints a table and JSON."""
     config = options.config
-    configs = by_name(config, options.attention or [attention_name(config)])
+    configs = with_attentions(config, options.attention or [attention_name(config)])
     check(config, configs)
     # PyTorch needs memory too.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -219,7 +220,8 @@ def main(options: Namespace) -> None:
     }
     rows = [("attention", "nam_jax images/s", "torch images/s", "speed vs torch")]
     for name, varied in configs.items():
-        figures = measure(varied, dtype, options.steps)
+        with busy(f"compiling and timing {name}, which takes minutes for a large network"):
+            figures = measure(varied, dtype, options.steps)
         result[name] = figures
         speeds = (figures[framework]["images_per_second"] for framework in ("nam_jax", "torch"))
         rows.append((name, *(f"{s:,.1f}" for s in speeds), f"{figures['speed_vs_torch']:.3f}"))

@@ -85,7 +85,7 @@ def train(attention: str, steps: int = 10) -> list[float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    # nam_tied is called with the scale of the BatchNorm before it; the README shows how.
+    # nam_tied is called with the scale of the BatchNorm before it: docs/library/your_model.md.
     choices = [name for name in NAMES if name != "nam_tied"]
     parser.add_argument("attention", nargs="?", default="nam", choices=choices)
     losses = train(parser.parse_args().attention)

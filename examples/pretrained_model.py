@@ -7,6 +7,7 @@ CLASSES a file with the names of its 1,000 classes in their order, one a line.
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def read(path: Path) -> np.ndarray:
     """The centre, 224², of a photograph whose short side is scaled to 256."""
-    image = cv2.imread(str(path))[..., ::-1]
+    image = cv2.imread(str(path))
+    if image is None:
+        raise SystemExit(f"{path}: no image that OpenCV reads; remove it.")
+    image = image[..., ::-1]
     factor = 256 / min(image.shape[:2])
     image = cv2.resize(image, None, fx=factor, fy=factor)
     top, left = ((size - 224) // 2 for size in image.shape[:2])
@@ -51,6 +55,8 @@ def main(weights: str, images: str, classes: str) -> dict[str, float]:
     """Errors of the network without attention, and with fresh NAM of gates times 1 and 2."""
     names = Path(classes).read_text().splitlines()
     paths = sorted(path for path in Path(images).glob("*/*") if path.parent.name in names)
+    if not paths:
+        raise SystemExit(f"{images}: no <class>/<image> of a class in {classes} is there.")
     x = np.stack([read(path) for path in paths])
     labels = np.array([names.index(path.parent.name) for path in paths])
     model = nam_jax.models.create("mobilenet_v2", num_classes=len(names))
@@ -62,7 +68,11 @@ def main(weights: str, images: str, classes: str) -> dict[str, float]:
         models[f"fresh NAM, gates times {gate_scale}"] = nam_jax.attach(
             model, nam, after=r"block\d+/project_bn"
         )
-    return {name: error(each, variables, x, labels) for name, each in models.items()}
+    errors = {}
+    for name, each in models.items():
+        print(f"evaluating {name}, which takes a minute or more", file=sys.stderr, flush=True)
+        errors[name] = error(each, variables, x, labels)
+    return errors
 
 
 if __name__ == "__main__":

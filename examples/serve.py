@@ -1,10 +1,10 @@
-"""Classifies the images of a folder with a file of train.export: serve.py FILE FOLDER.
+"""Classifies the images of a folder with a file of train.export.
 
 Needs NumPy, Pillow, and onnxruntime for ONNX, or JAX and flatbuffers for StableHLO.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +43,16 @@ def cropped(path, height, width, channels, crop_ratio, **about):
 
 def main(file, folder):
     """Prints the class of every image."""
-    network, about = load(Path(file))
+    network, about = load(file)
     known = Image.registered_extensions()
-    for path in sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in known):
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in known):
         scores = np.asarray(network(cropped(path, **about["images"])[None]))[0]
         label = int(scores.argmax())
         print(path.name, about["classes"][label] if about["classes"] else label)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("file", "folder"):
+        parser.add_argument(name, type=Path)
+    main(**vars(parser.parse_args()))

@@ -6,6 +6,7 @@ from nam_jax.attention import (
     BAM,
     CBAM,
     ECA,
+    AttentionModule,
     CoordinateAttention,
     HalfGate,
     SimAM,
@@ -14,7 +15,7 @@ from nam_jax.attention import (
     attention,
 )
 from nam_jax.attention.nam import NAM, ChannelNAM, SpatialNAM
-from nam_jax.export import export, export_onnx
+from nam_jax.export import UnsupportedOperationError, export, export_onnx
 from nam_jax.inspection import gate_statistics, gates, half_gates, saliency
 from nam_jax.layers.batch_norm import BatchNorm, Moments
 from nam_jax.layers.convolution import convolution
@@ -28,6 +29,7 @@ __all__ = [
     "CBAM",
     "ECA",
     "NAM",
+    "AttentionModule",
     "BatchNorm",
     "ChannelNAM",
     "CoordinateAttention",
@@ -37,6 +39,7 @@ __all__ = [
     "SpatialNAM",
     "SqueezeExcite",
     "TripletAttention",
+    "UnsupportedOperationError",
     "add_sparsity_penalty",
     "attach",
     "attention",

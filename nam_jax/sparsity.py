@@ -246,7 +246,7 @@ def _is_known(value: Any) -> bool:
 
 def _check_not_negative(what: str, value: Any) -> None:
     if _is_known(value) and not value >= 0:
-        raise ValueError(f"{what} must be at least 0; got {value}.")
+        raise ValueError(f"{what} has to be at least 0; got {value}.")
 
 
 def _checked_init(

@@ -3,8 +3,8 @@ r"""Compiles the training step for TPUs or GPUs, on a machine that needs none.
 It is the step that train.main runs on such devices. For one of them are
 printed: memory against what there is, operations, bytes, and collectives; for a
 GPU also kernels, and bytes of maps in float32. A step that does not fit fails.
-TPUs need pip install -e '.[train,tpu]', GPUs two wheels: make .venv/cuda.
-Needs no network; with the loader `streaming` no dataset.
+make .venv/libtpu gets the compiler for TPUs, make .venv/cuda that for GPUs; put
+it on PYTHONPATH. With the loader `streaming` no dataset is needed.
 
 Example:
   python -m train.compile --config configs/imagenet_resnet50.py \

@@ -56,7 +56,8 @@ def main(options: Namespace) -> None:
     attention = config.model.attention
     if options.gates and not has_nam_scales(attention):
         raise ConfigError(
-            f"--gates: config.model.attention={attention!r} has no gates of NAM; leave it out."
+            f"--gates: config.model.attention={attention!r} has no gates of NAM; leave "
+            "--gates out, or evaluate a network with NAM."
         )
     evaluation, weights, step = _loaded(options, config)
     if step is not None:

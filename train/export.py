@@ -156,7 +156,7 @@ def main(options: Namespace) -> None:
     _check_possible(options, kind)
     config = command_line.config_of_weights(options)
     if config is None:
-        workdir = command_line.named_workdir(options)
+        workdir = command_line.named_workdir(options, command_line.RUN_OR_WEIGHTS)
         network = trained_network.of_run(workdir, options.which, options.data_dir)
     else:
         network = trained_network.of_file(config)

@@ -1,4 +1,4 @@
-"""Calls of either framework as variants of `train.rounds`."""
+"""Calls of either framework as variants of `train.benchmark.turns`."""
 
 from collections.abc import Callable
 from typing import Any

@@ -6,7 +6,7 @@ from typing import Any
 from flax import linen as nn
 
 from nam_jax.export.fold import fold
-from nam_jax.export.serving import Shape, classifier, example
+from nam_jax.export.serving import Shape, check_installed, classifier, example
 from nam_jax.export.trace import Graph, trace
 
 
@@ -42,6 +42,7 @@ def export_onnx(
     Raises:
       UnsupportedOperationError: the network has an operation that is not known here.
       ValueError: image_shape is no (H, W, C), or mean is given without std.
+      ImportError: the package `onnx` is not installed.
 
     Example:
       >>> import jax, jax.numpy as jnp, nam_jax
@@ -52,6 +53,7 @@ def export_onnx(
       >>> variables = jax.tree.map(jnp.zeros_like, jax.eval_shape(init, images))
       >>> file = nam_jax.export_onnx(model, variables, images.shape[1:])
     """
+    check_installed("onnx", "nam_jax.export_onnx")
     function = classifier(model, variables, mean, std, probabilities)
     graph = fold(trace(function, example(image_shape, mean)))
     output = "probabilities" if probabilities else "logits"

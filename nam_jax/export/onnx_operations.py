@@ -44,15 +44,21 @@ def write(writer: Writer, operation: Operation) -> None:
       UnsupportedOperationError: nothing here says how.
     """
     name = operation.name
-    if name in ELEMENTWISE:
-        tensor = _elementwise(writer, operation, ELEMENTWISE[name])
-    elif name in _OTHERS:
-        tensor = _OTHERS[name](writer, operation)
-    else:
+    if name not in ELEMENTWISE and name not in _OTHERS:
         raise UnsupportedOperationError(
             f"The ONNX export knows no operation {name} of JAX; write the network with those in "
             "nam_jax/export/onnx_operations.py, or add it there."
         )
+    try:
+        if name in ELEMENTWISE:
+            tensor = _elementwise(writer, operation, ELEMENTWISE[name])
+        else:
+            tensor = _OTHERS[name](writer, operation)
+    except UnsupportedOperationError as error:
+        shapes = " and ".join(str(operand.shape) for operand in operation.operands)
+        raise UnsupportedOperationError(
+            f"{error} It met the operation {name} of JAX, of arrays of the shape {shapes}."
+        ) from error
     writer.put(operation.output, tensor)
 
 

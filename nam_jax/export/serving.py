@@ -1,5 +1,6 @@
 """What a trained network does in a service: from images to logits, with its weights inside."""
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,22 @@ from flax import linen as nn
 from jax import export
 
 Shape = tuple[int, int, int]
+
+
+def check_installed(package: str, function: str) -> None:
+    """Checks that a package is there which the library itself does without.
+
+    Args:
+      package: Name of the package.
+      function: Name of the function that needs it.
+
+    Raises:
+      ImportError: it is not; says how to get it.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(
+            f"{function} needs the package {package}; get it with pip install {package}."
+        )
 
 
 def classifier(

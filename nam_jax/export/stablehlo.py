@@ -1,4 +1,4 @@
-"""Networks as StableHLO, for programs with JAX alone."""
+"""Networks as StableHLO, for programs with JAX and flatbuffers."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from nam_jax.export.serving import Shape, classifier, example
+from nam_jax.export.serving import Shape, check_installed, classifier, example
 
 
 def export(
@@ -41,6 +41,7 @@ def export(
 
     Raises:
       ValueError: image_shape is no (H, W, C), or mean is given without std.
+      ImportError: the package `flatbuffers` is not installed.
 
     Example:
       >>> import jax, jax.numpy as jnp, nam_jax
@@ -53,6 +54,7 @@ def export(
       >>> jax.export.deserialize(bytearray(file)).call(images).shape
       (2, 10)
     """
+    check_installed("flatbuffers", "nam_jax.export")
     function = jax.jit(classifier(model, variables, mean, std, probabilities))
     with _without_source_lines():
         exported = jax.export.export(function, platforms=list(platforms))(

@@ -159,7 +159,10 @@ class ChannelNAM(NormalizationAttention):
         """The result of a call, unrounded."""
         (num_features,) = self.nam_bn.scale.shape
         if x.shape[-1] != num_features:
-            raise ValueError(f"ChannelNAM is for {num_features} channels; got {x.shape[-1]}.")
+            raise ValueError(
+                f"ChannelNAM is for {num_features} channels; got {x.shape[-1]}. Feed it as many, "
+                f"or build it with num_features={x.shape[-1]}."
+            )
         affine = self._affine(x, tuple(range(x.ndim - 1)), use_running_average)
         return scaled(gated(x, *affine), self.gate_scale)
 
@@ -189,7 +192,8 @@ class SpatialNAM(NormalizationAttention):
         if x.ndim != 4 or x.shape[1:3] != map_size:
             height, width = map_size
             raise ValueError(
-                f"SpatialNAM is for (N, {height}, {width}, C) arrays; got the shape {x.shape}."
+                f"SpatialNAM is for (N, {height}, {width}, C) arrays; got the shape {x.shape}. "
+                "Feed it such arrays, or build it with the map_size of these."
             )
         affine = self._affine(x, (0, 3), use_running_average)
         return scaled(gated(x, *(value[..., None] for value in affine)), self.gate_scale)

@@ -89,7 +89,7 @@ def test_injected_strengths_are_looked_at_as_far_as_they_are_known(make, options
         jax.jit(init(0.0))(params)
     with pytest.raises(ValueError, match="no parameter path ends in nam_bn/scale"):
         init(0.1)(plain)
-    with pytest.raises(ValueError, match="must be at least 0"):
+    with pytest.raises(ValueError, match="has to be at least 0"):
         init(-0.1)(PARAMS)
 
 

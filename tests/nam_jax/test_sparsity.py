@@ -127,7 +127,7 @@ def test_update_keeps_the_dtype_of_the_gradient():
     "strength", [-1e-4, float("nan"), np.float32(-1), np.int64(-1), np.float16("nan")]
 )
 def test_negative_strength_is_refused(transformation, strength):
-    with pytest.raises(ValueError, match=f"must be at least 0; got {strength}"):
+    with pytest.raises(ValueError, match=f"has to be at least 0; got {strength}"):
         transformation(strength)
 
 
@@ -289,7 +289,7 @@ def test_strength_may_be_injected_as_a_hyperparameter():
     [lambda: nam_jax.proximal_sparsity(0.1, -1.0), lambda: nam_jax.sparsity_penalty({}, -1.0)],
 )
 def test_negative_numbers_are_refused(call):
-    with pytest.raises(ValueError, match=r"must be at least 0; got -1\.0"):
+    with pytest.raises(ValueError, match=r"has to be at least 0; got -1\.0"):
         call()
 
 

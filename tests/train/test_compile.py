@@ -85,7 +85,7 @@ def test_without_libtpu_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyP
         raise RuntimeError("JAX TPU support not installed")
 
     monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", missing)
-    with pytest.raises(RunError, match=r"pip install -e '\.\[train,tpu\]'"):
+    with pytest.raises(RunError, match=r"with make \.venv/libtpu, and give the command"):
         topologies.devices("v5e:2x2")
 
 

@@ -34,7 +34,7 @@ def test_without_the_wheels_one_line_says_how_to_get_them(monkeypatch: pytest.Mo
         raise NotImplementedError("topology not implemented for cuda")
 
     monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", missing)
-    with pytest.raises(RunError, match=rf"jax-cuda12-pjrt=={jax.__version__}") as error:
+    with pytest.raises(RunError, match=r"with make \.venv/cuda, and give the command") as error:
         topologies.devices("h100")
     assert len(str(error.value).splitlines()) == 1
 

@@ -66,7 +66,10 @@ def test_repeats_the_last_evaluation(
 
 def test_refuses_another_config(trained: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(trained[0], "--config.optimizer.momentum=0.5") == 2
-    assert "optimizer.momentum is 0.9 there and 0.5 here" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "config.optimizer.momentum is 0.9 there and 0.5 here" in told
+    advice = "Leave to the run what it was trained with, or name another run by --workdir.\n"
+    assert told.endswith(advice)
 
 
 # The weights of a file, without a run.

@@ -17,7 +17,7 @@ import pytest
 from etils import epath
 
 from examples import serve
-from nam_jax import models
+from nam_jax import export, export_onnx, models
 from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.helpers import commands
 from tests.helpers.image_datasets import folders
@@ -203,7 +203,7 @@ def test_both_files_stay_where_one_cannot_be_written(
     monkeypatch.setattr(local, "write_bytes", full)
     refused = exported(run, files[0], "--overwrite")
     assert refused.code == 1
-    assert refused.err.endswith(f"No space left on device: '{files[0]}'\n")
+    assert refused.err.endswith(f"{files[0]}: No space left on device.\n")
     assert sorted(tmp_path.iterdir()) == sorted(files)
     assert [file.read_text() for file in files] == ["precious"] * 2
 
@@ -219,6 +219,9 @@ def test_a_missing_package_is_named(
     assert (refused.code, refused.out) == (2, "")
     assert f"needs the package {package}; get it with " in refused.err
     assert "pip install -e '.[train,export]'." in refused.err
+    function = export_onnx if kind == "onnx" else export
+    with pytest.raises(ImportError, match=f"needs the package {package}; get it with pip install"):
+        function(small("", num_classes=10, attention="none"), {}, (8, 8, 3))
 
 
 def test_weights_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def parser() -> command_line.Parser:
 def main(options: Namespace) -> None:
     """Trains what is not trained yet, and makes the tables."""
     plotting.check_installed()
-    workdir = command_line.named_workdir(options)
+    workdir = command_line.named_workdir(options, "the comparison")
     if not options.report:
         if options.config is None:
             raise ConfigError(command_line.NO_CONFIG)

@@ -58,7 +58,9 @@ def explaining_memory() -> Iterator[None]:
         line = str(error).splitlines()[0]
         if "RESOURCE_EXHAUSTED" not in line:
             raise
-        raise RunError(f"{line}; a smaller config.batch_size takes less memory.") from error
+        raise RunError(
+            f"the device has too little memory; a smaller config.batch_size takes less ({line})."
+        ) from error
 
 
 def reason(error: Exception) -> str:

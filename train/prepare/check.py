@@ -48,16 +48,16 @@ def check_dataset(config: DataConfig) -> None:
             split = source.open_split(name)
         if not split.has_records:
             raise ConfigError(
-                f"config.data.name: {config.name} is no dataset of records on disk; there is "
-                "nothing to check."
+                f"config.data.name: {config.name} is no dataset of records on disk, and needs no "
+                "check; allowed: `folder`, or the name of a TFDS dataset."
             )
         if split.note:
             print(split.note, flush=True)
         num_bad += _check_split(split, num_workers(config))
     if num_bad:
         raise RunError(
-            f"{num_bad} records of {config.name} cannot be used, see above; the loader `streaming` "
-            "passes over such records."
+            f"{num_bad} records of {config.name} cannot be used, see above; mend or remove them, "
+            "or set config.data.loader=streaming, which passes over them."
         )
 
 

@@ -31,7 +31,7 @@ def parser() -> command_line.Parser:
 def main(options: Namespace) -> None:
     """Writes the page, and prints where."""
     plotting.check_installed()
-    workdir = command_line.named_workdir(options)
+    workdir = command_line.named_workdir(options, "a run or a comparison")
     # An accelerator may be busy with the run itself.
     jax.config.update("jax_platforms", "cpu")
     with busy("writing the report"):

@@ -58,7 +58,7 @@ def main(options: Namespace) -> None:
     out = None if options.out is None else epath.Path(options.out)
     config = command_line.config_of_weights(options)
     if config is None:
-        workdir = command_line.named_workdir(options)
+        workdir = command_line.named_workdir(options, command_line.RUN_OR_WEIGHTS)
         visualize_run(workdir, asked, which=options.which, data_dir=options.data_dir, out=out)
     else:
         visualize_pretrained(config, asked, out=out)

@@ -12,6 +12,7 @@ import numpy as np
 
 from train.core.config.data_fields import DataConfig
 from train.core.data.on_host.transform import eval_transform
+from train.core.data.sources.image_files import read_file
 from train.core.data.sources.records import BadRecord, BadRecordError, Record
 from train.core.data.sources.split import Split
 from train.core.errors import ConfigError, named_by, reason
@@ -105,10 +106,10 @@ def of_files(files: Sequence[str], data: DataConfig, shape: tuple[int, int, int]
     images = []
     for file in files:
         try:
-            encoded = Path(os.path.expanduser(file)).read_bytes()
+            encoded = read_file(os.path.expanduser(file))
             record = Record(encoded, label=0, file_name=file, upright=True)
             images.append(Image(Path(file).name, transform.apply(record, row=0)))
-        except (OSError, BadRecordError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"--images: {file}: {reason(error)}") from error
     return images
 

@@ -112,6 +112,12 @@ def test_files_are_cropped_as_in_evaluation(tmp_path):
     assert (image.name, image.label) == ("a.png", None)
 
 
+def test_a_file_is_not_waited_for_in_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match=r"^--images: .*pipe: a folder, a pipe or a device, and"):
+        of_files([str(tmp_path / "pipe")], imagenet.config(tmp_path).data, (16, 16, 3))
+
+
 def test_images_of_a_dataset_its_names_and_bad_records(tmp_path, capsys):
     files = imagenet.jpegs(4)
     files[1] = b"no image"

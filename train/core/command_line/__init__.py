@@ -1,6 +1,7 @@
 """What all commands share: their options, their help, and errors in one line with an exit code."""
 
 from train.core.command_line.named import (
+    RUN_OR_WEIGHTS,
     check_no_run,
     config_of_weights,
     named_workdir,
@@ -14,6 +15,7 @@ __all__ = [
     "FAILED",
     "NO_CONFIG",
     "PREEMPTED",
+    "RUN_OR_WEIGHTS",
     "WRONG_USAGE",
     "Parser",
     "call",

@@ -8,6 +8,9 @@ from train.core.config.fields import Config
 from train.core.errors import ConfigError
 from train.core.workdir import storage
 
+# What a command that takes either calls what it lacks.
+RUN_OR_WEIGHTS = "a run, or weights by --config and --config.model.pretrained"
+
 
 def check_no_run(options: argparse.Namespace) -> None:
     """Checks that no run is named, where the weights of a file are.
@@ -52,12 +55,16 @@ def workdir(options: argparse.Namespace) -> epath.Path:
     return storage.locate(options.workdir)
 
 
-def named_workdir(options: argparse.Namespace) -> epath.Path:
+def named_workdir(options: argparse.Namespace, of: str = "a run") -> epath.Path:
     """The directory that --workdir names.
+
+    Args:
+      options: The parsed command line.
+      of: Whose directory it is.
 
     Raises:
       ConfigError: it is missing, or names a bucket that cannot be used.
     """
     if options.workdir is None:
-        raise ConfigError("--workdir is missing; name the directory.")
+        raise ConfigError(f"--workdir is missing; name the directory of {of}.")
     return storage.locate(options.workdir)

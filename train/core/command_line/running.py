@@ -16,7 +16,7 @@ from absl import logging as absl_logging
 
 from train.core.command_line.parser import Parser
 from train.core.devices import processes
-from train.core.errors import ConfigError, PreemptedError, RunError, WeightsError
+from train.core.errors import ConfigError, PreemptedError, RunError, WeightsError, reason_and_file
 
 DONE, FAILED, WRONG_USAGE, PREEMPTED = 0, 1, 2, 75
 
@@ -78,8 +78,7 @@ def call(
         # Whoever read the output has enough of it.
         return FAILED
     except OSError as error:
-        # Those of a bucket have many lines.
-        return _failed(FAILED, str(error).partition("\n")[0])
+        return _failed(FAILED, reason_and_file(error))
     except MemoryError as error:
         return _failed(
             FAILED,
@@ -90,7 +89,7 @@ def call(
         processes.say(f"{error}; the same command goes on from there")
         return PREEMPTED
     except KeyboardInterrupt:
-        return _failed(FAILED, "interrupted; the same command goes on with what is done already.")
+        return _failed(FAILED, "interrupted.")
     except Exception:
         traceback.print_exc()
         return FAILED

@@ -1,6 +1,5 @@
 """TPU slices and hosts with GPUs by their names, for compiling on a machine that has none."""
 
-import importlib.metadata
 import os
 import re
 from typing import Any
@@ -64,8 +63,8 @@ def _slice(name: str, generation: str, chips: str) -> list[jax.Device]:
         ) from error
     except RuntimeError as error:
         raise RunError(
-            f"--topology {name} needs the package libtpu; get it with "
-            "pip install -e '.[train,tpu]'."
+            f"--topology {name} needs the compiler for TPUs; get it (0.2 GB) with make "
+            ".venv/libtpu, and give the command PYTHONPATH=.venv/libtpu."
         ) from error
 
 
@@ -76,8 +75,7 @@ def _gpus(card: str, count: int) -> list[jax.Device]:
             platform="cuda", target_config=target_config(card), topology=f"1x1x{count}"
         ).devices
     except NotImplementedError as error:
-        version = importlib.metadata.version("jax")
         raise RunError(
-            f"--topology {card} needs the compiler for GPUs; get it (0.5 GB) with pip install "
-            f"--no-deps jax-cuda12-plugin=={version} jax-cuda12-pjrt=={version}."
+            f"--topology {card} needs the compiler for GPUs; get it (0.5 GB) with make .venv/cuda, "
+            "and give the command PYTHONPATH=.venv/cuda."
         ) from error

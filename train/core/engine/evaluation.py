@@ -123,7 +123,12 @@ def checkpoint_weights(
       ConfigError: there is no such run, or it was trained on other classes.
       RunError: there is no such checkpoint.
     """
-    directory.check_config(workdir, experiment.config, marked(Mark.FREE | Mark.EVALUATION))
+    directory.check_config(
+        workdir,
+        experiment.config,
+        marked(Mark.FREE | Mark.EVALUATION),
+        "Leave to the run what it was trained with, or name another run by --workdir",
+    )
     directory.check_classes(workdir, experiment.source.class_names)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = checkpoints.step_of(which)

@@ -18,6 +18,7 @@ from etils import epath
 
 from train.core.config.fields import Config
 from train.core.devices import environment
+from train.core.devices.busy import busy
 from train.core.devices.processes import is_main, say
 from train.core.errors import ConfigError, reason
 from train.core.monitor import metric_rows
@@ -102,7 +103,8 @@ class Sender:
     def close(self) -> None:
         """Waits a little until all is sent."""
         self._rows.put(None)
-        self._thread.join(FINISH_SECONDS)
+        with busy(f"sending the rest to Weights & Biases, at most {FINISH_SECONDS} seconds"):
+            self._thread.join(FINISH_SECONDS)
         if self._thread.is_alive():
             self._tell(
                 f"not all was sent within {FINISH_SECONDS} seconds; to send the rest: wandb sync "

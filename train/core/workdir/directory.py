@@ -45,17 +45,25 @@ def claim(workdir: epath.Path, config: Config) -> None:
         if not (workdir / "config.json").exists():
             write_json(workdir / "config.json", dataclasses.asdict(config))
     except OSError as error:
-        raise ConfigError(f"--workdir {workdir}: {reason(error)}") from error
+        raise ConfigError(
+            f"--workdir {workdir}: {reason(error)} Name a directory that can be written."
+        ) from error
     check_config(workdir, config)
 
 
-def check_config(workdir: epath.Path, config: Config, free: Collection[str] = FREE) -> None:
+def check_config(
+    workdir: epath.Path,
+    config: Config,
+    free: Collection[str] = FREE,
+    advice: str = "Give this run a directory of its own",
+) -> None:
     """Checks that the run in a directory has this config.
 
     Args:
       workdir: Directory of the run.
       config: Config that is wanted.
       free: Names of fields that may differ.
+      advice: What to do where others differ, without a full stop.
 
     Raises:
       ConfigError: there is no run, or its config differs; names the fields.
@@ -68,10 +76,9 @@ def check_config(workdir: epath.Path, config: Config, free: Collection[str] = FR
     ]
     if differing:
         both = "; ".join(
-            f"{name} is {saved.get(name)!r} there and {wanted.get(name)!r} here"
+            f"config.{name} is {saved.get(name)!r} there and {wanted.get(name)!r} here"
             for name in differing
         )
-        advice = "Give this run a directory of its own"
         # Its default has changed.
         if differing == ["model.shortcut"]:
             advice += f", or go on with that one by --config.{differing[0]}={saved[differing[0]]}"

@@ -105,7 +105,9 @@ def locked(workdir: epath.Path) -> Iterator[Lock]:
             workdir.mkdir(parents=True, exist_ok=True)
             _take(place, owner, workdir)
         except OSError as error:
-            raise ConfigError(f"--workdir {workdir}: {reason(error)}") from error
+            raise ConfigError(
+                f"--workdir {workdir}: {reason(error)} Name a directory that can be written."
+            ) from error
         lock = Lock(place, owner)
         try:
             yield lock

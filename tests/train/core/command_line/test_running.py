@@ -105,7 +105,10 @@ def test_help_fits_a_screen_and_shows_an_example(command: str) -> None:
         (("chek", *DIGITS), "name what to do: check or shrink; got 'chek'."),
         (("check", "now", *DIGITS), "unknown argument 'now'"),
         (("shrink", *DIGITS), "--out is missing"),
-        (("check", *DIGITS), "digits is no dataset of records on disk; there is nothing to check."),
+        (
+            ("check", *DIGITS),
+            "digits is no dataset of records on disk, and needs no check; allowed: ",
+        ),
         (
             ("shrink", *DIGITS, "--out=new"),
             "digits cannot be shrunk; datasets of TFDS and folders of images can.",
@@ -165,14 +168,14 @@ def test_of_several_errors_at_once_one_line_is_left() -> None:
         text=True,
         check=False,
     )
-    assert (result.returncode, result.stderr) == (1, "error: the first error\n")
+    assert (result.returncode, result.stderr) == (1, "error: the first error.\n")
 
 
 @pytest.mark.parametrize(
     ("arguments", "redirection", "code", "said"),
     [
-        ("train.config", "> /dev/full", 1, r"error: .*No space left on device\n"),
-        slow("train.config --help", "> /dev/full", 1, r"error: .*No space left on device\n"),
+        ("train.config", "> /dev/full", 1, r"error: .*No space left on device\.\n"),
+        slow("train.config --help", "> /dev/full", 1, r"error: .*No space left on device\.\n"),
         slow("train.config --help", ">&-", 0, ""),
         slow("train.config", ">&-", 0, ""),
         # A pipe whose reader is gone by then.

@@ -179,7 +179,10 @@ def test_links(tmp_path):
         *("a/0.png", "a/folder.png", "a/gone.png", "a/inner/1.png", "a/inner/2.png", "a/link.png"),
         *("b/0.png", "c/1.png", "c/2.png"),
     ]
-    reasons = {"folder.png": "no file", "gone.png": "No such file or directory."}
+    reasons = {
+        "folder.png": "a folder, a pipe or a device, and no file",
+        "gone.png": "No such file or directory.",
+    }
     for index, path in enumerate(found.paths()):
         reason = reasons.get(path.rpartition("/")[2])
         if reason is None:
@@ -270,7 +273,7 @@ def test_what_cannot_be_read_is_a_bad_record(tmp_path, monkeypatch):
 
     monkeypatch.setattr(image_files, "open", refuse, raising=False)
     reasons = ["no whole", "no whole", "Permission denied", "No such file", "4,097 bytes; at most"]
-    for index, reason in enumerate([*reasons, "no file", "no whole"]):
+    for index, reason in enumerate([*reasons, "and no file", "no whole"]):
         with pytest.raises(BadRecordError, match=reason) as error:
             decode(files[index], 3)
         assert error.value.file_name == f"train/a/{names[index]}.jpg"
@@ -329,6 +332,13 @@ def test_wrong_files_of_classes(tmp_path, text, message):
         open_split(tmp_path, classes=str(file))
     assert_says(error.value, "config.data.classes: ")
     assert message in str(error.value)
+
+
+def test_classes_are_not_waited_for_in_a_pipe(tmp_path):
+    folders.write_splits(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match=r"^config\.data\.classes: .*pipe: a folder, a pipe or"):
+        open_split(tmp_path, classes=str(tmp_path / "pipe"))
 
 
 def test_wrong_folders_take_a_line(tmp_path):

@@ -118,7 +118,7 @@ def test_the_first_of_several_bad_records_is_named(tmp_path, monkeypatch):
     tfds_writer.write(tmp_path, "tiny", encoded, labels, 7)
     config = data_config("tiny", tmp_path, image_size=4)
     config.workers = 4
-    with pytest.raises(RunError, match=r"train record 5: no whole image.*`streaming` passes"):
+    with pytest.raises(RunError, match=r"train record 5: no whole image.*loader=streaming"):
         source_of(config).open_split("train").load()
 
 

@@ -92,7 +92,7 @@ def _default(name):
 def test_all_differing_fields_are_named(tmp_path):
     claim(tmp_path, Config())
     other = replaced(Config(), {"seed": 1, "optimizer.momentum": 0.5, "checkpoint.keep": 5})
-    with pytest.raises(ConfigError, match=r"momentum is 0\.9 there .*; seed is 0 there") as error:
+    with pytest.raises(ConfigError, match=r"momentum is 0\.9 .*; config\.seed is 0 there") as error:
         check_config(tmp_path, other)
     assert "keep" not in str(error.value)
 
@@ -110,7 +110,7 @@ def test_run_of_a_version_with_other_fields_is_refused(tmp_path):
     config = dataclasses.asdict(Config())
     del config["seed"]
     write_json(tmp_path / "config.json", config | {"depth": 50})
-    with pytest.raises(ConfigError, match=r"depth is 50 there .* seed is None there"):
+    with pytest.raises(ConfigError, match=r"depth is 50 there .*; config\.seed is None there"):
         claim(tmp_path, Config())
 
 

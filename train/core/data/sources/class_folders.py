@@ -2,9 +2,14 @@
 
 import os
 import re
-from pathlib import Path
 
-from train.core.data.sources.image_files import is_printable, look_into, normalized, printable
+from train.core.data.sources.image_files import (
+    is_printable,
+    look_into,
+    normalized,
+    printable,
+    read_file,
+)
 from train.core.errors import ConfigError, few, reason
 
 # The folders of a directory that holds splits under names which the config does not have.
@@ -69,7 +74,7 @@ def named_classes(file: str) -> list[str]:
       ConfigError: it cannot be read, names one class alone, or one twice.
     """
     try:
-        text = Path(os.path.expanduser(file)).read_text("utf-8-sig")
+        text = read_file(os.path.expanduser(file)).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise ConfigError(f"config.data.classes: {file}: {reason(error)}") from error
     names = [normalized(line.strip()) for line in text.rstrip().split("\n")]

@@ -65,7 +65,7 @@ class ImageFiles:
         """
         path = self._path(index)
         try:
-            encoded = _read(os.path.join(self._directory, path))
+            encoded = read_file(os.path.join(self._directory, path))
         except (OSError, ValueError) as error:
             raise BadRecordError(reason(error), printable(path)) from error
         return Record(encoded, self._labels[index], printable(path), upright=True)
@@ -88,11 +88,16 @@ class ImageFiles:
         return os.fsdecode(bytes(self._paths[self._ends[index] : self._ends[index + 1]]))
 
 
-def _read(path: str) -> bytes:
+def read_file(path: str) -> bytes:
+    """Reads a file of somebody's: no pipe, which may keep one waiting, and no device.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is something else, or larger than any image.
+    """
     status = os.stat(path)
-    # To open a pipe would keep the thread waiting.
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError("no file")
+        raise ValueError("a folder, a pipe or a device, and no file")
     if status.st_size > MOST_BYTES:
         raise ValueError(f"{status.st_size:,} bytes; at most {MOST_BYTES:,} are read")
     with open(path, "rb") as file:

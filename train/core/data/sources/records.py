@@ -167,8 +167,10 @@ def load_all(
                 labels[index] = record.label
             except BadRecordError as error:
                 bad = BadRecord(split, index, error.file_name, str(error))
-                message = f"{bad}; the loader `streaming` passes over such records."
-                raise RunError(message) from error
+                raise RunError(
+                    f"{bad}; mend or remove it, or set config.data.loader=streaming, which passes "
+                    "over such records."
+                ) from error
 
     begins = range(0, len(records), RECORDS_OF_A_TASK)
     # The threads here share the cores already.

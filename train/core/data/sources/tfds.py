@@ -21,6 +21,9 @@ from train.core.data.sources.split import (
 from train.core.data.sources.tf_examples import TfExamples, array_records
 from train.core.errors import ConfigError, UnknownSplitError, reason
 
+# TensorFlow comes with it, which the environment of the trainer does without.
+_TFDS = "python -m venv prepare && prepare/bin/pip install '.[prepare]' && prepare/bin/tfds"
+
 
 class Tfds:
     """A TFDS dataset for image classification."""
@@ -102,17 +105,16 @@ class Tfds:
         if builder is None:
             raise ConfigError(
                 f"config.data.name: no dataset {self._config.name!r} in {self.directory}; prepare "
-                f"it with: pip install '.[prepare]' && tfds build {self._config.name} "
-                f"--file_format=array_record --data_dir={self.directory}"
+                f"it with: {_TFDS} build {self._config.name} --file_format=array_record "
+                f"--data_dir={self.directory}"
             )
         info = builder.info
         formats = [form.value for form in (info.file_format, *info.alternative_file_formats)]
         if "array_record" not in formats:
             raise ConfigError(
                 f"config.data.name: {builder.data_path} is stored as {formats[0]}, which needs "
-                "TensorFlow to read; convert it with: pip install '.[prepare]' && tfds "
-                f"convert_format --dataset_dir={builder.data_path.parent} "
-                "--out_file_format=array_record"
+                f"TensorFlow to read; convert it with: {_TFDS} convert_format "
+                f"--dataset_dir={builder.data_path.parent} --out_file_format=array_record"
             )
         return builder
 
