@@ -123,7 +123,7 @@ def does_not_fit(used: str, available: str) -> str:
     )
 
 
-def described(figures: dict[str, Any]) -> str:
+def as_text(figures: dict[str, Any]) -> str:
     """The figures of one device as text, a line each."""
     peak = _gib(figures["peak_bytes"])
     if figures["available_bytes"]:
@@ -176,7 +176,7 @@ def main(options: Namespace) -> None:
     jax.config.update("jax_platforms", "cpu")
     devices = topologies.devices(options.topology)
     figures = compile_step(experiment_for(options.config, devices))
-    print(described(figures))
+    print(as_text(figures))
     if options.json:
         write_json(options.json, {"topology": options.topology, **figures})
 

@@ -17,7 +17,7 @@ import numpy as np
 from nam_jax.export.trace import Graph, Operand, Operation, Value, trace, without_unused
 
 
-class Affine(NamedTuple):
+class MultiplyAdd(NamedTuple):
     """A value that is factor · base + summand.
 
     Attributes:
@@ -30,9 +30,9 @@ class Affine(NamedTuple):
     factor: Any
     summand: Any
 
-    def then(self, factor: Any, summand: Any) -> "Affine":
+    def then(self, factor: Any, summand: Any) -> "MultiplyAdd":
         """This value times a factor, and a summand added."""
-        return Affine(self.base, factor * self.factor, factor * self.summand + summand)
+        return MultiplyAdd(self.base, factor * self.factor, factor * self.summand + summand)
 
 
 def fold(graph: Graph) -> Graph:
@@ -48,7 +48,7 @@ def fold(graph: Graph) -> Graph:
     return _with_convolutions(_affine_folded(_with_sigmoids(_affine_folded(graph))))
 
 
-def affine(operation: Operation) -> Affine | None:
+def affine(operation: Operation) -> MultiplyAdd | None:
     """What an operation makes of its one operand that is no constant, if that is linear.
 
     Args:
@@ -63,13 +63,15 @@ def affine(operation: Operation) -> Affine | None:
     one, zero = np.float64(1), np.float64(0)
     match operation.name:
         case "add":
-            return Affine(values[0], one, constant)
+            return MultiplyAdd(values[0], one, constant)
         case "sub":
-            return Affine(values[0], one if is_first else -one, -constant if is_first else constant)
+            return MultiplyAdd(
+                values[0], one if is_first else -one, -constant if is_first else constant
+            )
         case "mul" | "neg":
-            return Affine(values[0], constant, zero)
+            return MultiplyAdd(values[0], constant, zero)
         case "div" if is_first:
-            return Affine(values[0], 1 / constant, zero)
+            return MultiplyAdd(values[0], 1 / constant, zero)
     return None
 
 
@@ -116,7 +118,7 @@ class _Folder:
         # Where the operation of a value stands.
         self.places: dict[Value, int] = {}
         # Values that no operation computes yet.
-        self.pending: dict[Value, Affine] = {}
+        self.pending: dict[Value, MultiplyAdd] = {}
         self.renamed: dict[Value, Value] = {}
 
     def add(self, operation: Operation) -> None:
@@ -144,7 +146,7 @@ class _Folder:
             self._compute(operand, self.pending.pop(operand))
         return self.renamed.get(operand, operand)
 
-    def _compute(self, value: Value, linear: Affine) -> None:
+    def _compute(self, value: Value, linear: MultiplyAdd) -> None:
         base, factor, summand = linear
         if self.uses[base] == 1 and self._scale_kernel(base, factor):
             factor = np.ones(())

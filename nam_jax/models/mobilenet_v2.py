@@ -32,7 +32,7 @@ STAGES = (
 )
 
 
-def scaled(features: int, width_multiplier: float) -> int:
+def scaled_features(features: int, width_multiplier: float) -> int:
     """Features of a wider or narrower network: the nearest multiple of 8, never 10 % less.
 
     Args:
@@ -165,7 +165,7 @@ class MobileNetV2(nn.Module):
         options = blocks.shared_options(train=train, dtype=self.dtype, axis_name=self.axis_name)
         attention = blocks.Attention(self.attention, self.attention_options)
         strides = 2 if self.stem == "imagenet" else 1
-        stem_features = scaled(32, self.width_multiplier)
+        stem_features = scaled_features(32, self.width_multiplier)
         x = _layer(x, stem_features, 3, options, name="stem", strides=strides)
         block = nn.remat(InvertedResidual) if self.remat else InvertedResidual
         keys = blocks.needed_keys(row_keys, self.drop_path, self.dropout, train=train)
@@ -174,7 +174,7 @@ class MobileNetV2(nn.Module):
             if strides > 1:
                 x = blocks.between_stages(x, attention, options, name=f"bam{number - 1}")
             x = block(
-                scaled(features, self.width_multiplier),
+                scaled_features(features, self.width_multiplier),
                 strides,
                 expansion,
                 attention,
@@ -183,7 +183,8 @@ class MobileNetV2(nn.Module):
                 drop_path=rates[number - 1],
                 name=f"block{number}",
             )(x, blocks.keys_of(keys, number))
-        x = _layer(x, scaled(1280, max(1.0, self.width_multiplier)), 1, options, name="last")
+        last_features = scaled_features(1280, max(1.0, self.width_multiplier))
+        x = _layer(x, last_features, 1, options, name="last")
         return blocks.head(x, self.num_classes, blocks.keys_of(keys, 0), self.dropout)
 
     def _blocks(self) -> Iterator[tuple[int, int, int]]:

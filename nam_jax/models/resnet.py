@@ -1,7 +1,7 @@
 """Residual networks with attention on every residual branch."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ from nam_jax.layers.batch_norm import AxisNames
 from nam_jax.layers.convolution import window
 from nam_jax.models import blocks
 
-STEMS = ("imagenet", "cifar")
+Stem = Literal["imagenet", "cifar"]
+STEMS: tuple[str, ...] = get_args(Stem)
 SHORTCUTS = ("projection", "pad_end", "pad_centre")
 
 

@@ -126,7 +126,7 @@ def unknown_key(key: str, keys: list[str]) -> StateDictKeyError:
 
     Args:
       key: Dotted key.
-      keys: Those there are.
+      keys: Keys of those that are there.
     """
     allowed = "the file is one: leave the key out" if keys == [""] else f"there are {few(keys)}"
     return StateDictKeyError(f"it has no state dict {shortened(key)!r}; {allowed}")

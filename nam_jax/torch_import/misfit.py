@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 
 from nam_jax import models
-from nam_jax.models.mobilenet_v2 import MobileNetV2, scaled
+from nam_jax.models.mobilenet_v2 import MobileNetV2, scaled_features
 from nam_jax.models.resnet import Bottleneck, ResNet
 from nam_jax.torch_import import names
 from nam_jax.torch_import.wording import few, shortened
@@ -24,7 +24,7 @@ class Cause(NamedTuple):
     """Why a state dict does not fit.
 
     Attributes:
-      text: What the matter is, a clause.
+      text: Reason, a clause.
       options: Fields of `nam_jax.models.create`, `new_head`, or the `key` of `read`, with which
         it would fit.
     """
@@ -177,7 +177,7 @@ def _other_width(module: nn.Module, actual: Shapes) -> Iterator[Cause]:
     last = actual.get("features.17.conv.3.weight")
     if not isinstance(module, MobileNetV2) or not last:
         return
-    if last[0] not in (0, scaled(320, module.width_multiplier)):
+    if last[0] not in (0, scaled_features(320, module.width_multiplier)):
         width = last[0] / 320
         yield Cause(f"its width is {width:g}", {"width_multiplier": width})
 

@@ -17,7 +17,7 @@ from configs import cifar100_resnet20
 from tests.helpers.commands import OPTIMIZED, PLAIN, REPOSITORY
 from tests.helpers.tiny import digits
 from train import compile as command
-from train.compile import compiler_refusal, described, experiment_for
+from train.compile import as_text, compiler_refusal, experiment_for
 from train.core import command_line
 from train.core.config.fields import Config, replaced
 from train.core.devices import chips, topologies
@@ -125,7 +125,7 @@ def test_refusals_are_one_line(message: str, line: str) -> None:
 
 
 def test_report() -> None:
-    assert described(FIGURES).splitlines() == [
+    assert as_text(FIGURES).splitlines() == [
         "one of 4 × TPU v5 lite:",
         "  images         128",
         "  arguments      0.211 GiB",
@@ -140,7 +140,7 @@ def test_report() -> None:
 
 
 def test_report_of_a_device_whose_memory_is_not_known() -> None:
-    lines = described({**FIGURES, "available_bytes": None}).splitlines()
+    lines = as_text({**FIGURES, "available_bytes": None}).splitlines()
     assert "  peak memory    4.510 GiB" in lines
 
 

@@ -18,6 +18,7 @@ DATA = {"grain", "tensorflow_datasets", "array_record", "sklearn"}
         pytest.param("evaluate", NEVER | DATA, marks=pytest.mark.slow),
         pytest.param("compile", NEVER | DATA, marks=pytest.mark.slow),
         pytest.param("report.__main__", NEVER | DATA, marks=pytest.mark.slow),
+        pytest.param("visualize.__main__", NEVER, marks=pytest.mark.slow),
         pytest.param("summary", NEVER | DATA | {"orbax", "tensorboardX"}, marks=pytest.mark.slow),
         pytest.param("config", NEVER | DATA | {"orbax", "tensorboardX"}, marks=pytest.mark.slow),
     ],

@@ -115,7 +115,7 @@ def _plot(
       name: Name of the plot's files.
       unit: Unit of what is shown.
       curves: Points by label; curves without any are left out.
-      caption: What they mean.
+      caption: Text below them, which says what they mean.
       least_top: Number that the axis reaches at least to.
     """
     shown = {label: curve for label, curve in curves.items() if curve[0]}

@@ -96,9 +96,7 @@ def side_by_side(folder: epath.Path, *plots: Plot) -> str:
       *plots: Plots to draw.
     """
     folder.mkdir(exist_ok=True)
-    return "\n".join(
-        ['<div class="gallery">', *(_figure(plot, folder) for plot in plots), "</div>"]
-    )
+    return "\n".join(['<div class="plots">', *(_figure(plot, folder) for plot in plots), "</div>"])
 
 
 def _figure(plot: Plot, folder: epath.Path) -> str:

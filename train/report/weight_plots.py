@@ -41,7 +41,7 @@ def sorted_weights(weights: Weights, kind: str) -> Plot:
 
     Args:
       weights: Weights of one kind, at least one layer, from input to output.
-      kind: What they are of, `channels` or `pixels`.
+      kind: Kind of what they weigh, `channels` or `pixels`.
     """
 
     def draw(figure: "Figure") -> None:
@@ -73,7 +73,7 @@ def heat_map(weights: Weights, kind: str) -> Plot:
 
     Args:
       weights: Weights of one kind, at least one layer, from input to output.
-      kind: What they are of, `channels` or `pixels`.
+      kind: Kind of what they weigh, `channels` or `pixels`.
     """
     lines = np.stack([_resampled(layer) for layer in weights.values()])
     small = [count_small_weights(layer) / layer.size for layer in weights.values()]

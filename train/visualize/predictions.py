@@ -1,20 +1,19 @@
 """What a network makes of an image: its prediction, the places that led to it, its gates."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
-from nam_jax import gates
+from nam_jax.inspection.image_gates import recorded_gates
+from nam_jax.variables import is_attention
 from train.core.data import on_device
 from train.core.engine.trained_network import Trained
 from train.core.errors import ConfigError
 from train.visualize.grad_cam import grad_cam
-
-# What the gate is of, by the attention that has but one.
-GATED = {"nam_channel": "channel", "nam_tied": "channel", "nam_spatial": "spatial"}
 
 
 class View(NamedTuple):
@@ -36,16 +35,15 @@ class View(NamedTuple):
     spatial_gate: Any = None
 
 
-def layers(trained: Trained) -> list[str]:
+def gated_layers(trained: Trained) -> list[str]:
     """The paths of all layers with NAM, such as `layer4_2/attention`, in the network's order."""
     paths: list[str] = []
 
     def trace(variables: Any, images: jax.Array) -> None:
-        paths.extend(gates(trained.model, variables, images, train=False))
+        paths.extend(path for path, _ in _gates(trained.model, variables, images))
 
     jax.eval_shape(trace, trained.variables, jnp.zeros((1, *trained.image_shape)))
-    attention = trained.config.model.attention
-    return list(dict.fromkeys(_layer_and_kind(path, attention)[0] for path in paths))
+    return list(dict.fromkeys(map(_layer, paths)))
 
 
 def chosen_layer(trained: Trained, wanted: str | None) -> str | None:
@@ -58,7 +56,7 @@ def chosen_layer(trained: Trained, wanted: str | None) -> str | None:
     Raises:
       ConfigError: there is no such layer.
     """
-    paths = layers(trained)
+    paths = gated_layers(trained)
     if wanted is None:
         return paths[-1] if paths else None
     if wanted not in paths:
@@ -72,7 +70,7 @@ def viewer(trained: Trained, layer: str | None) -> Callable[[np.ndarray], View]:
 
     Args:
       trained: Network to look with.
-      layer: Layer whose gates to look at, one of `layers`; None: none.
+      layer: Layer whose gates to look at, one of `gated_layers`; None: none.
     """
     model, config = trained.model, trained.config
 
@@ -86,28 +84,33 @@ def viewer(trained: Trained, layer: str | None) -> Callable[[np.ndarray], View]:
         logits = network(images)
         classes = logits.argmax(-1)
         heat = grad_cam(network, images, classes)
-        by_path = gates(model, variables, images, train=False) if layer else {}
-        profiles = _profiles(by_path, layer, config.model.attention)
-        return View(classes[0], jax.nn.softmax(logits)[0].max(), heat[0], *profiles)
+        profiles = _profiles(model, variables, images, layer) if layer else {}
+        return View(classes[0], jax.nn.softmax(logits)[0].max(), heat[0], **profiles)
 
     # Image by image: neither many of them nor the gates of all layers have to fit in the memory.
     compiled, variables = jax.jit(view), jax.device_put(trained.variables)
     return lambda image: jax.device_get(compiled(variables, image))
 
 
+def _gates(
+    model: nn.Module, variables: Any, images: jax.Array
+) -> Iterator[tuple[str, tuple[str, jax.Array]]]:
+    return recorded_gates(model, variables, images, (), {"train": False})
+
+
 def _profiles(
-    by_path: Mapping[str, jax.Array], layer: str | None, attention: str
-) -> tuple[jax.Array | None, jax.Array | None]:
-    channels = pixels = None
-    for path, gate in by_path.items():
-        match _layer_and_kind(path, attention):
-            case owner, "channel" if owner == layer:
-                channels = gate[0].mean((0, 1))
-            case owner, "spatial" if owner == layer:
-                pixels = gate[0].mean(-1)
-    return channels, pixels
+    model: nn.Module, variables: Any, images: jax.Array, layer: str
+) -> dict[str, jax.Array]:
+    """The gates of a layer as fields of a `View`."""
+    profiles = {}
+    for path, (kind, gate) in _gates(model, variables, images):
+        if _layer(path) == layer:
+            profiles[f"{kind}_gate"] = gate[0].mean(-1 if kind == "spatial" else (0, 1))
+    return profiles
 
 
-def _layer_and_kind(path: str, attention: str) -> tuple[str, str]:
-    layer, _, last = path.rpartition("/")
-    return (layer, last) if attention == "nam" else (path, GATED[attention])
+def _layer(path: str) -> str:
+    """The path of the attention that a module with gates is, or is a part of."""
+    parts = path.split("/")
+    place = next(place for place, part in enumerate(parts) if is_attention(part))
+    return "/".join(parts[: place + 1])

@@ -13,7 +13,7 @@ from flax import traverse_util
 from nam_jax import models
 from nam_jax.attention import NAMES
 from nam_jax.models import blocks
-from nam_jax.models.mobilenet_v2 import InvertedResidual, scaled
+from nam_jax.models.mobilenet_v2 import InvertedResidual, scaled_features
 from tests.helpers.networks import owns_parameters
 from tests.helpers.values import with_slow
 
@@ -180,14 +180,14 @@ def test_projection_has_no_relu():
     ],
 )
 def test_features_are_multiples_of_eight_and_never_a_tenth_less(features, multiplier, expected):
-    assert scaled(features, multiplier) == expected
+    assert scaled_features(features, multiplier) == expected
 
 
 def parameters_of_width(multiplier, num_classes=1000):
     """Convolutions, two numbers a feature for every BatchNorm, and the classifier."""
 
     def width(features):
-        return scaled(features, multiplier)
+        return scaled_features(features, multiplier)
 
     inputs = width(32)
     total = 27 * inputs + 2 * inputs

@@ -64,7 +64,7 @@ def attention_name(config: Config) -> str:
     """The attention of a config, with the hyper-parameters that differ from their defaults.
 
     Example:
-      >>> from train.config import default_config
+      >>> from train.core.config.fields import default_config
       >>> from train.core.config.attentions import attention_name
       >>> config = default_config()
       >>> config.model.attention, config.model.gate_scale = "nam", 2.0

@@ -7,7 +7,7 @@ from nam_jax import models
 from nam_jax.attention import NAMES as ATTENTIONS
 from nam_jax.attention import hyperparameters
 from nam_jax.layers.equations import NORMALIZATIONS, Normalization
-from nam_jax.models.resnet import SHORTCUTS, STEMS
+from nam_jax.models.resnet import SHORTCUTS, STEMS, Stem
 from train.core.config.spec import (
     Mark,
     above_zero,
@@ -37,7 +37,7 @@ class ModelConfig:
     weight_gradient: bool = switch(
         False, "let gradients flow through NAM's weights", marks=Mark.LATER
     )
-    stem: str = choice("imagenet", STEMS, "the first layers: 7×7 and max-pool, or 3×3")
+    stem: Stem = choice("imagenet", STEMS, "the first layers: 7×7 and max-pool, or 3×3")
     shortcut: str = declared(
         "",
         "shortcuts between a ResNet's stages: 1×1 convolutions, or zero channels at the end or on "

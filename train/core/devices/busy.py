@@ -103,9 +103,9 @@ def busy(
     """Shows that what happens inside is going on, if it takes longer than a few seconds.
 
     Args:
-      what: What is done, such as `reading train`.
-      total: Of how many `advance` counts; None: that is not known.
-      unit: What they are, such as `images`.
+      what: Name of the work, such as `reading train`.
+      total: Number that `advance` counts up to; None: it is not known.
+      unit: Name of what is counted, such as `images`.
       patience: Seconds without a line before the first sign; None: PATIENCE.
 
     Example:

@@ -88,7 +88,7 @@ def fitted(evaluation: Evaluation, variables: Any) -> Any:
     """Fits spatial NAM to images of the size that is evaluated, see `nam_jax.resize_spatial`.
 
     Args:
-      evaluation: What the images are of.
+      evaluation: Evaluation whose images they are for.
       variables: Variables of the network, for images of the size that it is trained on.
     """
     shape = evaluation.eval_split.image_shape
@@ -141,7 +141,7 @@ def pretrained_weights(evaluation: Evaluation) -> Mapping[str, Any]:
     """Reads the weights of the file that the config names.
 
     Args:
-      evaluation: What the config leads to.
+      evaluation: Evaluation of a config that names a file.
 
     Returns:
       The variables, as `evaluate` takes them.
@@ -162,7 +162,7 @@ def evaluate_gates(
     """Looks at the gates of NAM for every image of the evaluation split.
 
     Args:
-      evaluation: What the split is of.
+      evaluation: Evaluation whose split is looked at.
       variables: Variables of the network.
 
     Returns:

@@ -15,14 +15,14 @@ from train.core.engine.experiment import Evaluation, streams
 from train.core.errors import ConfigError, WeightsError, few
 
 
-def load_pretrained(experiment: Evaluation, *, may_be_fresh: bool = True) -> Any:
+def load_pretrained(evaluation: Evaluation, *, may_be_fresh: bool = True) -> Any:
     """Reads the variables of a file, and prints what is fresh instead.
 
     The classifier is fresh if the file has none for this number of classes, the attention if
     the file has none at all.
 
     Args:
-      experiment: What a config leads to that names a file which `nam_jax.torch_import.read` takes,
+      evaluation: Evaluation of a config that names a file which `nam_jax.torch_import.read` takes,
         or none, and the state dict in it.
       may_be_fresh: Whether a run is to train what is fresh.
 
@@ -34,12 +34,12 @@ def load_pretrained(experiment: Evaluation, *, may_be_fresh: bool = True) -> Any
         finite, or lacks weights where nothing may be fresh.
       WeightsError: it does not fit the network.
     """
-    config = experiment.config.model
+    config = evaluation.config.model
     if not config.pretrained:
         return None
-    image_shape = experiment.source.image_shape
-    plan = planned(config, experiment.model, image_shape, may_be_fresh=may_be_fresh)
-    variables = plan.variables(streams(experiment.config.seed)["init"])
+    image_shape = evaluation.source.image_shape
+    plan = planned(config, evaluation.model, image_shape, may_be_fresh=may_be_fresh)
+    variables = plan.variables(streams(evaluation.config.seed)["init"])
     # Larger numbers of float64 become infinite.
     with np.errstate(over="ignore"):
         variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables)

@@ -44,7 +44,7 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, loss: Loss) -> jax.Arra
     Args:
       logits: Logits z of every class, (N, classes).
       targets: Targets t of every class, in [0, 1], (N, classes).
-      loss: Which of the two.
+      loss: Name of the loss, one of the two.
 
     Returns:
       (N,) losses.

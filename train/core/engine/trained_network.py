@@ -61,7 +61,7 @@ def of_run(workdir: epath.Path, which: str, data_dir: str | None = None) -> Trai
     if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         config.model.dtype = "float32"
     step, variables = _restore(workdir, which)
-    dataset = directory.dataset(workdir) or described(source_of(config.data))
+    dataset = directory.dataset(workdir) or dataset_description(source_of(config.data))
 
     def open_split(name: str) -> Split:
         source = source_of(at_eval_size(config.data))
@@ -92,7 +92,8 @@ def of_file(config: Config) -> Trained:
     # One device is enough, whatever groups and batches the config is for.
     alone = {"model.sync_bn_devices": 1, "accumulate_steps": 1, "model.remat": False}
     evaluation = build_evaluation(replaced(config, alone), jax.devices()[:1], reads_images=False)
-    dataset, data, source = described(evaluation.source), evaluation.config.data, evaluation.source
+    data, source = evaluation.config.data, evaluation.source
+    dataset = dataset_description(source)
     if data.eval_image_size:
         source = source_of(at_eval_size(data))
     model = create_model(evaluation.config, dataset["num_classes"])
@@ -127,7 +128,7 @@ def _restore(workdir: epath.Path, which: str) -> tuple[int, dict[str, Any]]:
         return step, checkpoints.restore_parts(step, "params", "batch_stats")
 
 
-def described(source: Source) -> dict[str, Any]:
+def dataset_description(source: Source) -> dict[str, Any]:
     """What dataset.json would say of a dataset, for which a run of an earlier version has none."""
     return {
         "num_classes": source.num_classes,

@@ -50,7 +50,7 @@ class NonFiniteError(RuntimeError):
     """A loss or an update is NaN or infinite; the message names the step."""
 
 
-class Writer:
+class RowWriter:
     """Writes rows for the run, as events for TensorBoard, as log lines, and to a server."""
 
     def __init__(
@@ -62,7 +62,7 @@ class Writer:
           workdir: Directory of the run.
           start_step: Number of updates done so far.
           total_steps: Number of updates at the end of the run.
-          sender: What sends them to Weights & Biases; None: nothing does.
+          sender: Thread that sends them to Weights & Biases; None: nothing does.
         """
         self._sender = sender
         self._rows = metric_rows.of(workdir)
@@ -132,11 +132,11 @@ class Log:
           start_step: Number of updates done so far.
           total_steps: Number of updates at the end of the run.
           steps_per_epoch: Number of updates of an epoch.
-          sender: What sends the rows to Weights & Biases; None: nothing does.
+          sender: Thread that sends the rows to Weights & Biases; None: nothing does.
         """
         self._writer = None
         if processes.is_main():
-            self._writer = Writer(workdir, start_step, total_steps, sender)
+            self._writer = RowWriter(workdir, start_step, total_steps, sender)
         self._config = config
         self._total_steps = total_steps
         self._steps_per_epoch = steps_per_epoch

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from etils import epath
 
-from train.core.data.sources.image_files import normalized, printable
+from train.core.data.sources.image_files import in_nfc, printable
 from train.core.data.sources.split import Split
 from train.core.errors import ConfigError, few, reason
 from train.core.workdir.checkpoint_files import saved_steps
@@ -46,7 +46,7 @@ def _names(splits: Iterable[Split]) -> bytes:
     names = bytearray()
     for split in {split.name: split for split in splits}.values():
         for path in split.files.paths() if split.files else ():
-            names += json.dumps(normalized(path)).encode() + b"\n"
+            names += json.dumps(in_nfc(path)).encode() + b"\n"
     return bytes(names)
 
 

@@ -14,7 +14,7 @@ from train.core.config.parsing import from_fields
 from train.core.config.spec import Mark
 from train.core.data.crop import INTERPOLATIONS
 from train.core.data.loaders import LOADERS
-from train.core.engine.optimizer.updates import UPDATES
+from train.core.engine.optimizer.updates import OPTIMIZERS
 from train.core.errors import ConfigError
 
 MANY = tuple(i / 102 for i in range(1, 102))
@@ -305,7 +305,7 @@ def test_reference_tells_of_every_field():
 
 @pytest.mark.parametrize(
     ("names", "by_name"),
-    [(OptimizerName, UPDATES), (Interpolation, INTERPOLATIONS), (LoaderName, LOADERS)],
+    [(OptimizerName, OPTIMIZERS), (Interpolation, INTERPOLATIONS), (LoaderName, LOADERS)],
 )
 def test_every_choice_has_what_it_chooses(names, by_name):
     assert get_args(names) == tuple(by_name)

@@ -315,7 +315,7 @@ def test_operations_follow_one_another():
     draws = ra.OperationDraws(*(np.array([row]) for row in ([11, 10], [30, 15], [1, 1])))
     assert [ra.OPERATIONS[i] for i in (11, 10)] == [ra.solarize, ra.posterize]
     expected = call(ra.posterize, 15, image=call(ra.solarize, 30))
-    np.testing.assert_array_equal(ra.apply(IMAGE, draws, 0, RAND), expected)
+    np.testing.assert_array_equal(ra.apply(IMAGE, draws, 0, RAND, ra.OPERATIONS), expected)
 
 
 def test_levels_spread_around_the_configs_and_stay_in_their_range():

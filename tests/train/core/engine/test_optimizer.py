@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.values import with_slow
 from train.core.config.fields import default_config
 from train.core.engine import optimizer
-from train.core.engine.optimizer.updates import UPDATES, kernels
+from train.core.engine.optimizer.updates import OPTIMIZERS, kernels
 
 PEAK = 0.1
 
@@ -356,7 +356,16 @@ def test_proximal_mode_of_adam_reaches_exact_zeros_of_nam_scales_alone(x64, name
 
 
 @pytest.mark.parametrize("mode", ["sign", "proximal"])
-@pytest.mark.parametrize("name", UPDATES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_updates_in_both_modes(name, mode):
+    config = optimizer_config(name=name, sparsity=0.1, sparsity_mode=mode)
+    before, after = parameters(), by_optax(config, 1)
+    changed = jax.tree.map(lambda a, b: np.any(a != b), before, after)
+    assert all(jax.tree.leaves(changed))
+
+
+@pytest.mark.parametrize("mode", ["sign", "proximal"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_penalty_that_finds_no_scale_is_refused(name, mode):
     tx = optimizer.create(optimizer_config(name=name, sparsity=0.1, sparsity_mode=mode), rate)
     with pytest.raises(ValueError, match="would do nothing"):

@@ -2,6 +2,7 @@
 
 import collections
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -178,6 +179,17 @@ def tree(**changes):
         "b": np.arange(4, dtype=np.int32),
     }
     return {"params": leaves | changes}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux")
+def test_open_files_stay_flat(tmp_path):
+    open_files = []
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        for step in range(1, 13):
+            checkpoints.save(step, state_of(step), {}, None)
+            checkpoints.wait()
+            open_files.append(len(list(Path("/proc/self/fd").iterdir())))
+    assert max(open_files[-4:]) <= max(open_files[2:6])
 
 
 def test_digest_is_that_of_every_process():

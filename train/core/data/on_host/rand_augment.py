@@ -103,7 +103,7 @@ def apply(
     draws: OperationDraws,
     row: int,
     limits: Ranges,
-    operations: tuple[Operation, ...] | None = None,
+    operations: tuple[Operation, ...],
 ) -> np.ndarray:
     """Applies a row's operations to its image, one after the other.
 
@@ -112,9 +112,8 @@ def apply(
       draws: Draws of the batch.
       row: Row of the image in the draws.
       limits: Ranges of the augmentation.
-      operations: What the draws are places in; default: OPERATIONS.
+      operations: Operations that the draws choose from.
     """
-    operations = operations or OPERATIONS
     for operation, level, sign in zip(*(part[row].tolist() for part in draws), strict=True):
         if operation >= 0:
             changed = operations[operation](image, level / LEVELS, sign, limits)

@@ -4,9 +4,9 @@ import os
 import re
 
 from train.core.data.sources.image_files import (
+    in_nfc,
     is_printable,
     look_into,
-    normalized,
     printable,
     read_file,
 )
@@ -26,7 +26,7 @@ def folders_in(path: str) -> tuple[NamesOnDisk, int]:
     """
     inside, named = look_into(path), NamesOnDisk()
     for own in inside.folders:
-        name = normalized(own)
+        name = in_nfc(own)
         if name in named or not is_printable(name):
             fault = (
                 "is there twice" if name in named else "holds a character that cannot be printed"
@@ -77,7 +77,7 @@ def named_classes(file: str) -> list[str]:
         text = read_file(os.path.expanduser(file)).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise ConfigError(f"config.data.classes: {file}: {reason(error)}") from error
-    names = [normalized(line.strip()) for line in text.rstrip().split("\n")]
+    names = [in_nfc(line.strip()) for line in text.rstrip().split("\n")]
     seen = {""}
     for line, name in enumerate(names, start=1):
         if name in seen or not is_printable(name):

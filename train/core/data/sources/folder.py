@@ -13,7 +13,7 @@ from train.core.data.sources.class_folders import (
     folders_in,
     named_classes,
 )
-from train.core.data.sources.image_files import SUFFIXES, ImageFiles, images_below, normalized
+from train.core.data.sources.image_files import SUFFIXES, ImageFiles, images_below, in_nfc
 from train.core.data.sources.records import load_all
 from train.core.data.sources.split import (
     Arrays,
@@ -109,7 +109,7 @@ class Folder:
     @functools.cached_property
     def _has_splits(self) -> bool:
         names = {name.lower() for name in self._folders[0]}
-        configured = map(normalized, (self._config.train_split, self._config.eval_split))
+        configured = map(in_nfc, (self._config.train_split, self._config.eval_split))
         # Under other names: to take them for classes would train a network to tell splits apart.
         return any(name in self._folders[0] for name in configured) or names <= NAMES_OF_SPLITS
 
@@ -117,7 +117,7 @@ class Folder:
     def _naming_split(self) -> str:
         """The split whose folders name the classes."""
         folders, config = self._folders[0], self._config
-        is_there = [normalized(name) in folders for name in (config.train_split, config.eval_split)]
+        is_there = [in_nfc(name) in folders for name in (config.train_split, config.eval_split)]
         return config.eval_split if is_there == [False, True] else config.train_split
 
     def _class_folders(self, split: str) -> tuple[NamesOnDisk, int]:
@@ -125,13 +125,13 @@ class Folder:
         folders, ignored = self._folders
         if not self._has_splits:
             return folders, ignored
-        own = folders.get(normalized(split))
+        own = folders.get(in_nfc(split))
         if own is None:
             raise UnknownSplitError(
                 f"{self.directory} has no folder {split!r}; it has {few(folders)}."
             )
         inner, inner_ignored = folders_in(os.path.join(self.directory, own))
-        splits = set(map(normalized, (split, self._config.train_split, self._config.eval_split)))
+        splits = set(map(in_nfc, (split, self._config.train_split, self._config.eval_split)))
         strays = [f for f in folders if f not in splits and f.lower() not in NAMES_OF_SPLITS]
         in_all = ignored + len(strays) + inner_ignored
         return {name: f"{own}/{folder}" for name, folder in inner.items()}, in_all
@@ -220,7 +220,7 @@ class Folder:
 
     def _part(self, path: str) -> str | None:
         """The split that a file belongs to where the directory has none; None: to none of these."""
-        digest = hashlib.sha256(normalized(path).encode(errors="surrogateescape")).digest()
+        digest = hashlib.sha256(in_nfc(path).encode(errors="surrogateescape")).digest()
         is_held_out = int.from_bytes(digest[:8]) < self._config.eval_fraction * 2**64
         train_split, eval_split = self._config.train_split, self._config.eval_split
         if is_held_out:

@@ -52,7 +52,7 @@ class ImageFiles:
         self._paths += os.fsencode(path)
         self._ends.append(len(self._paths))
         self._labels.append(label)
-        self._digest.update(f"{label} {normalized(path)}\0".encode(errors="surrogateescape"))
+        self._digest.update(f"{label} {in_nfc(path)}\0".encode(errors="surrogateescape"))
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -219,11 +219,11 @@ def _around(link: str) -> set[tuple[int, int]]:
 def in_order(names: list[str]) -> list[str]:
     """Sorts names by their NFC, in place, and those that are the same there by themselves."""
     names.sort()
-    names.sort(key=normalized)
+    names.sort(key=in_nfc)
     return names
 
 
-def normalized(name: str) -> str:
+def in_nfc(name: str) -> str:
     """A name in NFC: file systems keep the same letters in several ways."""
     return unicodedata.normalize("NFC", name)
 

@@ -9,7 +9,7 @@ import optax
 from nam_jax import add_sparsity_penalty, proximal_sparsity
 from nam_jax.sparsity import NAM_SCALES, map_scales, soft_threshold
 from train.core.config.optimizer_fields import OptimizerConfig
-from train.core.engine.optimizer.updates import REPEATING, UPDATES
+from train.core.engine.optimizer.updates import OPTIMIZERS
 
 
 def create(config: OptimizerConfig, learning_rate: optax.Schedule) -> optax.GradientTransformation:
@@ -49,15 +49,15 @@ def create(config: OptimizerConfig, learning_rate: optax.Schedule) -> optax.Grad
     (the factor), 2025, https://arxiv.org/abs/2502.16982; J. Yun, A. Lozano and E. Yang, Adaptive
     Proximal Gradient Methods for Structured Neural Networks, NeurIPS 2021 (the threshold).
     """
-    chain = []
+    chain, optimizer = [], OPTIMIZERS[config.name]
     if config.clip_norm:
         chain.append(optax.clip_by_global_norm(config.clip_norm))
     if config.sparsity_mode == "sign":
         chain.append(add_sparsity_penalty(config.sparsity))
-    chain += UPDATES[config.name](config, learning_rate)
+    chain += optimizer.updates(config, learning_rate)
     if config.sparsity_mode == "sign":
         return optax.chain(*chain)
-    if config.name in REPEATING:
+    if optimizer.moves_scales_by == "momentum":
         total = 1 / (1 - config.momentum)
         proximal = proximal_sparsity(config.sparsity, lambda step: total * learning_rate(step))
         return optax.chain(*chain, proximal)

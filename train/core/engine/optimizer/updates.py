@@ -1,7 +1,7 @@
 """The optimizers by name: from gradients to updates."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
@@ -73,15 +73,26 @@ def _muon(config: OptimizerConfig, learning_rate: optax.Schedule) -> Chain:
     ]
 
 
-UPDATES: dict[OptimizerName, Callable[[OptimizerConfig, optax.Schedule], Chain]] = {
-    "sgd": _sgd,
-    "lars": _lars,
-    "adamw": _adamw,
-    "lamb": _lamb,
-    "muon": _muon,
+class Optimizer(NamedTuple):
+    """An optimizer.
+
+    Attributes:
+      updates: Function that gives its part of the chain.
+      moves_scales_by: What becomes of a gradient of NAM's scales: momentum repeats it, Adam
+        divides it. The penalty's proximal mode follows it.
+    """
+
+    updates: Callable[[OptimizerConfig, optax.Schedule], Chain]
+    moves_scales_by: Literal["momentum", "adam"]
+
+
+OPTIMIZERS: dict[OptimizerName, Optimizer] = {
+    "sgd": Optimizer(_sgd, "momentum"),
+    "lars": Optimizer(_lars, "momentum"),
+    "adamw": Optimizer(_adamw, "adam"),
+    "lamb": Optimizer(_lamb, "adam"),
+    "muon": Optimizer(_muon, "adam"),
 }
-# Those whose momentum repeats a gradient; in the others Adam, which divides it, moves NAM's scales.
-REPEATING: tuple[OptimizerName, ...] = ("sgd", "lars")
 
 
 def kernels(params: optax.Params) -> optax.Params:
