@@ -301,7 +301,7 @@ def test_step_that_does_not_run_is_refused_in_one_line(monkeypatch):
 
     monkeypatch.setattr(variants, "measure", fail)
     with pytest.raises(
-        RunError, match=r"^RESOURCE_EXHAUSTED: out of memory; .*batch_size"
+        RunError, match=r"config\.batch_size takes less \(RESOURCE_EXHAUSTED: out of memory\)"
     ) as error:
         measured(digits(), ["nam"], steps=1)
     assert len(str(error.value).splitlines()) == 1

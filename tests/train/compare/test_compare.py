@@ -173,7 +173,8 @@ FAILURES = {
     "se": (RunError("the loss of step 3 is nan."), "the loss of step 3 is nan."),
     "bam": (
         jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB\nand more"),
-        "RESOURCE_EXHAUSTED: 9 GiB; a smaller config.batch_size takes less memory.",
+        "the device has too little memory; a smaller config.batch_size takes less "
+        "(RESOURCE_EXHAUSTED: 9 GiB).",
     ),
     "cbam": (MemoryError(), "MemoryError."),
 }
