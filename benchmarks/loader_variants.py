@@ -25,7 +25,7 @@ from train.core.data.on_host import partial_jpeg
 from train.core.data.on_host.batches import BatchMaker
 from train.core.data.on_host.transform import train_transform
 from train.core.data.sources.records import decode
-from train.core.data.sources.registry import open_split
+from train.core.data.sources.registry import source_of
 from train.core.data.sources.tfds import Tfds
 from train.core.engine.experiment import streams
 
@@ -60,7 +60,7 @@ def costs(directory: Path) -> None:
     cv2.setNumThreads(0)
     config = imagenet_resnet50.get_config()
     config.data.dir = str(directory)
-    split = open_split(config.data, "train")
+    split = source_of(config.data).open_split("train")
     opened = split.open_records()
     builder = Tfds(config.data).builder
     skip = {"image": tfds.decode.SkipDecoding()}
@@ -105,7 +105,7 @@ def pipelines(directory: Path, seconds: float) -> None:
     config = imagenet_resnet50.get_config()
     config.data.dir = str(directory)
     workers = cpu_cores()
-    split = open_split(config.data, "train")
+    split = source_of(config.data).open_split("train")
     order = epoch_orders(streams(0)["order"], split.num_examples, config)(0)
     opened, steps = split.open_records(), split.num_examples // BATCH_SIZE
 

@@ -57,7 +57,7 @@ def write(writer: Writer, operation: Operation) -> None:
     except UnsupportedOperationError as error:
         shapes = " and ".join(str(operand.shape) for operand in operation.operands)
         raise UnsupportedOperationError(
-            f"{error} It met the operation {name} of JAX, of arrays of the shape {shapes}."
+            f"{error.what} It met the operation {name} of JAX, of arrays of the shapes {shapes}."
         ) from error
     writer.put(operation.output, tensor)
 

@@ -102,6 +102,7 @@ class UnsupportedOperationError(NotImplementedError):
 
     def __init__(self, what: str):
         """Says what, a sentence, and what to do."""
+        self.what = what
         super().__init__(f"{what} StableHLO (nam_jax.export) can hold every network.")
 
 

@@ -133,9 +133,10 @@ def test_disk_that_cannot_be_written(disk: Disk, undisturbed: Path) -> None:
     with saving(workdir):
         pass
     disk.remount("ro")
-    assert fails(workdir, 2) == f"error: --workdir {workdir}: Read-only file system."
+    said = "Read-only file system. Name a directory that can be written."
+    assert fails(workdir, 2) == f"error: --workdir {workdir}: {said}"
     other = disk.path / "other"
-    assert fails(other, 2) == f"error: --workdir {other}: Read-only file system."
+    assert fails(other, 2) == f"error: --workdir {other}: {said}"
     disk.remount("rw")
     goes_on(workdir, undisturbed)
 

@@ -68,7 +68,7 @@ def test_refuses_another_config(trained: Any, capsys: pytest.CaptureFixture[str]
     assert run(trained[0], "--config.optimizer.momentum=0.5") == 2
     told = capsys.readouterr().err
     assert "config.optimizer.momentum is 0.9 there and 0.5 here" in told
-    advice = "Leave to the run what it was trained with, or name another run by --workdir.\n"
+    advice = "Leave these fields as they were in training, or name another run by --workdir.\n"
     assert told.endswith(advice)
 
 

@@ -160,5 +160,6 @@ REFUSED: dict[str, tuple[Callable[[jax.Array], jax.Array], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_known_is_refused(name: str) -> None:
     function, message = REFUSED[name]
-    with pytest.raises(UnsupportedOperationError, match=message):
+    with pytest.raises(UnsupportedOperationError, match=message) as error:
         exported(function)
+    assert str(error.value).count("StableHLO") == 1

@@ -1,4 +1,4 @@
-"""StableHLO files, in this process and in one with JAX alone."""
+"""StableHLO files, in this process and in one with JAX and flatbuffers alone."""
 
 import subprocess
 import sys

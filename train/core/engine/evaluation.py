@@ -127,7 +127,7 @@ def checkpoint_weights(
         workdir,
         experiment.config,
         marked(Mark.FREE | Mark.EVALUATION),
-        "Leave to the run what it was trained with, or name another run by --workdir",
+        "Leave these fields as they were in training, or name another run by --workdir",
     )
     directory.check_classes(workdir, experiment.source.class_names)
     with Checkpoints(workdir / "checkpoints") as checkpoints:

@@ -81,7 +81,7 @@ def check_config(
         )
         # Its default has changed.
         if differing == ["model.shortcut"]:
-            advice += f", or go on with that one by --config.{differing[0]}={saved[differing[0]]}"
+            advice += f", or take its own by --config.{differing[0]}={saved[differing[0]]}"
         raise ConfigError(
             f"--workdir {workdir} belongs to a run of another config: {both}. {advice}."
         )

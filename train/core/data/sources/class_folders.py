@@ -77,7 +77,7 @@ def named_classes(file: str) -> list[str]:
         text = read_file(os.path.expanduser(file)).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise ConfigError(f"config.data.classes: {file}: {reason(error)}") from error
-    names = [in_nfc(line.strip()) for line in text.rstrip().split("\n")]
+    names = [in_nfc(line.strip()) for line in re.split("\r\n|\r|\n", text.rstrip())]
     seen = {""}
     for line, name in enumerate(names, start=1):
         if name in seen or not is_printable(name):
