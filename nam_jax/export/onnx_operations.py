@@ -3,6 +3,7 @@
 An attention or a network that uses another one needs its function here, and nothing else.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -44,16 +45,13 @@ def write(writer: Writer, operation: Operation) -> None:
       UnsupportedOperationError: nothing here says how.
     """
     name = operation.name
-    if name not in ELEMENTWISE and name not in _OTHERS:
+    if name not in _WRITE:
         raise UnsupportedOperationError(
             f"The ONNX export knows no operation {name} of JAX; write the network with those in "
             "nam_jax/export/onnx_operations.py, or add it there."
         )
     try:
-        if name in ELEMENTWISE:
-            tensor = _elementwise(writer, operation, ELEMENTWISE[name])
-        else:
-            tensor = _OTHERS[name](writer, operation)
+        tensor = _WRITE[name](writer, operation)
     except UnsupportedOperationError as error:
         shapes = " and ".join(str(operand.shape) for operand in operation.operands)
         raise UnsupportedOperationError(
@@ -231,7 +229,8 @@ def _max_pool(writer: Writer, operation: Operation) -> Tensor:
     return Tensor(node, NCHW)
 
 
-_OTHERS: dict[str, Write] = {
+_WRITE: dict[str, Write] = {
+    **{name: functools.partial(_elementwise, kind=kind) for name, kind in ELEMENTWISE.items()},
     "add": _add,
     "broadcast_in_dim": onnx_axes.broadcast,
     "concatenate": onnx_axes.concatenate,
