@@ -11,8 +11,8 @@ from etils import epath
 from train.core.config.fields import Config, marked
 from train.core.config.parsing import flattened, from_fields
 from train.core.config.spec import Mark
-from train.core.errors import ConfigError, reason
-from train.core.workdir.storage import read_text, write_json
+from train.core.errors import ConfigError
+from train.core.workdir.storage import read_text, write_json, writing_run
 
 FREE = marked(Mark.FREE)
 # Of those in summary.json, what is read again.
@@ -40,14 +40,10 @@ def claim(workdir: epath.Path, config: Config) -> None:
     Raises:
       ConfigError: the directory holds a run of another config, or cannot be written.
     """
-    try:
+    with writing_run(workdir):
         (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
         if not (workdir / "config.json").exists():
             write_json(workdir / "config.json", dataclasses.asdict(config))
-    except OSError as error:
-        raise ConfigError(
-            f"--workdir {workdir}: {reason(error)} Name a directory that can be written."
-        ) from error
     check_config(workdir, config)
 
 

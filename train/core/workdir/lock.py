@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from etils import epath
 
-from train.core.errors import ConfigError, RunError, reason
-from train.core.workdir.storage import is_bucket, read_text, reporting, write_text
+from train.core.errors import ConfigError, RunError
+from train.core.workdir.storage import is_bucket, read_text, reporting, write_text, writing_run
 
 BEAT_SECONDS = 10.0
 DEAD_SECONDS = 60.0
@@ -101,13 +101,9 @@ def locked(workdir: epath.Path) -> Iterator[Lock]:
     path = workdir / "lock"
     owner = Owner(socket.gethostname(), os.getpid(), secrets.token_hex(8))
     with closing(_Place(path) if is_bucket(workdir) else _File(path)) as place:
-        try:
+        with writing_run(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
             _take(place, owner, workdir)
-        except OSError as error:
-            raise ConfigError(
-                f"--workdir {workdir}: {reason(error)} Name a directory that can be written."
-            ) from error
         lock = Lock(place, owner)
         try:
             yield lock

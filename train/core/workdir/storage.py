@@ -100,6 +100,24 @@ def reporting(path: epath.PathLike) -> Iterator[None]:
         raise RunError(f"{os.fspath(path)}: {reason(error)}") from error
 
 
+@contextlib.contextmanager
+def writing_run(workdir: epath.Path) -> Iterator[None]:
+    """Says in one line that the directory of a run cannot be written.
+
+    Args:
+      workdir: Directory of the run.
+
+    Raises:
+      ConfigError: it could not, in what happens inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir {workdir}: {reason(error)} Name a directory that can be written."
+        ) from error
+
+
 def read_text(path: epath.Path) -> str | None:
     """What a file holds; None where there is none."""
     with reporting(path):
