@@ -11,7 +11,8 @@ here 1.5; the centre of the short side scaled to 224 / 0.95 for the evaluation.
 Source: R. Wightman, H. Touvron and H. Jégou, ResNet strikes back, 2021,
 https://arxiv.org/abs/2110.00476, table 2. From timm, with which it was trained, are the largest
 norm of gradients of its LAMB, ε = 1e-6, the last scales that begin at 0, and the threshold. timm
-trains with bicubic or bilinear interpolation at random; here it is bilinear everywhere.
+trains with bicubic or bilinear interpolation at random; here it is Pillow's bilinear
+(`antialias`) everywhere.
 The authors report 78.1 % top-1 accuracy, without attention. Time and error here have not been
 measured; it is meant for GPUs or TPUs.
 """

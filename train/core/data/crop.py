@@ -91,7 +91,7 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: Interpolatio
       image: Image, (H, W, C) uint8, of 1 or 3 channels.
       size: Height and width of the result, in pixels.
       interpolation: Name of the interpolation. Where an image shrinks, `bilinear` and `bicubic`
-        pass over pixels; `area` and `antialias` average them, the latter with weights that fall
+        skip pixels; `area` and `antialias` average them, the latter with weights that fall
         off linearly, as torchvision's transforms do.
     """
     return INTERPOLATIONS[interpolation](image, size[::-1]).reshape(*size, image.shape[2])
