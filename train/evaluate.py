@@ -21,14 +21,13 @@ from nam_jax.attention import has_nam_scales
 from nam_jax.inspection import GateStatistics
 from train.core import command_line
 from train.core.config.fields import Config, replaced
-from train.core.devices.processes import is_main
 from train.core.engine.evaluation import (
     checkpoint_weights,
     evaluate_gates,
     evaluate_split,
     pretrained_weights,
 )
-from train.core.engine.experiment import Evaluation, build_evaluation, build_experiment
+from train.core.engine.experiment import Evaluation, build_evaluation
 from train.core.errors import ConfigError, RunError
 from train.core.workdir import gates
 from train.core.workdir.storage import write_json
@@ -68,7 +67,7 @@ def main(options: Namespace) -> None:
         halved, layers = evaluate_gates(evaluation, weights[""])
         result |= halved
     for name, value in result.items():
-        print(f"{name} {value:.6g}")
+        print(name, value if isinstance(value, int) else f"{value:.6g}")
         if not math.isfinite(value):
             raise RunError(
                 f"the {name} is {value}: the network overflows on these images. Look at "
@@ -79,7 +78,7 @@ def main(options: Namespace) -> None:
         result["gates"] = {path: layer._asdict() for path, layer in layers.items()}
     if options.json:
         write_json(options.json, result)
-    if layers and step is not None and is_main():
+    if layers and step is not None:
         whose = {"step": step, "which": options.which, "split": config.data.eval_split}
         gates.write(command_line.workdir(options), {**whose, **result})
 
@@ -91,9 +90,9 @@ def _loaded(options: Namespace, config: Config) -> tuple[Evaluation, Mapping[str
         evaluation = build_evaluation(config)
         return evaluation, pretrained_weights(evaluation), None
     workdir = command_line.workdir(options)
-    experiment = build_experiment(config)
-    step, weights = checkpoint_weights(experiment, workdir, options.which)
-    return experiment, weights, step
+    evaluation = build_evaluation(config)
+    step, weights = checkpoint_weights(evaluation, workdir, options.which)
+    return evaluation, weights, step
 
 
 if __name__ == "__main__":

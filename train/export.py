@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import nam_jax
 from nam_jax.export import UnsupportedOperationError
 from train.core import command_line
-from train.core.command_line.values import output
+from train.core.command_line.values import one_of, output
 from train.core.config.data_fields import DataConfig
 from train.core.devices import environment
 from train.core.devices.busy import busy
@@ -139,7 +139,7 @@ def parser() -> command_line.Parser:
     add(
         "--format",
         metavar="NAME",
-        choices=tuple(PACKAGES),
+        type=one_of(*PACKAGES),
         help="stablehlo or onnx; default: as the name ends",
     )
     add("--raw", help="takes normalised float32 images", **switch)

@@ -20,6 +20,9 @@ from train.core.config.attentions import attention_name, with_attentions
 from train.core.errors import ConfigError
 from train.core.workdir.storage import write_json
 
+# How long the loader is measured with each number of threads.
+SECONDS = 10.0
+
 
 def parser() -> command_line.Parser:
     """The command line."""
@@ -45,14 +48,13 @@ def parser() -> command_line.Parser:
         "--workers",
         metavar="N[,M...]",
         type=loader.numbers_of_workers,
-        help="numbers of threads; default: 1 and one a CPU core",
+        help="with it: numbers of threads; default: 1 and one a CPU core",
     )
     parser.add_argument(
         "--seconds",
         metavar="S",
         type=number(0.1, 3600),
-        default=10.0,
-        help="how long each number is measured; default: 10",
+        help=f"with it: how long each number is measured; default: {SECONDS:g}",
     )
     parser.add_json()
     return parser
@@ -63,8 +65,10 @@ def main(options: Namespace) -> None:
     config, also = options.config, options.also or []
     if also and options.attention:
         raise ConfigError("--also and --attention each name what takes turns; give one of them.")
+    _check_belongs(options)
     if options.loader_only:
-        figures = loader.run_all(with_fields(config, also), options.workers, options.seconds)
+        seconds = SECONDS if options.seconds is None else options.seconds
+        figures = loader.run_all(with_fields(config, also), options.workers, seconds)
     else:
         names = options.attention or [attention_name(config)]
         configs = with_fields(config, also) if also else with_attentions(config, names)
@@ -72,6 +76,15 @@ def main(options: Namespace) -> None:
         figures = measure_variants(configs, options.config_name, options.steps, base)
     if options.json:
         write_json(options.json, figures)
+
+
+def _check_belongs(options: Namespace) -> None:
+    """Checks that no option is given which would change nothing."""
+    if options.loader_only and options.attention:
+        raise ConfigError("--attention: --loader-only runs no network; leave one of them out.")
+    for name in ("workers", "seconds"):
+        if not options.loader_only and getattr(options, name) is not None:
+            raise ConfigError(f"--{name} goes with --loader-only; give both, or neither.")
 
 
 if __name__ == "__main__":

@@ -55,7 +55,9 @@ def main(options: Namespace) -> None:
     """Trains what is not trained yet, and makes the tables."""
     plotting.check_installed()
     workdir = command_line.named_workdir(options, "the comparison")
-    if not options.report:
+    if options.report:
+        _check_report(options)
+    else:
         if options.config is None:
             raise ConfigError(command_line.NO_CONFIG)
         runs = asked(
@@ -63,6 +65,13 @@ def main(options: Namespace) -> None:
         )
         train_all(runs, workdir)
     print(write_tables(workdir))
+
+
+def _check_report(options: Namespace) -> None:
+    """Checks that no option is given which would choose runs: a report is of all."""
+    for name in ("attention", "seeds", "sparsity", "only"):
+        if getattr(options, name) is not None:
+            raise ConfigError(f"--{name}: --report is of all runs that are there; leave it out.")
 
 
 if __name__ == "__main__":

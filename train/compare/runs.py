@@ -194,10 +194,17 @@ def read_runs(workdir: epath.Path, config: Config | None = None) -> list[Compare
         if not _is_there(path / "config.json"):
             continue
         run = ComparedRun(_config(path), directory.summary(path))
-        config = run.config if config is None else config
-        directory.check_config(path, config, marked(Mark.FREE) | set(VARIED))
         if path.name != run.name:
-            raise ConfigError(f"{path} holds the run {run.name}; give the directory that name.")
+            raise ConfigError(
+                f"--workdir {workdir} holds no comparison, where {path.name} would be called "
+                f"{run.name}; name the directory of one run, or of a comparison."
+            )
+        config = run.config if config is None else config
+        advice = (
+            f"Runs of a comparison differ in attention, penalty and seed alone; move this one out "
+            f"of {workdir}, or name another directory by --workdir"
+        )
+        directory.check_config(path, config, marked(Mark.FREE) | set(VARIED), advice)
         runs.append(run)
     return sorted(runs, key=_order)
 

@@ -1,9 +1,11 @@
 """Trains the runs of a comparison that are missing, and writes its tables."""
 
+import dataclasses
 import datetime
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from etils import epath
@@ -12,6 +14,9 @@ from train.compare import chart, columns
 from train.compare.estimates import variants_of
 from train.compare.runs import ComparedRun, read_runs
 from train.core import plotting
+from train.core.config.data_fields import DataConfig
+from train.core.data.sources.registry import source_of
+from train.core.data.sources.split import Source
 from train.core.devices import compilation_cache, processes
 from train.core.devices.busy import busy
 from train.core.engine import loop
@@ -37,7 +42,8 @@ def train_all(runs: Sequence[ComparedRun], workdir: epath.Path) -> None:
     left = [run for run in runs if run.name not in finished]
     seconds = [finished[run.name] for run in runs if run.name in finished]
     # All are checked before the first, whose training may take days.
-    experiments = [build_experiment(run.config) for run in left]
+    open_source = _shared_sources()
+    experiments = [build_experiment(run.config, open_source=open_source) for run in left]
     compilation_cache.enable()
     if seconds:
         print(f"{len(seconds)} of {len(runs)} runs are finished")
@@ -55,6 +61,19 @@ def train_all(runs: Sequence[ComparedRun], workdir: epath.Path) -> None:
                 seconds.append(took)
     if failed:
         raise RunError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}.")
+
+
+def _shared_sources() -> Callable[[DataConfig], Source]:
+    """Opens each dataset once: runs have theirs in common, and folders take long to list."""
+    opened: dict[Any, Source] = {}
+
+    def open_source(config: DataConfig) -> Source:
+        key = dataclasses.astuple(config)
+        if key not in opened:
+            opened[key] = source_of(config)
+        return opened[key]
+
+    return open_source
 
 
 def _train(run: ComparedRun, experiment: Experiment, workdir: epath.Path) -> float | None:

@@ -65,6 +65,8 @@ def main(options: Namespace) -> None:
     cv2.setNumThreads(0)
     data = options.config.data
     if options.action == "check":
+        if options.out is not None:
+            raise ConfigError("--out: check writes nothing; leave it out, or shrink.")
         check_dataset(data)
     else:
         _shrink(data, options.out)

@@ -90,7 +90,7 @@ def _look_at(split: Split, records: Records, start: int) -> Contents:
             contents.heights.add(image.shape[0])
             contents.widths.add(image.shape[1])
         except BadRecordError as error:
-            contents.bad.append(BadRecord(split.name, index, error.file_name, str(error)))
+            contents.bad.append(error.of(split.name, index))
     return contents
 
 

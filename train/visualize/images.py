@@ -13,7 +13,7 @@ import numpy as np
 from train.core.config.data_fields import DataConfig
 from train.core.data.on_host.transform import eval_transform
 from train.core.data.sources.image_files import read_file
-from train.core.data.sources.records import BadRecord, BadRecordError, Record
+from train.core.data.sources.records import BadRecordError, Record
 from train.core.data.sources.split import Split
 from train.core.errors import ConfigError, named_by, reason
 
@@ -155,5 +155,4 @@ def _all_of(
             name = record.file_name or f"{split.name} {index}"
             yield Image(name, transform.apply(record, row=0), record.label)
         except BadRecordError as error:
-            bad = BadRecord(split.name, index, error.file_name, str(error))
-            print(f"bad record: {bad}", file=sys.stderr)
+            print(f"bad record: {error.of(split.name, index)}", file=sys.stderr)

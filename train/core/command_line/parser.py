@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from train.core.command_line.values import attentions, not_empty, output, whole_number
+from train.core.command_line.values import attentions, not_empty, one_of, output, whole_number
 from train.core.config import parsing
 from train.core.config.attentions import with_attentions
 from train.core.config.checks import validate
@@ -96,9 +96,9 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--which",
             metavar="NAME",
-            choices=("last", "best", "best_ema"),
+            type=one_of("last", "best", "best_ema"),
             default="last",
-            help="last, best, or best_ema of averaged weights",
+            help="last (default), best, or best_ema of averaged weights",
         )
 
     def add_trained(self) -> None:
@@ -173,7 +173,13 @@ class Parser(argparse.ArgumentParser):
         for name in given.keys() - FIELDS.keys():
             raise ConfigError(parsing.unknown_field(name))
         if options.config is None and given:
-            raise ConfigError(f"config.{next(iter(given))}: {NO_CONFIG}")
+            name = next(iter(given))
+            if "--data_dir" in self._option_string_actions:
+                raise ConfigError(
+                    f"config.{name}: a run has a config of its own, and --data_dir says where its "
+                    "dataset lies now; with weights of a file give --config too."
+                )
+            raise ConfigError(f"config.{name}: {NO_CONFIG}")
         if options.config is None and self._needs_config:
             raise ConfigError(NO_CONFIG)
         if options.config is None:

@@ -43,7 +43,7 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> NoReturn:
     sys.unraisablehook = _report_unraisable
     code = call(main, parser, sys.argv[1:])
     if code in (DONE, PREEMPTED):
-        sys.exit(code)
+        processes.leave(code)
     processes.fail(code)
 
 
@@ -86,7 +86,9 @@ def call(
             "takes less.",
         )
     except PreemptedError as error:
-        processes.say(f"{error}; the same command goes on from there")
+        # Whoever read the output may have left at the same Ctrl-C.
+        with contextlib.suppress(OSError):
+            processes.say(f"{error}; the same command goes on from there")
         return PREEMPTED
     except KeyboardInterrupt:
         return _failed(FAILED, "interrupted.")

@@ -36,6 +36,17 @@ def attentions(value: str) -> list[str]:
     return texts
 
 
+def one_of(*names: str) -> Callable[[str], str]:
+    """One of several names."""
+
+    def parsed(value: str) -> str:
+        if value not in names:
+            raise ArgumentTypeError(f"got {value!r}; allowed: {', '.join(names)}.")
+        return value
+
+    return parsed
+
+
 def whole_number(low: int, high: int) -> Callable[[str], int]:
     """A whole number from low to high."""
     return _between(int, low, high, f"{low:,} to {high:,}, a whole number")

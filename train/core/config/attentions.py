@@ -35,7 +35,7 @@ def with_attention(config: Config, text: str) -> Config:
         field, has_value, value = setting.partition("=")
         if field not in allowed or not has_value or f"model.{field}" in changes:
             some = f"FIELD=VALUE, each FIELD of {', '.join(allowed)} once" if allowed else "nothing"
-            raise ConfigError(f"{text}: got +{setting}; allowed behind {name}+: {some}.")
+            raise ConfigError(f"got +{setting}; allowed behind {name}+: {some}.")
         changes[f"model.{field}"] = parse(f"model.{field}", value)
     return replaced(config, {"model.attention": name, **changes})
 

@@ -83,10 +83,10 @@ def _is_a(kind: type, value: Any) -> bool:
 def refusal(name: str, value: Any) -> str:
     """Says of a value that a field refuses what is allowed, and what the field is."""
     spec = FIELDS[name]
-    kind = {int: ", a whole number", float: ", a number that float32 holds"}.get(
-        type(spec.default), ""
-    )
-    return f"config.{name}: got {_shown(value)}; allowed: {spec.allowed}{kind} ({spec.doc})."
+    # On the command line a tuple is a text with commas.
+    several = type(spec.default) is tuple and not isinstance(value, tuple | list | str)
+    kind = ", in a tuple, such as (0.5,)" if several else ""
+    return f"config.{name}: got {_shown(value)}; allowed: {spec.values}{kind} ({spec.doc})."
 
 
 def _shown(value: Any) -> str:

@@ -145,6 +145,6 @@ def replaced(config: Config, changes: Mapping[str, Any]) -> Config:
 def reference() -> str:
     """All fields, a paragraph each: name and default, meaning, what is allowed."""
     return "\n".join(
-        f"{name} = {spec.default!r}\n    {spec.doc}. Allowed: {spec.allowed}."
+        f"{name} = {spec.default!r}\n    {spec.doc}. Allowed: {spec.values}."
         for name, spec in FIELDS.items()
     )

@@ -37,7 +37,9 @@ class ModelConfig:
     weight_gradient: bool = switch(
         False, "let gradients flow through NAM's weights", marks=Mark.LATER
     )
-    stem: Stem = choice("imagenet", STEMS, "the first layers: 7×7 and max-pool, or 3×3")
+    stem: Stem = choice(
+        "imagenet", STEMS, "the first layers: imagenet, 7×7 and max-pool; cifar, 3×3"
+    )
     shortcut: str = declared(
         "",
         "shortcuts between a ResNet's stages: 1×1 convolutions, or zero channels at the end or on "
@@ -51,7 +53,7 @@ class ModelConfig:
     dtype: Dtype = choice(
         "float32",
         get_args(Dtype),
-        "type of the computation; parameters are float32, with float64 they are so too",
+        "type of the computation; parameters are float32, or float64 with float64",
     )
     sync_bn_devices: int = declared(
         1,

@@ -32,10 +32,13 @@ class OptimizerConfig:
     )
     learning_rate: float = declared(0.1, "highest rate of the schedule", "above 0", lambda v: v > 0)
     reference_batch_size: int = count(
-        0, 0, "batch size that the learning rate is for; other sizes scale it; 0: none does"
+        0, 0, "batch size that the learning rate is for; other sizes scale it; 0: it is not scaled"
     )
     schedule: Schedule = choice(
-        "step", get_args(Schedule), "course of the learning rate, after the warm-up"
+        "step",
+        get_args(Schedule),
+        "course of the learning rate after the warm-up: step, down at milestones; cosine, to 0; "
+        "exponential, by a factor after every epoch; constant",
     )
     warmup_epochs: float = at_least_zero(0.0, "epochs of linear growth to the learning rate")
     milestones: tuple[float, ...] = declared(
@@ -71,7 +74,7 @@ class OptimizerConfig:
         "all", get_args(WeightDecayOn), "all: every parameter; kernels: not BatchNorms and biases"
     )
     clip_norm: float = at_least_zero(0.0, "largest norm of the gradients; 0: any")
-    sparsity: float = at_least_zero(0.0, "p of the penalty on NAM's scales")
+    sparsity: float = at_least_zero(0.0, "p of the penalty p · Σ|scale| on NAM's scales")
     sparsity_mode: SparsityMode = choice(
         "sign", get_args(SparsityMode), "sign: in the gradient; proximal: soft threshold"
     )

@@ -54,7 +54,13 @@ def _run(file: str) -> Any:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise ConfigError(
+                f"--config {file}: it defines no get_config(); configs/ holds examples."
+            )
         return module.get_config()
+    except ConfigError:
+        raise
     # A config file is code: anything may come out of it.
     except SystemExit as error:
         raise ConfigError(

@@ -43,6 +43,12 @@ class Spec:
     marks: Mark = Mark.NONE
     names: tuple[str, ...] = ()
 
+    @property
+    def values(self) -> str:
+        """Which values it may have, with their type, in words."""
+        kinds = {int: ", a whole number", float: ", a number that float32 holds"}
+        return self.allowed + kinds.get(type(self.default), "")
+
 
 def declared(
     default: Any,

@@ -61,10 +61,12 @@ class Resident:
         size_gb = split.num_examples * float(np.prod(split.image_shape)) / 1e9
         limit_gb = self._config.data.resident_limit_gb
         if size_gb > limit_gb:
+            streaming = ", or config.data.loader=streaming" if split.has_records else ""
             raise ConfigError(
                 f"config.data.resident_limit_gb: the split {split.name} takes {size_gb:.3g} GB on "
                 f"each device; the limit is {limit_gb:g} GB. Raise it if the devices have the "
-                "memory, or set a smaller config.data.image_size or config.data.eval_image_size."
+                "memory, or set a smaller config.data.image_size or config.data.eval_image_size"
+                f"{streaming}."
             )
 
     def train_feed(

@@ -4,6 +4,7 @@ One process needs nothing. Several are connected by JAX's own runtime: automatic
 knows the cluster (TPU pods, Slurm, Kubernetes, Open MPI), and elsewhere by three options.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -134,10 +135,26 @@ def fail(code: int) -> NoReturn:
     if jax.distributed.is_initialized() and is_main():
         # The others may fail alike, and are cut off when this process is gone.
         time.sleep(FAIL_ALIKE_SECONDS)
-    is_written = [_is_written(stream) for stream in (sys.stdout, sys.stderr)]
-    if not all(is_written) or _threads_may_wait():
+    if _threads_may_wait():
+        _is_all_written()
+        os._exit(code)
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process in peace, also where nobody takes its output any more.
+
+    Args:
+      code: Exit code of the process.
+    """
+    if not _is_all_written():
         os._exit(code)
     sys.exit(code)
+
+
+def _is_all_written() -> bool:
+    is_written = [_is_written(stream) for stream in (sys.stdout, sys.stderr)]
+    return all(is_written)
 
 
 def _is_written(stream: TextIO | None) -> bool:
@@ -192,16 +209,15 @@ class Preemption:
         return outer if isinstance(outer, Preemption) else None
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
+        self._noticed = True
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self._leave)
-            # Not print, which the signal may have interrupted.
-            os.write(2, b"\nstopping soon, with a checkpoint; Ctrl-C again leaves at once\n")
+            _tell(b"\nstopping soon, with a checkpoint; Ctrl-C again leaves at once\n")
             if jax.distributed.is_initialized():
                 os.kill(os.getpid(), signal.SIGTERM)
-        self._noticed = True
 
     def _leave(self, number: int, frame: FrameType | None) -> None:
-        os.write(2, b"error: interrupted\n")
+        _tell(b"error: interrupted\n")
         os._exit(1)
 
     def reached(self) -> bool:
@@ -210,3 +226,10 @@ class Preemption:
         if jax.distributed.is_initialized():
             return multihost_utils.reached_preemption_sync_point(self._asked)
         return self._noticed
+
+
+def _tell(line: bytes) -> None:
+    """Writes to stderr; not by print, which the signal may have interrupted."""
+    # What reads it, such as `2>&1 | tee`, has heard the same Ctrl-C.
+    with contextlib.suppress(OSError):
+        os.write(2, line)

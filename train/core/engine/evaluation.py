@@ -21,7 +21,7 @@ from train.core.engine.compiled_steps import build_eval_step, build_gate_step
 from train.core.engine.experiment import Evaluation, Experiment
 from train.core.engine.feeds import eval_feed
 from train.core.engine.pretrained import load_pretrained
-from train.core.engine.state import TrainState, initial_state, widened_to
+from train.core.engine.state import TrainState, widened_to
 from train.core.errors import RunError
 from train.core.monitor.log import LAG, Progress
 from train.core.monitor.metric_rows import Row
@@ -107,12 +107,12 @@ def evaluate_split(evaluation: Evaluation, weights: Mapping[str, Any]) -> dict[s
 
 
 def checkpoint_weights(
-    experiment: Experiment, workdir: epath.Path, which: str
+    evaluation: Evaluation, workdir: epath.Path, which: str
 ) -> tuple[int, Mapping[str, Any]]:
     """Reads the weights of a checkpoint of a run.
 
     Args:
-      experiment: Experiment of the run; its config may differ in what changes no checkpoint.
+      evaluation: Evaluation with the run's config, which may differ in what changes no checkpoint.
       workdir: Directory of the run.
       which: Which checkpoint, `last` or `best`, or `best_ema` for its averaged weights.
 
@@ -125,16 +125,20 @@ def checkpoint_weights(
     """
     directory.check_config(
         workdir,
-        experiment.config,
+        evaluation.config,
         marked(Mark.FREE | Mark.EVALUATION),
         "Leave these fields as they were in training, or name another run by --workdir",
     )
-    directory.check_classes(workdir, experiment.source.class_names)
+    directory.check_classes(workdir, evaluation.source.class_names)
+    has_average = evaluation.config.ema_decay > 0
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = checkpoints.step_of(which)
-        with busy("setting up the network"):
-            state, _ = checkpoints.restore(step, initial_state(experiment))
-    return step, {"": state.ema} if which == "best_ema" else state.evaluated
+        parts = ("params", "batch_stats", *(("ema",) if has_average else ()))
+        variables = checkpoints.restore_parts(step, *parts)
+    averages = {"ema_": variables.pop("ema")} if has_average else {}
+    weights = {"": averages["ema_"]} if which == "best_ema" else {"": variables, **averages}
+    sharding = replicated(evaluation.mesh)
+    return step, jax.tree.map(lambda leaf: put_whole(leaf, sharding), weights)
 
 
 def pretrained_weights(evaluation: Evaluation) -> Mapping[str, Any]:

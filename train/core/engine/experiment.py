@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from nam_jax import models
 from train.core.config.attentions import attention_options
 from train.core.config.checks import validate
-from train.core.config.data_fields import at_eval_size
+from train.core.config.data_fields import DataConfig, at_eval_size
 from train.core.config.fields import Config, flatten
 from train.core.config.model_fields import ModelConfig
 from train.core.config.spec import MOST_STEPS
@@ -132,6 +132,7 @@ def build_experiment(
     config: Config,
     devices: Sequence[jax.Device] | None = None,
     *,
+    open_source: Callable[[DataConfig], Source] = source_of,
     unread_examples: int | None = None,
 ) -> Experiment:
     """Builds a run from its config.
@@ -139,6 +140,7 @@ def build_experiment(
     Args:
       config: Config of the run.
       devices: Devices to run on; default: all there are.
+      open_source: Function that gives the dataset of a config.
       unread_examples: Number of examples that each split is taken to have where the dataset is
         not on disk, for what reads no images; None: it has to be there.
 
@@ -151,7 +153,9 @@ def build_experiment(
             return source.open_split(name)
         return unread_split(source, name, unread_examples)
 
-    opened = _open(config, devices, open_split, "train_split", "eval_split")
+    opened = _open(
+        config, devices, open_split, "train_split", "eval_split", open_source=open_source
+    )
     on_device.check_pairs(config, opened["mesh"].size)
     steps_per_epoch = _steps_per_epoch(config, opened["train_split"])
     total_steps = _total_steps(config, steps_per_epoch)
@@ -205,6 +209,7 @@ def _open(
     devices: Sequence[jax.Device] | None,
     open_split: Callable[[Source, str], Split],
     *fields: str,
+    open_source: Callable[[DataConfig], Source] = source_of,
 ) -> dict[str, Any]:
     """The mesh, the loader, the source, the splits of some fields, and the network for them."""
     validate(config)
@@ -216,8 +221,8 @@ def _open(
         devices,
         accumulate_steps=config.accumulate_steps,
     )
-    loader, source = LOADERS[config.data.loader](config, mesh), source_of(config.data)
-    eval_source = source_of(at_eval_size(config.data)) if config.data.eval_image_size else source
+    loader, source = LOADERS[config.data.loader](config, mesh), open_source(config.data)
+    eval_source = open_source(at_eval_size(config.data)) if config.data.eval_image_size else source
     splits = {}
     for field in fields:
         with named_by(f"config.data.{field}"):

@@ -12,7 +12,7 @@ from train.core.config.model_fields import ModelConfig
 from train.core.devices import processes
 from train.core.devices.busy import busy
 from train.core.engine.experiment import Evaluation, streams
-from train.core.errors import ConfigError, WeightsError, few
+from train.core.errors import ConfigError, WeightsError, few, reason_and_file
 
 
 def load_pretrained(evaluation: Evaluation, *, may_be_fresh: bool = True) -> Any:
@@ -79,7 +79,10 @@ def planned(
         raise ConfigError(f"config.model.pretrained_key: {error}") from error
     except torch_import.MisfitError as error:
         raise WeightsError(explained(source, key, error)) from error
-    except (ImportError, OSError, TypeError, ValueError) as error:
+    except OSError as error:
+        what = f"{reason_and_file(error)} Name a file of PyTorch weights."
+        raise ConfigError(f"config.model.pretrained: {what}") from error
+    except (ImportError, TypeError, ValueError) as error:
         raise ConfigError(f"config.model.pretrained: {error}") from error
     if plan.fresh and not may_be_fresh:
         raise ConfigError(f"config.model.pretrained: {_untrained(config.pretrained, plan.fresh)}")

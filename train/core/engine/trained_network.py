@@ -15,6 +15,7 @@ from train.core.data.sources.registry import source_of
 from train.core.data.sources.split import Source, Split
 from train.core.engine import pretrained
 from train.core.engine.experiment import build_evaluation, create_model
+from train.core.errors import ConfigError, UnknownSplitError
 from train.core.workdir import directory
 from train.core.workdir.checkpoints import Checkpoints
 
@@ -66,7 +67,13 @@ def of_run(workdir: epath.Path, which: str, data_dir: str | None = None) -> Trai
     def open_split(name: str) -> Split:
         source = source_of(at_eval_size(config.data))
         directory.check_classes(workdir, source.class_names)
-        return source.open_split(name)
+        try:
+            return source.open_split(name)
+        except UnknownSplitError:
+            raise
+        except ConfigError as error:
+            elsewhere = "if the dataset lies elsewhere now, name the place by --data_dir."
+            raise ConfigError(f"{str(error).removesuffix('.')}; {elsewhere}") from error
 
     model = create_model(config, num_classes=dataset["num_classes"])
     return Trained(

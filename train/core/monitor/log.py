@@ -13,6 +13,7 @@ from etils import epath
 
 from train.core.config.fields import Config
 from train.core.devices import processes
+from train.core.errors import RunError
 from train.core.monitor import metric_rows
 from train.core.monitor.metric_rows import Row
 from train.core.monitor.tensorboard import Events
@@ -90,10 +91,15 @@ class RowWriter:
         if self._events:
             self._events.sync()
 
-    def close(self) -> None:
-        """Ends the rows, the events and the live line."""
+    def close(self, *, is_held: bool) -> None:
+        """Ends the rows, the events and the live line.
+
+        Args:
+          is_held: Whether the directory is still the run's own, and takes the rows that wait.
+        """
         self._display.close()
-        self._rows.sync()
+        if is_held:
+            self._rows.sync()
         if self._events:
             self._events.close()
 
@@ -150,9 +156,10 @@ class Log:
     def __enter__(self) -> "Log":
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._writer:
-            self._writer.close()
+            # A RunError may say that another process has taken the directory.
+            self._writer.close(is_held=kind is None or not issubclass(kind, RunError))
 
     @property
     def progress(self) -> Progress:

@@ -54,12 +54,15 @@ class Profiler:
         self._directory = directory
         self._span = span
         self._is_tracing = False
+        self._is_due = span is not None and processes.is_main()
 
     def __enter__(self) -> "Profiler":
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *rest: object) -> None:
         self._stop()
+        if self._is_due and self._span and kind is None:
+            processes.say(f"no profile: steps {self._span.first} to {self._span.last} were not run")
 
     def _stop(self) -> None:
         if self._is_tracing:
@@ -72,9 +75,9 @@ class Profiler:
 
     def before(self, steps: range) -> None:
         """Called before steps are dispatched together."""
-        is_due = self._span and self._span.first <= steps[-1] and steps[0] <= self._span.last
-        if is_due and not self._is_tracing and processes.is_main():
-            self._is_tracing = True
+        is_within = self._span and self._span.first <= steps[-1] and steps[0] <= self._span.last
+        if is_within and self._is_due:
+            self._is_tracing, self._is_due = True, False
             jax.profiler.start_trace(str(self._directory))
 
     def after(self, steps: range, results: object) -> None:

@@ -154,8 +154,8 @@ class Checkpoints:
             advice = "the run saves the first after config.checkpoint.every_steps"
             if which != "last":
                 advice = "the run evaluates the first after config.eval_every_epochs"
-            if which == "best_ema":
-                advice += ", and averages weights with config.ema_decay alone"
+            if which == "best_ema" and self.latest_step() is not None:
+                advice = "averages are kept only with config.ema_decay above 0; take best"
             raise RunError(f"there is no {which} checkpoint in {self._directory} yet; {advice}.")
         return step
 

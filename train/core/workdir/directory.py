@@ -179,7 +179,8 @@ def check_classes(workdir: epath.Path, names: Sequence[str] | None) -> None:
         label, there, here = differing[0]
         raise ConfigError(
             f"--workdir {workdir} belongs to a run of other classes: class {label} is {there!r} "
-            f"there and {here!r} here, and {len(differing)} differ in all."
+            f"there and {here!r} here, and {len(differing)} differ in all. Name the run's own "
+            "dataset by config.data.dir and config.data.classes, or another run by --workdir."
         )
 
 

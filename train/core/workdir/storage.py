@@ -4,6 +4,7 @@ Objects in a bucket are written whole or not at all, cannot be appended to, and 
 """
 
 import contextlib
+import fnmatch
 import json
 import os
 import re
@@ -197,7 +198,7 @@ def atomic(path: epath.PathLike) -> Iterator[epath.Path]:
 def remove_temporary(directory: epath.Path) -> None:
     """Removes what a kill left of files that were being written; no other process writes there."""
     for path in children(directory):
-        if path.name.endswith(TEMPORARY):
+        if fnmatch.fnmatchcase(path.name, TEMPORARY_NAMES) and not path.is_dir():
             path.unlink(missing_ok=True)
 
 

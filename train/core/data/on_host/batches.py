@@ -124,7 +124,7 @@ class BatchMaker:
             record = self._records[index]
             return image_of(record), record.label
         except BadRecordError as error:
-            bad.append(BadRecord(self._split.name, index, error.file_name, str(error)))
+            bad.append(error.of(self._split.name, index))
             return None
 
     def _read_or_next(

@@ -43,6 +43,10 @@ class BadRecordError(ValueError):
         super().__init__(reason)
         self.file_name = file_name
 
+    def of(self, split: str, index: int) -> "BadRecord":
+        """What is told of the record of a split that it is raised for."""
+        return BadRecord(split, index, self.file_name, str(self))
+
 
 @dataclasses.dataclass(frozen=True)
 class BadRecord:
@@ -166,10 +170,9 @@ def load_all(
                 images[index] = center(decode(record, shape[-1]), shape)
                 labels[index] = record.label
             except BadRecordError as error:
-                bad = BadRecord(split, index, error.file_name, str(error))
                 raise RunError(
-                    f"{bad}; mend or remove it, or set config.data.loader=streaming, which passes "
-                    "over such records."
+                    f"{error.of(split, index)}; mend or remove it, or set "
+                    "config.data.loader=streaming, which passes over such records."
                 ) from error
 
     begins = range(0, len(records), RECORDS_OF_A_TASK)
