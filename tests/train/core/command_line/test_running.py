@@ -1,8 +1,12 @@
 """How commands end: exit codes, one line of what is wrong, and help that fits a screen."""
 
+import errno
 import functools
+import io
+import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +17,10 @@ import pytest
 from tests.helpers import commands
 from tests.helpers.commands import REPOSITORY, call
 from train.core import command_line
+from train.core.command_line.running import PREEMPTED
 from train.core.command_line.values import output
+from train.core.devices import processes
+from train.core.errors import PreemptedError
 
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 DIGITS = ("--config", "configs/digits_resnet20.py")
@@ -286,3 +293,52 @@ def test_every_command_runs_its_own_main(
     monkeypatch.delitem(sys.modules, commands.module(command).__name__)
     runpy.run_module(f"train.{command}", run_name="__main__")
     assert expected == (*codes, *capsys.readouterr())
+
+
+class Gone(io.StringIO):
+    """Output that nobody reads any more."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+@pytest.mark.faults
+def test_a_saved_stop_is_one_also_where_the_output_has_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stopped(options: Any) -> None:
+        raise PreemptedError("stopped after step 1, which is saved")
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    parser = command_line.Parser("Stops.", "stop")
+    assert command_line.call(stopped, parser, []) == PREEMPTED
+
+
+@pytest.mark.faults
+def test_a_stop_is_heard_also_where_the_output_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(file: int, text: bytes) -> int:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with processes.Preemption() as preemption:
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "write", gone)
+            signal.raise_signal(signal.SIGINT)
+        assert preemption.reached()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("benchmark", *DIGITS, "--seconds=1"), "--seconds goes with --loader-only"),
+        (("benchmark", *DIGITS, "--workers=1"), "--workers goes with --loader-only"),
+        (("benchmark", *DIGITS, "--loader-only", "--attention=nam"), "--loader-only runs no"),
+        (("prepare", "check", *DIGITS, "--out=copy"), "--out: check writes nothing"),
+        (("compare", "--report", "--workdir=new", "--seeds=0"), "--seeds: --report is of all"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(
+    arguments: tuple[str, ...], expected: str
+) -> None:
+    result = call(*arguments)
+    assert result.code == 2
+    assert expected in result.err

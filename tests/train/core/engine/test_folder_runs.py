@@ -9,9 +9,12 @@ from tests.helpers import tiny
 from tests.helpers.commands import call
 from tests.helpers.damage import assert_says
 from tests.helpers.image_datasets import folders, tfds_writer
+from train.compare.runs import plan
+from train.compare.train_all import train_all
+from train.core.data.sources import folder
 from train.core.devices import processes
 from train.core.engine import loop
-from train.core.engine.evaluation import checkpoint_weights
+from train.core.engine.evaluation import checkpoint_weights, evaluate_split
 from train.core.engine.experiment import build_evaluation, build_experiment
 from train.core.errors import ConfigError, PreemptedError
 
@@ -89,6 +92,30 @@ def test_evaluation_needs_the_split_to_evaluate_on_alone(tmp_path):
     assert (evaluation.eval_split.num_examples, evaluation.source.num_classes) == (6, 3)
     with pytest.raises(ConfigError, match=r"^config\.data\.train_split: .* has no folder 'train'"):
         build(data)
+
+
+def test_a_run_is_evaluated_without_the_images_that_it_was_trained_on(data, tmp_path):
+    summary = train(data, tmp_path / "run")
+    (data / "train").rename(tmp_path / "train")
+    # More than there are to train on.
+    evaluation = build_evaluation(folders.config(data, **FIELDS | {"batch_size": 32}))
+    step, weights = checkpoint_weights(evaluation, epath.Path(tmp_path / "run"), "last")
+    assert step == FIELDS["steps"]
+    assert evaluate_split(evaluation, weights)["top1_error"] == summary["top1_error"]
+
+
+def test_a_comparison_lists_its_images_once(data, tmp_path, monkeypatch):
+    listed = []
+    below = folder.images_below
+
+    def images_below(path):
+        listed.append(path)
+        return below(path)
+
+    monkeypatch.setattr(folder, "images_below", images_below)
+    config = folders.config(data, **FIELDS | {"steps": 1})
+    train_all(plan(config, ["none", "half"], [0, 1]), epath.Path(tmp_path / "all"))
+    assert len(listed) == len(set(listed)) == 2 * len(folders.CLASSES)
 
 
 def test_processes_with_other_files_disagree(data):

@@ -12,7 +12,7 @@ from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
 from train.core.config.fields import Config
-from train.core.errors import ConfigError
+from train.core.errors import ConfigError, RunError
 from train.core.monitor import metric_rows
 from train.core.monitor.log import LAG, Log, NonFiniteError, Progress
 from train.core.monitor.metric_rows import RowFile, RowSegments
@@ -163,6 +163,21 @@ def test_rows_before_a_bad_loss_are_written_where_they_wait_for_a_sync(tmp_path,
     assert [row["step"] for row in segments.rows()] == [2]
 
 
+def test_rows_that_wait_are_not_written_into_a_directory_that_was_lost(tmp_path, monkeypatch):
+    (tmp_path / "metrics").mkdir()
+    segments = RowSegments(epath.Path(tmp_path) / "metrics")
+    monkeypatch.setattr(metric_rows, "of", lambda workdir: segments)
+
+    def lose_directory(log):
+        for step in range(1, 5):
+            log.train(range(step, step + 1), values(step, 1.0))
+        raise RunError("another process has the directory")
+
+    with pytest.raises(RunError), open_log(tmp_path, log_every_steps=1) as log:
+        lose_directory(log)
+    assert segments.rows() == []
+
+
 def test_evaluation_is_written_at_once(tmp_path):
     with open_log(tmp_path, steps_per_epoch=4) as log:
         log.evaluation(6, {"loss": 0.25, "top1_error": 50.0})
@@ -284,6 +299,13 @@ def test_steps_that_are_dispatched_together_are_traced_together(tmp_path):
             profiler.before(steps)
             profiler.after(steps, jnp.zeros(2) + 1)
             assert (tmp_path / "profile").exists() == (steps[0] >= 6)
+
+
+def test_a_span_that_is_not_reached_is_told(tmp_path, capsys):
+    with Profiler(tmp_path / "profile", parse("7:8", epath.Path())) as profiler:
+        profiler.before(range(1, 2))
+        profiler.after(range(1, 2), jnp.zeros(2))
+    assert capsys.readouterr().out == "no profile: steps 7 to 8 were not run\n"
 
 
 def test_no_span_writes_nothing(tmp_path):

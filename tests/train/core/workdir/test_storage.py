@@ -64,10 +64,12 @@ def test_write_text_replaces_the_old_file(tmp_path):
 
 def test_what_a_kill_left_is_removed_and_no_more(tmp_path):
     names = ["config.json", "config.json.0123abcd.tmp", "summary.json.89abcdef.tmp", "tmp", "lock"]
-    for name in names:
+    kept = ["notes.tmp", "folder.89abcdef.tmp"]
+    for name in (*names, "notes.tmp"):
         (tmp_path / name).write_text("")
+    (tmp_path / "folder.89abcdef.tmp").mkdir()
     storage.remove_temporary(epath.Path(tmp_path))
-    assert sorted(os.listdir(tmp_path)) == ["config.json", "lock", "tmp"]
+    assert sorted(os.listdir(tmp_path)) == sorted(["config.json", "lock", "tmp", *kept])
 
 
 def test_writers_at_the_same_time_do_not_disturb_one_another(tmp_path):
