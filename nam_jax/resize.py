@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
-from flax.core import meta
+from flax.core import meta, unfreeze
 
 from nam_jax.variables import TreePath, abstract_variables
 
@@ -15,7 +15,7 @@ _FEW = 5
 
 
 def resize_spatial(
-    variables: Any, module: nn.Module, input_shape: tuple[int, int, int, int]
+    variables: Any, module: nn.Module, input_shape: tuple[int, ...]
 ) -> dict[str, Any]:
     """Fits the scales of every spatial NAM to inputs of another size.
 
@@ -47,6 +47,7 @@ def resize_spatial(
     """
     if len(input_shape) != 4 or not all(type(n) is int and n > 0 for n in input_shape):
         raise ValueError(f"input_shape has to be (N, H, W, C), each at least 1; got {input_shape}.")
+    variables = unfreeze(variables)
     wanted = traverse_util.flatten_dict(meta.unbox(abstract_variables(module, input_shape)))
     arrays = traverse_util.flatten_dict(meta.unbox(variables))
     resized = {
@@ -72,20 +73,23 @@ def _shape(variables: Mapping[TreePath, Any], path: TreePath) -> Any:
 
 
 def _is_spatial(path: TreePath, wanted: Mapping[TreePath, Any]) -> bool:
-    return path[-2] == "nam_bn" and path in wanted and wanted[path].ndim == 2
+    # Those of layers that are scanned have an axis of layers in front.
+    return path[-2] == "nam_bn" and path in wanted and wanted[path].ndim >= 2
 
 
-def _resized(path: TreePath, leaf: Any, shape: tuple[int, int]) -> Any:
-    if leaf.shape == shape:
+def _resized(path: TreePath, leaf: Any, shape: tuple[int, ...]) -> Any:
+    if leaf.shape == shape or leaf.shape[:-2] != shape[:-2]:
         return leaf
     old = np.asarray(leaf, np.float64)
-    new = _means(_means(old, shape[0]).T, shape[1]).T
+    new = _means(_means(old, shape[-2], -2), shape[-1], -1)
     if path[0] == "params":
         new *= new.size / old.size
     return new.astype(leaf.dtype)
 
 
-def _means(values: np.ndarray, parts: int) -> np.ndarray:
-    """The means of so many equal parts of the first axis."""
+def _means(values: np.ndarray, parts: int, axis: int) -> np.ndarray:
+    """The means of so many equal parts of an axis."""
+    first = np.moveaxis(values, axis, 0)
     # With every value repeated as often as there are parts, none lies in two of them.
-    return values.repeat(parts, axis=0).reshape(parts, *values.shape).mean(axis=1)
+    means = first.repeat(parts, axis=0).reshape(parts, *first.shape).mean(axis=1)
+    return np.moveaxis(means, 0, axis)

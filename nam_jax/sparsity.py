@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nam_jax.attention.base import check_selector
 from nam_jax.layers.dtypes import widened
 from nam_jax.layers.equations import magnitude
 
@@ -58,6 +59,7 @@ def map_scales(function: Callable[..., Any], scales: Scales, tree: Any, *rest: A
 
 def nam_scales(params: optax.Params, scales: Scales = NAM_SCALES) -> list[jax.Array]:
     """All NAM scales of a parameter tree, or those selected, in the tree's order."""
+    check_selector("scales", scales)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return [leaf for path, leaf in leaves if is_selected(path, scales)]
 
@@ -80,7 +82,7 @@ def sparsity_penalty(
       A scalar, at least float32; 0 where params hold no NAM scale.
 
     Raises:
-      ValueError: strength is negative.
+      ValueError: strength is negative, or scales is no regular expression.
 
     Example:
       >>> import jax.numpy as jnp, nam_jax
@@ -108,7 +110,8 @@ def add_sparsity_penalty(
 
     Args:
       strength: Strength p of the penalty, at least 0, or a schedule of the number of updates.
-      scales: Scales that are penalised, see `sparsity_penalty`.
+      scales: Scales that are penalised, see `sparsity_penalty`. `optax.inject_hyperparams` takes a
+        function for a schedule unless it is told otherwise, by `static_args="scales"`.
 
     Returns:
       A transformation whose update needs params.
@@ -218,7 +221,8 @@ def soft_threshold(update: jax.Array, scale: jax.Array, threshold: Any) -> jax.A
       threshold: How much nearer, at least 0: a number, or one for every element.
 
     Returns:
-      The update, of its shape and dtype; the given one where the threshold is 0.
+      The update, of its shape, in the dtype that it has in common with the scale; the given one
+      where the threshold is 0.
 
     Example:
       >>> import jax.numpy as jnp
@@ -253,12 +257,13 @@ def _checked_init(
     strength: ScalarOrSchedule, scales: Scales
 ) -> Callable[[optax.Params], ScheduleState]:
     _check_not_negative("The sparsity strength", strength)
+    check_selector("scales", scales)
     # A traced strength may be 0.
-    may_be_off = not callable(strength) and not (_is_known(strength) and strength != 0)
+    is_on = callable(strength) or (_is_known(strength) and strength != 0)
 
     def init(params: optax.Params) -> ScheduleState:
         # A tree without leaves is what optax asks with for the structure of the state.
-        if not may_be_off and jax.tree.leaves(params) and not nam_scales(params, scales):
+        if is_on and jax.tree.leaves(params) and not nam_scales(params, scales):
             raise ValueError(f"The sparsity penalty would do nothing: {_nothing_found(scales)}")
         return ScheduleState(jnp.zeros((), jnp.int32))
 

@@ -1,5 +1,6 @@
 """The variables that a module starts with, whatever it has to be called with, and their paths."""
 
+import inspect
 import re
 from typing import Any
 
@@ -26,7 +27,10 @@ def initial_variables(module: nn.Module, key: jax.Array, x: Any) -> Any:
     """
     if hasattr(module, "use_running_average"):
         return module.clone(use_running_average=True).init(key, x)
-    return module.init(key, x, train=False)
+    # A module of Flax's own, as attention may be attached to, need not take it.
+    takes_train = "train" in inspect.signature(type(module).__call__).parameters
+    mode: dict[str, Any] = {"train": False} if takes_train else {}
+    return module.init(key, x, **mode)
 
 
 def abstract_variables(module: nn.Module, input_shape: tuple[int, ...]) -> Any:

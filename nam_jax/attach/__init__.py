@@ -68,6 +68,11 @@ def attach(
       >>> sorted(shapes["params"]["layers_1"])
       ['attention', 'bias', 'scale']
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"nam_jax.attach takes a linen model; got {type(model).__name__}. For NNX there is "
+            "nam_jax.nnx.attach."
+        )
     if model.scope is not None:
         raise ValueError(
             f"attach takes an unbound model; got a bound {type(model).__name__}. Attach before the "
@@ -76,7 +81,7 @@ def attach(
     template = configured(attention)
     if template is None:
         return model.clone()
-    check_selector(after)
+    check_selector("after", after)
     base: Any = type(model)
     fields = _fields(model)
     return _attached_class(base, repr(fields), template, after, name, train)(**fields)

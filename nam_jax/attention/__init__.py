@@ -1,6 +1,7 @@
 """Attention modules by name."""
 
 import dataclasses
+from typing import Any, Literal, overload
 
 from nam_jax.attention.bam import BAM
 from nam_jax.attention.base import AttentionModule
@@ -29,6 +30,15 @@ _MODULES: dict[str, type[AttentionModule] | None] = {
 }
 
 NAMES = tuple(_MODULES)
+
+
+@overload
+def attention(name: Literal["none"]) -> None: ...
+
+
+# Each module has fields of its own.
+@overload
+def attention(name: str) -> Any: ...
 
 
 def attention(name: str) -> type[AttentionModule] | None:
@@ -67,7 +77,7 @@ def configured(wanted: str | AttentionModule) -> AttentionModule | None:
       ValueError: it is something else.
     """
     if isinstance(wanted, str):
-        kind = attention(wanted)
+        kind: type[AttentionModule] | None = attention(wanted)
         return None if kind is None else kind(parent=None)
     if not isinstance(wanted, AttentionModule) or wanted.scope is not None:
         raise ValueError(
@@ -90,7 +100,7 @@ def hyperparameters(name: str) -> tuple[str, ...]:
       >>> hyperparameters("se")
       ('reduction',)
     """
-    module = attention(name)
+    module: type[AttentionModule] | None = attention(name)
     common = {field.name for field in dataclasses.fields(AttentionModule)}
     fields = () if module is None else dataclasses.fields(module)
     return tuple(field.name for field in fields if field.name not in common)
@@ -105,5 +115,5 @@ def has_nam_scales(name: str) -> bool:
     Raises:
       ValueError: there is no such attention.
     """
-    module = attention(name)
+    module: type[AttentionModule] | None = attention(name)
     return module is not None and issubclass(module, NormalizationAttention)

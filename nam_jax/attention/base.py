@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import meta
 from flax.typing import Dtype
 
 from nam_jax.layers.batch_norm import AxisNames, BatchNorm
@@ -89,13 +90,25 @@ def uses_running_average(*named: Mapping[str, Any]) -> bool | None:
     return None
 
 
-def check_selector(after: Any) -> None:
-    """Refuses what selects modules if it is a text that is no regular expression."""
-    if not callable(after):
+def check_selector(name: str, value: Any) -> None:
+    """Refuses an argument that selects by paths if it is no regular expression and no function."""
+    if not callable(value):
         try:
-            re.compile(after)
-        except re.error as error:
-            raise ValueError(f"after={after!r} is no regular expression: {error}.") from error
+            re.compile(value)
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                f"{name}={value!r} is no regular expression and no function of a path: {error}."
+            ) from error
+
+
+def check_scale(scale: Any, num_features: int) -> None:
+    """Refuses a scale that is not that of a BatchNorm with so many channels."""
+    shape = jnp.shape(meta.unbox(scale))
+    if shape != (num_features,):
+        raise ValueError(
+            f"scale has to be that of the BatchNorm whose output x is, of the shape "
+            f"({num_features},); got {shape}."
+        )
 
 
 def check_at_least_1(module: nn.Module, *names: str) -> None:

@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax.core import meta
 from flax.linen.module import merge_param
 
-from nam_jax.attention.base import AttentionModule, shared_fields
+from nam_jax.attention.base import AttentionModule, check_scale, shared_fields
 from nam_jax.layers import gating
 from nam_jax.layers.batch_norm import Affine, BatchNorm, Moments, as_affine
 from nam_jax.layers.dtypes import widened
@@ -97,6 +97,10 @@ class ChannelNAM(NormalizationAttention, kw_only=True):
 
         Returns:
           Gated input M_c x, of the shape of x.
+
+        Raises:
+          ValueError: scale or moments are not of as many channels as x; normalization or
+            gate_scale is not as above; or use_running_average is given twice, or never.
         """
         gate = self.affine(x, use_running_average, moments, scale)
         y = gating.gated_channels(*self._map(x, moments), *gate)
@@ -112,6 +116,7 @@ class ChannelNAM(NormalizationAttention, kw_only=True):
     ) -> tuple[jax.Array, jax.Array]:
         """Multiplier and offset of x in M_c's sigmoid, for the arguments of `__call__`."""
         if scale is not None:
+            check_scale(scale, x.shape[-1])
             weights = attention_weights(
                 scale, normalization=self.normalization, gradient=self.weight_gradient
             )
@@ -189,8 +194,8 @@ class SpatialNAM(NormalizationAttention, kw_only=True):
           Gated input M_s x, of the shape of x.
 
         Raises:
-          ValueError: x is no (N, H, W, C) array, or its map has not the size that the
-            module was initialised for.
+          ValueError: x is no (N, H, W, C) array, or its map has not the size that the module was
+            initialised for; or see `ChannelNAM`.
         """
         source, *affines = self._map(x, moments)
         y = self.gated(source, tuple(affines), use_running_average)
@@ -201,9 +206,11 @@ class SpatialNAM(NormalizationAttention, kw_only=True):
     ) -> jax.Array:
         """Gates z = `gating.normalized(x, *affines)`."""
         z = gating.normalized(x, *affines)
-        if self.is_initializing() or merge_param(
+        is_running = merge_param(
             "use_running_average", self.use_running_average, use_running_average
-        ):
+        )
+        # Without parameters Flax says which are missing.
+        if is_running or self.is_initializing() or not self.has_variable("params", "nam_bn"):
             return gating.gated_pixels(x, *affines, *self.affine(z, use_running_average))
         self._check_map(z)
         norm = gating.PixelNorm(
@@ -296,7 +303,7 @@ class NAM(NormalizationAttention, kw_only=True):
           Gated input M_s M_c x, of the shape of x.
 
         Raises:
-          ValueError: x is not what SpatialNAM takes.
+          ValueError: x is not what SpatialNAM takes; or see `ChannelNAM`.
         """
         fields = shared_fields(self, NormalizationAttention)
         channel = ChannelNAM(**fields, name="channel").affine(x, use_running_average, moments)

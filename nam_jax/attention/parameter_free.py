@@ -6,7 +6,7 @@ from flax import linen as nn
 
 from nam_jax.attention.base import AttentionModule
 from nam_jax.layers.batch_norm import Moments, batch_moments, to_reduce
-from nam_jax.layers.dtypes import widened
+from nam_jax.layers.dtypes import result_dtype, widened
 
 
 class SimAM(AttentionModule, kw_only=True):
@@ -74,7 +74,8 @@ class SimAM(AttentionModule, kw_only=True):
         # The root before the square: gradients would overflow from 1e12 on.
         factor = 0.5 * jax.lax.rsqrt(unbiased + self.epsilon)
         distance = (widened(x) - origin - mean[:, None, None]) * factor[:, None, None]
-        return self._gated(x, nn.sigmoid(jnp.square(distance) + 0.5))
+        y = widened(x) * nn.sigmoid(jnp.square(distance) + 0.5)
+        return y.astype(result_dtype(x, dtype=self.dtype))
 
 
 class HalfGate(AttentionModule, kw_only=True):
@@ -114,4 +115,4 @@ class HalfGate(AttentionModule, kw_only=True):
         """
         del use_running_average, moments
         self._check_rank(x)
-        return self._result(x, x / 2)
+        return (x / 2).astype(result_dtype(x, dtype=self.dtype))

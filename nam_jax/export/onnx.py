@@ -6,17 +6,17 @@ from typing import Any
 from flax import linen as nn
 
 from nam_jax.export.fold import fold
-from nam_jax.export.serving import Shape, check_installed, classifier, example
+from nam_jax.export.serving import check_installed, classifier, example
 from nam_jax.export.trace import Graph, trace
 
 
 def export_onnx(
     model: nn.Module,
     variables: Any,
-    image_shape: Shape,
+    image_shape: Sequence[int],
     *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     probabilities: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> bytes:
@@ -41,7 +41,8 @@ def export_onnx(
 
     Raises:
       UnsupportedOperationError: the network has an operation that is not known here.
-      ValueError: image_shape is no (H, W, C), or mean is given without std.
+      ValueError: image_shape is no (H, W, C), mean is given without std, or they are not of so
+        many channels, or a deviation is not above 0.
       ImportError: the package `onnx` is not installed.
 
     Example:
@@ -55,7 +56,7 @@ def export_onnx(
     """
     check_installed("onnx", "nam_jax.export_onnx")
     function = classifier(model, variables, mean, std, probabilities)
-    graph = fold(trace(function, example(image_shape, mean)))
+    graph = fold(trace(function, example(image_shape, mean, std)))
     output = "probabilities" if probabilities else "logits"
     return written(graph, output, metadata or {}).SerializeToString()
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import export
-
-Shape = tuple[int, int, int]
 
 
 def check_installed(package: str, function: str) -> None:
@@ -31,8 +30,8 @@ def check_installed(package: str, function: str) -> None:
 def classifier(
     model: nn.Module,
     variables: Any,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
+    mean: float | Sequence[float] | None,
+    std: float | Sequence[float] | None,
     probabilities: bool,
 ) -> Callable[[jax.Array], jax.Array]:
     """A function of images alone, for the arguments of `nam_jax.export`.
@@ -54,13 +53,24 @@ def classifier(
     return classify
 
 
-def example(image_shape: Shape, mean: Sequence[float] | None) -> jax.ShapeDtypeStruct:
+def example(image_shape: Sequence[int], mean: Any, std: Any) -> jax.ShapeDtypeStruct:
     """Any number of images: bytes where the function normalises them, else floats.
 
     Raises:
-      ValueError: image_shape is no (H, W, C).
+      ValueError: image_shape is no (H, W, C), or mean or std is not of so many channels, or a
+        deviation is not above 0.
     """
-    if len(image_shape) != 3:
-        raise ValueError(f"image_shape has to be (H, W, C); got {tuple(image_shape)}.")
+    if len(image_shape) != 3 or not all(size >= 1 for size in image_shape):
+        raise ValueError(
+            f"image_shape has to be (H, W, C), each at least 1; got {tuple(image_shape)}."
+        )
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and np.shape(values) not in ((), (1,), (image_shape[2],)):
+            raise ValueError(
+                f"{name} has to be a number, or one for each of {image_shape[2]} channels; "
+                f"got {values}."
+            )
+    if std is not None and not np.all(np.asarray(std) > 0):
+        raise ValueError(f"std has to be above 0; got {std}.")
     (batch,) = export.symbolic_shape("batch")
     return jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32 if mean is None else jnp.uint8)

@@ -7,17 +7,17 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from nam_jax.export.serving import Shape, check_installed, classifier, example
+from nam_jax.export.serving import check_installed, classifier, example
 
 
 def export(
     model: nn.Module,
     variables: Any,
-    image_shape: Shape,
+    image_shape: Sequence[int],
     *,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     probabilities: bool = False,
 ) -> bytes:
     """Makes one file of a network and its weights, which needs neither Flax nor this library.
@@ -40,7 +40,8 @@ def export(
       least float32.
 
     Raises:
-      ValueError: image_shape is no (H, W, C), or mean is given without std.
+      ValueError: image_shape is no (H, W, C), mean is given without std, or they are not of so
+        many channels, or a deviation is not above 0.
       ImportError: the package `flatbuffers` is not installed.
 
     Example:
@@ -58,7 +59,7 @@ def export(
     function = jax.jit(classifier(model, variables, mean, std, probabilities))
     with _without_source_lines():
         exported = jax.export.export(function, platforms=list(platforms))(
-            example(image_shape, mean)
+            example(image_shape, mean, std)
         )
     return bytes(exported.serialize())
 

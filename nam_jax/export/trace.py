@@ -16,27 +16,13 @@ import numpy as np
 # What is a function of each element; of these alone constants may be given in a shape that
 # broadcasts to that of the result.
 ELEMENTWISE = {
-    *(
-        "abs",
-        "add",
-        "convert_element_type",
-        "copy",
-        "div",
-        "eq",
-        "erf",
-        "erfc",
-        "exp",
-        "floor",
-        "ge",
-        "gt",
-    ),
-    *("integer_pow", "is_finite", "le", "log", "logistic", "lt", "max", "min", "mul", "ne", "neg"),
-    *("pow", "rsqrt", "select_n", "sign", "sqrt", "square", "stop_gradient", "sub", "tanh"),
+    *("abs", "add", "convert_element_type", "copy", "div", "eq", "erf", "erfc", "exp", "floor"),
+    *("ge", "gt", "integer_pow", "is_finite", "le", "log", "logistic", "lt", "max", "min", "mul"),
+    *("ne", "neg", "pow", "rsqrt", "select_n", "sign", "sqrt", "square", "stop_gradient", "sub"),
+    "tanh",
 }
 # What stands for the jaxpr inside.
-CALLS = {
-    *("checkpoint", "closed_call", "custom_jvp_call", "custom_vjp_call", "jit", "pjit", "remat2"),
-}
+CALLS = {"checkpoint", "closed_call", "custom_jvp_call", "custom_vjp_call", "jit", "pjit", "remat2"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,6 +90,9 @@ class UnsupportedOperationError(NotImplementedError):
         """Says what, a sentence, and what to do."""
         self.what = what
         super().__init__(f"{what} StableHLO (nam_jax.export) can hold every network.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.what,)
 
 
 def trace(function: Callable[[jax.Array], jax.Array], example: jax.ShapeDtypeStruct) -> Graph:

@@ -59,7 +59,12 @@ class GateMoments(NamedTuple):
 
 
 def gate_statistics(
-    module: nn.Module, variables: Any, images: jax.Array, **kwargs: Any
+    module: nn.Module,
+    variables: Any,
+    images: jax.Array,
+    *,
+    mutable: str | Sequence[str] = (),
+    **kwargs: Any,
 ) -> dict[str, GateStatistics]:
     """How far the gates of every NAM module are from a constant, for some images.
 
@@ -70,6 +75,7 @@ def gate_statistics(
       module: Network with NAM inside, or a NAM module itself.
       variables: Variables of the module, `params` and `batch_stats`.
       images: Input of the module, (N, H, W, channels).
+      mutable: Collections that the call may change, see `gates`.
       **kwargs: Further arguments of the module's call, see `gates`.
 
     Returns:
@@ -87,7 +93,8 @@ def gate_statistics(
       >>> round(found[""].within, 4), round(found[""].near_half, 2)
       (0.0039, 0.99)
     """
-    moments = gate_moments(module, variables, images, **kwargs)
+    recorded = recorded_gates(module, variables, images, mutable, kwargs)
+    moments = {path: _moments(kind, gates) for path, (kind, gates) in recorded}
     return statistics_of([jax.device_get(moments)])
 
 
@@ -120,7 +127,10 @@ def gate_moments(
 
 
 def _moments(
-    kind: str, gates: jax.Array, mask: jax.Array | None, axis_name: AxisNames | None
+    kind: str,
+    gates: jax.Array,
+    mask: jax.Array | None = None,
+    axis_name: AxisNames | None = None,
 ) -> GateMoments:
     def over_devices(reduce: Any, value: jax.Array) -> jax.Array:
         return value if axis_name is None else reduce(value, axis_name)

@@ -206,6 +206,15 @@ class BatchNorm(nn.Module):
         return_moments: Literal[True],
     ) -> tuple[jax.Array, Moments | None]: ...
 
+    @overload
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        return_moments: bool,
+    ) -> jax.Array | tuple[jax.Array, Moments | None]: ...
+
     def __call__(
         self,
         x: jax.Array,
@@ -224,6 +233,9 @@ class BatchNorm(nn.Module):
         Returns:
           Normalised input y, of the shape of x; with `return_moments` the pair (y, moments), where
           moments is None under running statistics: those of this batch are then not known.
+
+        Raises:
+          ValueError: x has no such axis, or use_running_average is given twice, or never.
         """
         wide = widened(x)
         moments = self.statistics(wide, use_running_average)

@@ -33,8 +33,9 @@ def convolution(
     dimension_numbers: Any = LAYOUT,
     feature_group_count: int = 1,
     precision: jax.lax.PrecisionLike = None,
+    **others: Any,
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, for the field of that name of `flax.linen.Conv`.
+    """`jax.lax.conv_general_dilated`, for the field of that name of `Conv` in Flax linen and NNX.
 
     On CPUs, and only there, three kinds of convolution over two axes are written in terms that XLA
     computes faster: 1×1 convolutions as matrix products, depthwise ones as sums of shifted
@@ -51,6 +52,8 @@ def convolution(
       dimension_numbers: Layout of x, kernel and output; any but the default is left to XLA.
       feature_group_count: Number of groups of channels.
       precision: Precision of the products.
+      **others: Further arguments of `jax.lax.conv_general_dilated`, which leave all to XLA unless
+        they are None.
 
     Returns:
       Output (N, H', W', features), of the dtype of x.
@@ -63,6 +66,7 @@ def convolution(
       >>> conv.apply(conv.init(jax.random.key(0), x), x).shape
       (2, 4, 4, 8)
     """
+    others = {name: value for name, value in others.items() if value is not None}
 
     def default(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return jax.lax.conv_general_dilated(
@@ -75,11 +79,12 @@ def convolution(
             dimension_numbers=dimension_numbers,
             feature_group_count=feature_group_count,
             precision=precision,
+            **others,
         )
 
     window = kernel.shape[:2]
     is_dilated = max(lhs_dilation) > 1 or (max(rhs_dilation) > 1 and window != (1, 1))
-    if x.ndim != 4 or is_dilated or not _has_layout(x, kernel, dimension_numbers):
+    if others or x.ndim != 4 or is_dilated or not _has_layout(x, kernel, dimension_numbers):
         return default(x, kernel)
     pads = padding
     if isinstance(pads, str):

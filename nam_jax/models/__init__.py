@@ -10,8 +10,9 @@ from flax.core import FrozenDict
 from flax.typing import Dtype
 
 from nam_jax.attention import hyperparameters
+from nam_jax.models.blocks import STEMS, check_name
 from nam_jax.models.mobilenet_v2 import MobileNetV2
-from nam_jax.models.resnet import SHORTCUTS, STEMS, BasicBlock, Bottleneck, ResNet
+from nam_jax.models.resnet import SHORTCUTS, BasicBlock, Bottleneck, ResNet
 
 __all__ = [
     "NAMES",
@@ -79,11 +80,9 @@ def create(
       >>> import nam_jax
       >>> model = nam_jax.models.create("resnet50", num_classes=1000, attention="nam")
     """
-    if name not in _MODELS:
-        raise ValueError(f"There is no model {name!r}; choose one of {', '.join(NAMES)}.")
+    fields = _fields(name)
     _check_hyperparameters(attention, options.get("attention_options", {}))
-    if stem not in STEMS:
-        raise ValueError(f"There is no stem {stem!r}; choose one of {', '.join(STEMS)}.")
+    check_name("stem", stem, STEMS)
     if shortcut not in ("", *SHORTCUTS):
         raise ValueError(
             f"There is no shortcut {shortcut!r}; choose one of {', '.join(SHORTCUTS)}, or an empty "
@@ -94,8 +93,10 @@ def create(
     # A dict would make a network that cannot be a static argument of jax.jit.
     options["attention_options"] = FrozenDict(options.get("attention_options", {}))
     for field in options:
-        if not has_field(name, field):
-            raise ValueError(f"The model {name} has no field {field!r}; leave it out.")
+        if field not in fields:
+            raise ValueError(
+                f"The model {name} has no field {field!r}; allowed: {', '.join(fields)}."
+            )
     return _MODELS[name](
         num_classes=num_classes, attention=attention, stem=stem, dtype=dtype, **options
     )
@@ -115,5 +116,14 @@ def has_field(name: str, field: str) -> bool:
     Args:
       name: Name of the network, one of `nam_jax.models.NAMES`.
       field: Name of the field.
+
+    Raises:
+      ValueError: there is no such network.
     """
-    return field in inspect.signature(_MODELS[name]).parameters
+    return field in _fields(name)
+
+
+def _fields(name: str) -> list[str]:
+    check_name("model", name, NAMES)
+    signature = inspect.signature(_MODELS[name])
+    return [field for field in signature.parameters if field not in ("parent", "name")]

@@ -1,7 +1,7 @@
 """Building blocks that the networks share."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ from nam_jax.layers import initializers
 from nam_jax.layers.batch_norm import AxisNames, BatchNorm
 from nam_jax.layers.convolution import convolution
 from nam_jax.layers.dtypes import widened
+
+Stem = Literal["imagenet", "cifar"]
+STEMS: tuple[str, ...] = get_args(Stem)
 
 
 class Attention(NamedTuple):
@@ -30,8 +33,23 @@ class Attention(NamedTuple):
 
     def module(self, options: Mapping[str, Any], name: str) -> AttentionModule | None:
         """The module, with fields from `shared_options`; None of no attention."""
-        kind = find_attention(self.name)
+        kind: type[AttentionModule] | None = find_attention(self.name)
         return None if kind is None else kind(**options, **self.hyperparameters, name=name)
+
+
+def check_name(kind: str, name: str, names: Sequence[str]) -> None:
+    """Refuses a name that is not one of several.
+
+    Args:
+      kind: What it is a name of.
+      name: Name to be checked.
+      names: Names that there are.
+
+    Raises:
+      ValueError: it is none of them.
+    """
+    if name not in names:
+        raise ValueError(f"There is no {kind} {name!r}; choose one of {', '.join(names)}.")
 
 
 def shared_options(
@@ -160,8 +178,10 @@ def needed_keys(row_keys: jax.Array | None, *rates: float, train: bool) -> jax.A
     """The random keys of the rows, or None where nothing is dropped.
 
     Raises:
-      ValueError: there are none, and something is to be dropped.
+      ValueError: there are none, and something is to be dropped; or a rate is not in [0, 1).
     """
+    if not all(0 <= rate < 1 for rate in rates):
+        raise ValueError(f"drop_path and dropout have to be in [0, 1); got {rates}.")
     if not train or not any(rates):
         return None
     if row_keys is None:

@@ -160,8 +160,10 @@ class MobileNetV2(nn.Module):
           Logits (N, num_classes), at least float32.
 
         Raises:
-          ValueError: something is to be dropped, and there are no row_keys.
+          ValueError: a field is not as above, or something is to be dropped, and there are no
+            row_keys.
         """
+        blocks.check_name("stem", self.stem, blocks.STEMS)
         options = blocks.shared_options(train=train, dtype=self.dtype, axis_name=self.axis_name)
         attention = blocks.Attention(self.attention, self.attention_options)
         strides = 2 if self.stem == "imagenet" else 1

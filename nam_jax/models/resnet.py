@@ -1,7 +1,7 @@
 """Residual networks with attention on every residual branch."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,6 @@ from nam_jax.layers.batch_norm import AxisNames
 from nam_jax.layers.convolution import window
 from nam_jax.models import blocks
 
-Stem = Literal["imagenet", "cifar"]
-STEMS: tuple[str, ...] = get_args(Stem)
 SHORTCUTS = ("projection", "pad_end", "pad_centre")
 
 
@@ -157,8 +155,11 @@ class ResNet(nn.Module):
           Logits (N, num_classes), at least float32.
 
         Raises:
-          ValueError: something is to be dropped, and there are no row_keys.
+          ValueError: a field is not as above, or something is to be dropped, and there are no
+            row_keys.
         """
+        blocks.check_name("stem", self.stem, blocks.STEMS)
+        blocks.check_name("shortcut", self.shortcut, SHORTCUTS)
         options = blocks.shared_options(train=train, dtype=self.dtype, axis_name=self.axis_name)
         attention = blocks.Attention(self.attention, self.attention_options)
         x = self._stem(x, options)

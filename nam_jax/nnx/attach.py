@@ -53,7 +53,7 @@ def attach(
 
     Returns:
       The clone; `none` attaches nothing. Clones of equal models, attached alike, have equal
-      graph definitions.
+      graph definitions. A clone cannot be pickled; its `nnx.state` can be saved.
 
     Raises:
       ValueError: an argument is not as above; `after` selects nothing; a selected module has an
@@ -96,7 +96,7 @@ def _select(model: nnx.Module, after: str | Selector) -> dict[str, Any]:
     def selects(path: str, module: nnx.Module) -> bool:
         return after(path, module) if callable(after) else bool(re.fullmatch(after, path))
 
-    check_selector(after)
+    check_selector("after", after)
     chosen = {path: module for path, module in found.items() if selects(path, module)}
     if not chosen:
         lines = (f"{path}: {type(module).__name__}" for path, module in found.items() if path)
@@ -181,14 +181,19 @@ def _build(
     kind = type(template)
     if kind is nam.TiedNAM:
         own = ("normalization", "weight_gradient", "gate_scale", "dtype")
-        return TiedNAM(**{key: options[key] for key in own if key in options})
+        return TiedNAM(**{key: options[key] for key in own})
     num_features = getattr(module, "num_features", None) if output is None else output.shape[-1]
     if kind is nam.ChannelNAM and num_features is not None:
         return ChannelNAM(num_features, **options)
     if output is None:
         raise ValueError(
-            f"attach, after {path}: {kind.__name__} depends on the module's output; give example=, "
-            "an input of the model."
+            f"attach, after {path or 'the model itself'}: {kind.__name__} depends on the module's "
+            "output; give example=, an input of the model."
+        )
+    if len(output.shape) != 4:
+        raise ValueError(
+            f"attach, after {path or 'the model itself'}: {kind.__name__} takes (N, H, W, C) "
+            f"arrays; the module gives the shape {output.shape}. Select another by after=."
         )
     if kind is nam.SpatialNAM:
         return SpatialNAM(output.shape[1:3], **options)

@@ -26,6 +26,9 @@ class FromLinen(nnx.Module):
       x: Input of it, (N, H, W, C), for the shapes of its parameters; also a `ShapeDtypeStruct`.
       rngs: Random keys for the parameters.
 
+    Raises:
+      ValueError: it is no attention module, or one with `use_running_average`.
+
     Example:
       >>> import jax.numpy as jnp, nam_jax
       >>> from flax import nnx
@@ -37,6 +40,11 @@ class FromLinen(nnx.Module):
     """
 
     def __init__(self, module: AttentionModule, x: Any, *, rngs: nnx.Rngs):
+        if not isinstance(module, AttentionModule) or module.use_running_average is not None:
+            raise ValueError(
+                "FromLinen takes an attention module without use_running_average, such as "
+                f"nam_jax.CBAM(); got {' '.join(repr(module).split())}."
+            )
         self.linen = module
         self.use_running_average = False
         self.dtype = module.dtype
@@ -60,6 +68,10 @@ class FromLinen(nnx.Module):
         return y
 
     def set_view(self, use_running_average: bool | None = None) -> None:
-        """What `nnx.view` calls."""
+        """Sets the mode; what `nnx.view` calls, and reads for `nnx.view_info`.
+
+        Args:
+          use_running_average: Whether to normalise with the running statistics; None: as before.
+        """
         if use_running_average is not None:
             self.use_running_average = use_running_average

@@ -6,13 +6,14 @@ same with `"batch_stats"`, takes those of a linen module.
 """
 
 from collections.abc import Sequence
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
+from nam_jax.attention.base import check_scale
 from nam_jax.layers.batch_norm import AxisNames, Moments, batch_moments, running_average
 from nam_jax.layers.dtypes import result_dtype
 from nam_jax.layers.equations import Normalization, attention_weights, gate_affine
@@ -49,6 +50,12 @@ class Options(TypedDict, total=False):
     rngs: nnx.Rngs | None
 
 
+def _check(normalization: str, gate_scale: float) -> None:
+    """Refuses what else would only show in the middle of a call."""
+    attention_weights(jnp.ones(1), normalization=cast(Any, normalization))
+    scaled(jnp.ones(1), gate_scale)
+
+
 class NormVariables(nnx.Module):
     """What a BatchNorm inside NAM owns: `nam_bn`, of channels, (C,), or of pixels, (H, W)."""
 
@@ -78,6 +85,7 @@ class NormalizationAttention(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ):
         del rngs
+        _check(normalization, gate_scale)
         self.nam_bn = NormVariables(shape, param_dtype)
         self.use_running_average = use_running_average
         self.momentum = momentum
@@ -109,7 +117,11 @@ class NormalizationAttention(nnx.Module):
         raise NotImplementedError
 
     def set_view(self, use_running_average: bool | None = None) -> None:
-        """What `nnx.view` calls."""
+        """Sets the mode; what `nnx.view` calls, and reads for `nnx.view_info`.
+
+        Args:
+          use_running_average: Whether to normalise with the running statistics; None: as before.
+        """
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
@@ -155,14 +167,18 @@ class ChannelNAM(NormalizationAttention):
     def __init__(self, num_features: int, **options: Unpack[Options]):
         super().__init__((num_features,), **options)
 
-    def gated(self, x: jax.Array, use_running_average: bool | None) -> jax.Array:
-        """The result of a call, unrounded."""
+    def check(self, x: jax.Array) -> None:
+        """Refuses an input of other channels."""
         (num_features,) = self.nam_bn.scale.shape
         if x.shape[-1] != num_features:
             raise ValueError(
                 f"ChannelNAM is for {num_features} channels; got {x.shape[-1]}. Feed it as many, "
                 f"or build it with num_features={x.shape[-1]}."
             )
+
+    def gated(self, x: jax.Array, use_running_average: bool | None) -> jax.Array:
+        """The result of a call, unrounded."""
+        self.check(x)
         affine = self._affine(x, tuple(range(x.ndim - 1)), use_running_average)
         return scaled(gated(x, *affine), self.gate_scale)
 
@@ -183,11 +199,13 @@ class SpatialNAM(NormalizationAttention):
       ((2, 6, 10, 8), (6, 10))
     """
 
-    def __init__(self, map_size: tuple[int, int], **options: Unpack[Options]):
+    def __init__(self, map_size: Sequence[int], **options: Unpack[Options]):
+        if not isinstance(map_size, Sequence) or len(map_size) != 2:
+            raise ValueError(f"map_size has to be (height, width); got {map_size}.")
         super().__init__(map_size, **options)
 
-    def gated(self, x: jax.Array, use_running_average: bool | None) -> jax.Array:
-        """The result of a call, unrounded."""
+    def check(self, x: jax.Array) -> None:
+        """Refuses an input of another size."""
         map_size = self.nam_bn.scale.shape
         if x.ndim != 4 or x.shape[1:3] != map_size:
             height, width = map_size
@@ -195,6 +213,10 @@ class SpatialNAM(NormalizationAttention):
                 f"SpatialNAM is for (N, {height}, {width}, C) arrays; got the shape {x.shape}. "
                 "Feed it such arrays, or build it with the map_size of these."
             )
+
+    def gated(self, x: jax.Array, use_running_average: bool | None) -> jax.Array:
+        """The result of a call, unrounded."""
+        self.check(x)
         affine = self._affine(x, (0, 3), use_running_average)
         return scaled(gated(x, *(value[..., None] for value in affine)), self.gate_scale)
 
@@ -224,7 +246,7 @@ class NAM(nnx.Module):
       (2, 4, 4, 8)
     """
 
-    def __init__(self, num_features: int, map_size: tuple[int, int], **options: Unpack[Options]):
+    def __init__(self, num_features: int, map_size: Sequence[int], **options: Unpack[Options]):
         self.channel = ChannelNAM(num_features, **options)
         self.spatial = SpatialNAM(map_size, **options)
 
@@ -235,6 +257,8 @@ class NAM(nnx.Module):
 
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
         """Gates x, (N, H, W, C), see `ChannelNAM` and `SpatialNAM`."""
+        # Before the first changes its statistics.
+        self.spatial.check(x)
         z = self.channel.gated(x, use_running_average)
         y = self.spatial.gated(z, use_running_average)
         params = (part.nam_bn.scale[...] for part in (self.channel, self.spatial))
@@ -267,6 +291,7 @@ class TiedNAM(nnx.Module):
         gate_scale: float = 1.0,
         dtype: Dtype | None = None,
     ):
+        _check(normalization, gate_scale)
         self.normalization = normalization
         self.weight_gradient = weight_gradient
         self.gate_scale = gate_scale
@@ -277,6 +302,7 @@ class TiedNAM(nnx.Module):
     ) -> jax.Array:
         """Gates x, (N, ..., C), the output of the BatchNorm with this scale, (C,)."""
         del use_running_average  # the same in both modes
+        check_scale(scale, x.shape[-1])
         weights = attention_weights(
             scale, normalization=self.normalization, gradient=self.weight_gradient
         )

@@ -47,10 +47,14 @@ class MisfitError(ValueError):
         self.causes = "; ".join(cause.text for cause in causes) or _UNKNOWN
         self.options = {name: value for cause in causes for name, value in cause.options.items()}
         self.lists = lists
+        self._given = causes, lists
         given = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         remedy = f" Try {given}." if given else ""
         reason = f"The state dict does not fit the module: {self.causes}.{remedy}"
         super().__init__("\n".join([reason, *lists]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._given
 
 
 def check(module: nn.Module, state: Mapping[str, np.ndarray], wanted: Shapes) -> None:

@@ -259,6 +259,21 @@ def test_network_without_nam_has_none():
 # Gates and the constant 0.5.
 
 
+class Masked(nn.Module):
+    @nn.compact
+    def __call__(self, x, mask):
+        return ChannelNAM(use_running_average=True)(x * mask[:, None, None, None])
+
+
+def test_statistics_leave_arguments_to_the_network():
+    x, mask = jnp.asarray(image()), jnp.array([0.0, 1.0, 1.0, 1.0])
+    variables = Masked().init(jax.random.key(0), x, mask)
+    (found,) = nam_jax.gate_statistics(Masked(), variables, x, mask=mask).values()
+    (expected,) = nam_jax.gates(Masked(), variables, x, mask=mask).values()
+    np.testing.assert_allclose(found.low, expected.min(), rtol=1e-6)
+    assert (expected[0] == 0.5).all()
+
+
 @pytest.mark.parametrize("gamma", [1.0, 3.0])
 def test_gates_of_equal_scales_spread_by_a_quarter_of_their_share(gamma):
     x = jax.random.normal(jax.random.key(0), (8, 32, 32, 64))

@@ -5,10 +5,12 @@ import functools
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
+from flax.core import freeze
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nam_jax import NAM, ChannelNAM, SpatialNAM, models, resize_spatial
+from nam_jax import NAM, ChannelNAM, SpatialNAM, attach, models, resize_spatial
 from nam_jax.variables import abstract_variables
 from tests.helpers.arrays import KINDS, hard_arrays, unit
 from tests.helpers.networks import random_variables
@@ -89,6 +91,40 @@ def test_variables_of_another_module_are_refused():
     variables = variables_of(SpatialNAM(), x)
     with pytest.raises(ValueError, match="not of this module: batch_stats/nam_bn"):
         resize_spatial(variables, ChannelNAM(), x.shape)
+
+
+class Layer(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return NAM(use_running_average=True)(x), None
+
+
+class Scanned(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        axes = {"params": 0, "batch_stats": 0}
+        layers = nn.scan(Layer, variable_axes=axes, split_rngs={"params": True}, length=3)
+        return layers(name="layers")(x, None)[0]
+
+
+def test_layers_that_are_scanned():
+    variables = random_variables(Scanned(), image(4, 6))
+    resized = resize_spatial(variables, Scanned(), (1, 8, 3, 5))
+
+    def layer(tree, number):
+        own = {name: value["layers"]["NAM_0"] for name, value in tree.items()}
+        return jax.tree.map(lambda leaf: leaf[number], own)
+
+    for number in range(3):
+        expected = resize_spatial(layer(variables, number), NAM(), (1, 8, 3, 5))
+        jax.tree.map(np.testing.assert_array_equal, layer(resized, number), expected)
+
+
+def test_frozen_variables_of_a_module_that_takes_no_mode():
+    model = attach(nn.Sequential([nn.Conv(5, (3, 3))]), "nam", after="layers_0")
+    variables = model.init(jax.random.key(0), image(4, 4))
+    resized = resize_spatial(freeze(variables), model, (1, 6, 6, 5))
+    assert model.apply(resized, image(6, 6)).shape == (2, 6, 6, 5)
 
 
 # At any other resolution: the area that every old pixel has in a new one.

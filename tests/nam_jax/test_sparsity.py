@@ -293,6 +293,19 @@ def test_negative_numbers_are_refused(call):
         call()
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: nam_jax.sparsity_penalty({}, 0.1, scales="*"),
+        lambda: nam_jax.add_sparsity_penalty(0.1, scales="*"),
+        lambda: nam_jax.proximal_sparsity(0.1, RATE, scales="*"),
+    ],
+)
+def test_scales_that_are_no_regular_expression_are_refused(call):
+    with pytest.raises(ValueError, match=r"scales='\*' is no regular expression"):
+        call()
+
+
 # In random trees of parameters, and both transformations by definition.
 
 # Of the updates and of the scales.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 from flax.traverse_util import flatten_dict
 
 import nam_jax
@@ -381,6 +382,9 @@ def test_gates_penalty_and_saliency_know_attached_models():
         ({"attention": nam_jax.NAM}, "a name or an unbound attention module; got <class"),
         ({"attention": nn.Dense(3)}, "a name or an unbound attention module; got Dense"),
         ({"after": "layer(1"}, "after='layer\\(1' is no regular expression"),
+        ({"after": None}, "after=None is no regular expression and no function"),
+        ({"model": Network}, "takes a linen model; got .*nam_jax.nnx.attach"),
+        ({"model": nnx.BatchNorm(3, rngs=nnx.Rngs(0))}, "takes a linen model; got BatchNorm"),
     ],
 )
 def test_arguments_are_checked(arguments, message):

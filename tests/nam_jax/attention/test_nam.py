@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax.errors import ScopeCollectionNotFound
 from jax.flatten_util import ravel_pytree
 
 import nam_jax
@@ -394,6 +395,15 @@ def test_tied_form_owns_nothing(norm):
 def test_tied_form_without_a_scale_is_refused():
     with pytest.raises(ValueError, match="nam_tied needs scale="):
         TiedNAM().init(jax.random.key(0), image(), use_running_average=True)
+    for shape in ((1,), (7,), (6, 6)):
+        with pytest.raises(ValueError, match=r"that of the BatchNorm .* of the shape \(6,\); got"):
+            TiedNAM().apply({}, image(), scale=jnp.ones(shape))
+
+
+@pytest.mark.parametrize("module", [ChannelNAM(), SpatialNAM()])
+def test_missing_parameters_are_told_by_flax(module):
+    with pytest.raises(ScopeCollectionNotFound, match="nam_bn"):
+        module.apply({}, image(), use_running_average=False, mutable="batch_stats")
 
 
 @each_norm

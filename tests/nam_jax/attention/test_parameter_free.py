@@ -7,7 +7,9 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
+import nam_jax
 from nam_jax import ECA, HalfGate, SimAM, attention
 from nam_jax.attention.eca import adaptive_kernel_size
 from tests.helpers.arrays import assert_close
@@ -24,6 +26,14 @@ def formula(x):
     squares = (x - x.mean((1, 2), keepdims=True)) ** 2
     var = squares.sum((1, 2), keepdims=True) / (x.shape[1] * x.shape[2] - 1)
     return x / (1 + np.exp(-(squares / (4 * (var + 1e-4)) + 0.5)))
+
+
+@pytest.mark.parametrize("module", [SimAM(), HalfGate()])
+def test_dtype_is_that_of_the_input_whatever_is_attached(module):
+    model = nam_jax.attach(nn.Sequential([module]), "eca", after="layers_0")
+    x = jnp.ones((2, 4, 4, 8), jnp.bfloat16)
+    y, _ = model.init_with_output(jax.random.key(0), x)
+    assert y.dtype == jnp.bfloat16
 
 
 @jax.jit

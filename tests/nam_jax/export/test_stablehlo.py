@@ -81,5 +81,11 @@ def test_the_weights_are_in_it_once(network: Any) -> None:
 def test_wrong_arguments(network: Any, export: Any) -> None:
     with pytest.raises(ValueError, match="mean and std belong together"):
         export(*network, IMAGES.shape[1:], mean=MEAN)
-    with pytest.raises(ValueError, match=r"has to be \(H, W, C\); got \(3, 16, 12, 3\)"):
+    with pytest.raises(ValueError, match=r"has to be \(H, W, C\), .*; got \(3, 16, 12, 3\)"):
         export(*network, IMAGES.shape)
+    with pytest.raises(ValueError, match=r"each at least 1; got \(0, 12, 3\)"):
+        export(*network, (0, 12, 3))
+    with pytest.raises(ValueError, match=r"std has to be a number, or one for each of 3 channels"):
+        export(*network, IMAGES.shape[1:], mean=MEAN, std=(0.5, 0.5))
+    with pytest.raises(ValueError, match=r"std has to be above 0; got 0\.0"):
+        export(*network, IMAGES.shape[1:], mean=0.5, std=0.0)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
@@ -151,6 +152,15 @@ def test_one_and_three_axes_are_left_to_xla(size, window, groups):
     x = jnp.cos(jnp.arange(2 * 8 * math.prod(size))).reshape(2, *size, 8)
     variables = module(None).init(jax.random.key(0), x)
     assert_close(module(convolution).apply(variables, x), module(None).apply(variables, x))
+
+
+def test_nnx_takes_it():
+    x = jnp.cos(jnp.arange(2 * 4 * 4 * 8.0)).reshape(2, 4, 4, 8)
+    own, xla = (
+        nnx.Conv(8, 3, (3, 3), rngs=nnx.Rngs(0), **fields)(x)
+        for fields in ({"conv_general_dilated": convolution}, {})
+    )
+    assert_close(own, xla)
 
 
 def test_another_layout_is_left_to_xla():

@@ -281,6 +281,23 @@ def test_unknown_option_is_refused(field, choices):
 def test_field_that_a_network_does_not_have_is_refused(name, field, value):
     with pytest.raises(ValueError, match=f"^The model {name} has no field '{field}'"):
         models.create(name, num_classes=10, **{field: value})
+    with pytest.raises(ValueError, match="There is no model 'resnet9'"):
+        models.has_field("resnet9", field)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (models.MobileNetV2(3, stem="spam"), "There is no stem 'spam'"),
+        (models.ResNet(models.BasicBlock, (1,), 3, stem="spam"), "There is no stem 'spam'"),
+        (models.ResNet(models.BasicBlock, (1,), 3, shortcut="spam"), "There is no shortcut 'spam'"),
+        (models.ResNet(models.BasicBlock, (1,), 3, drop_path=1.0), r"in \[0, 1\); got \(1.0, 0.0"),
+        (models.MobileNetV2(3, dropout=-0.5), r"in \[0, 1\); got \(0.0, -0.5\)"),
+    ],
+)
+def test_a_network_without_create_refuses_what_it_does_not_know(network, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=False), images())
 
 
 TAGS = [

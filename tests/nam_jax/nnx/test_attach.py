@@ -221,6 +221,15 @@ class Pair(nnx.Module):
             lambda: attach(nnx.Sequential(Pair()), "se", after="layers/0", example=X),
             "takes an array; Pair returns tuple",
         ),
+        (
+            lambda: attach(
+                nnx.Sequential(nnx.Linear(3, 8, rngs=nnx.Rngs(0))),
+                "nam",
+                after="layers/0",
+                example=jnp.ones((2, 3)),
+            ),
+            r"after layers/0: NAM takes \(N, H, W, C\) arrays; .* the shape \(2, 8\)",
+        ),
     ],
 )
 def test_refused(make, message):

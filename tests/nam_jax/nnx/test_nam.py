@@ -213,6 +213,32 @@ def test_wrong_shapes_are_refused():
     for shape in ((2, 5, 3, 6), (2, 3, 6)):
         with pytest.raises(ValueError, match=r"is for \(N, 3, 5, C\) arrays; got the shape"):
             NATIVE["nam_spatial"]()(jnp.ones(shape))
+    for wrong in (6, (3, 5, 6)):
+        with pytest.raises(ValueError, match=r"map_size has to be \(height, width\)"):
+            nam_jax.nnx.SpatialNAM(wrong)
+    with pytest.raises(ValueError, match=r"of the shape \(6,\); got \(1,\)"):
+        nam_jax.nnx.TiedNAM()(jnp.ones((2, 3, 5, 6)), scale=jnp.ones(1))
+    with pytest.raises(ValueError, match="normalization has to be one of share, mean"):
+        NATIVE["nam"](normalization="sum")
+    with pytest.raises(ValueError, match=r"FromLinen takes an attention module .* got 'cbam'"):
+        FromLinen("cbam", jnp.ones((2, 3, 5, 6)), rngs=nnx.Rngs(0))
+
+
+def test_a_refused_call_changes_nothing():
+    module = NATIVE["nam"]()
+    before = statistics(module)
+    with pytest.raises(ValueError, match="got the shape"):
+        module(jnp.ones((2, 5, 3, 6)))
+    jax.tree.map(np.testing.assert_array_equal, statistics(module), before)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [NATIVE["nam"](), FromLinen(nam_jax.BAM(), jnp.ones((2, 3, 5, 32)), rngs=nnx.Rngs(0))],
+    ids=["native", "linen"],
+)
+def test_the_mode_is_listed_with_what_it_is(module):
+    assert "Whether to normalise with the running statistics" in nnx.view_info(module)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """State dicts that do not fit: what is said of why, and how long it is."""
 
 import functools
+import pickle
 
 import numpy as np
 import pytest
@@ -227,6 +228,12 @@ def test_module_alone():
     error = misfit(attention("se")(), state_dict)
     assert error.options == {}
     assert error.lists[0].startswith("missing: fc1.weight")
+
+
+def test_error_comes_whole_from_another_process():
+    error = misfit(network("resnet18"), {})
+    other = pickle.loads(pickle.dumps(error))
+    assert (str(other), other.options, other.lists) == (str(error), error.options, error.lists)
 
 
 def test_causes_do_not_depend_on_what_is_fresh():

@@ -7,7 +7,8 @@ from nam_jax import models
 from nam_jax.attention import NAMES as ATTENTIONS
 from nam_jax.attention import hyperparameters
 from nam_jax.layers.equations import NORMALIZATIONS, Normalization
-from nam_jax.models.resnet import SHORTCUTS, STEMS, Stem
+from nam_jax.models.blocks import STEMS, Stem
+from nam_jax.models.resnet import SHORTCUTS
 from train.core.config.spec import (
     Mark,
     above_zero,
