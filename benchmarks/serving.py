@@ -74,7 +74,7 @@ def forms(name: str, attention: str) -> dict[str, Form]:
     variables = drawn(abstract_variables(model, (1, size, size, 3)))
     function = classifier(model, variables, None, None, False)
     file = nam_jax.export(model, variables, (size, size, 3), platforms=["cpu"])
-    traced = trace(function, example((size, size, 3), None))
+    traced = trace(function, example((size, size, 3), None, None))
     return {
         "jax.jit": Form(jax.jit(function)),
         "StableHLO": Form(jax.jit(jax.export.deserialize(bytearray(file)).call), len(file)),

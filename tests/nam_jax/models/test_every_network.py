@@ -16,8 +16,9 @@ from nam_jax.attention import NAMES as ATTENTIONS
 from nam_jax.attention import attention as find_attention
 from nam_jax.attention import has_nam_scales
 from nam_jax.models import blocks, mobilenet_v2
+from nam_jax.models.blocks import STEMS
 from nam_jax.models.mobilenet_v2 import MobileNetV2, Stage
-from nam_jax.models.resnet import SHORTCUTS, STEMS, ResNet
+from nam_jax.models.resnet import SHORTCUTS, ResNet
 from nam_jax.sparsity import nam_scales
 from tests.helpers.arrays import assert_close
 from tests.helpers.networks import GOLDEN, network, owns_parameters, random_variables
