@@ -43,7 +43,6 @@ WORK = (
     ("jax.experimental.topologies", "get_topology_desc"),
     ("train.core.devices.compilation_cache", "enable"),
     ("train.evaluate", "build_evaluation"),
-    ("train.evaluate", "build_experiment"),
     ("train.core.engine.trained_network", "of_run"),
     ("train.core.engine.trained_network", "of_file"),
     ("train.summary", "source_of"),

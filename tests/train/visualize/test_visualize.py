@@ -442,7 +442,7 @@ def test_no_run_and_no_checkpoint(tmp_path):
         (("--workdir=x", "--split=test", CONFIG, WEIGHTS), "--workdir is of a run, and config.mod"),
         (("--which=best", "--split=test", CONFIG, WEIGHTS), "--which is of a run, and config.mod"),
         (("--data_dir=x", "--split=test", CONFIG, WEIGHTS), "--data_dir is of a run, and config."),
-        (("--split=test", WEIGHTS), "config.model.pretrained: --config is missing"),
+        (("--split=test", WEIGHTS), "with weights of a file give --config too"),
     ],
 )
 def test_wrong_command_lines_are_one_line(arguments, expected):

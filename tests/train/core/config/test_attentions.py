@@ -66,7 +66,7 @@ def test_another_attention_keeps_what_it_has(name):
         ("", "there is no attention ''; choose one of none, "),
         (
             "nam+",
-            r"nam\+: got \+; allowed behind nam\+: FIELD=VALUE, each FIELD of norm",
+            r"got \+; allowed behind nam\+: FIELD=VALUE, each FIELD of norm",
         ),
         ("nam+normalization", r"got \+normalization; allowed behind nam\+: FIELD=VALUE"),
         ("nam+momentum=0.5", r"got \+momentum=0.5; allowed behind nam\+: FIELD=VALUE"),
