@@ -146,7 +146,7 @@ COMMANDS = {
     ),
     "summary": Command([CONFIG], {"attention": ATTENTION}),
     "prepare": Command(
-        ["check", "--config=configs/cifar100_resnet20.py"], {"out": Options(["new"], [])}
+        ["check", "--config=configs/cifar100_resnet20.py"], {"out": Options([], ["new"])}
     ),
     "prepare shrink": Command(
         ["shrink", "--config=configs/cifar100_resnet20.py", "--out=new"],
