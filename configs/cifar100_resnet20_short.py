@@ -14,11 +14,10 @@ python -m train.main --config configs/cifar100_resnet20_short.py --config.data.d
     --config.epochs=4 --config.optimizer.warmup_epochs=1 --config.optimizer.learning_rate=0.1 \
     --config.batch_size=128 --config.optimizer.weight_decay=5e-4 --workdir runs/tuning_0.1
 
-The whole recipe, trained on all 50,000 images, has a top-1 error of 39.39 ± 0.44 % on the test set
-and a top-5 error of 12.62 ± 0.14 %, mean and standard deviation of four runs with three seeds:
-38.88 and 39.46 % with the seeds 0 and 1 on one processor, 39.94 and 39.27 % with 0 and 2 on
-another, whose rounding makes another run of the same seed. A run takes about an hour on one CPU
-core:
+The whole recipe, trained on all 50,000 images, has a top-1 error of 39.59 ± 0.34 % on the test set
+and a top-5 error of 12.63 ± 0.10 %, mean and standard deviation of the seeds 0, 1 and 2. On another
+processor, whose rounding makes other runs of the same seeds, it was 38.88 and 39.46 % with 0 and 1.
+A run takes about an hour on one CPU core:
 
 python -m train.compare --config configs/cifar100_resnet20_short.py --config.data.dir=DIR \
     --attention none --seeds 0,1,2 --workdir runs/cifar100
