@@ -27,7 +27,8 @@ def resize_spatial(
 
     Args:
       variables: Variables of the module, as trained; arrays, not traced.
-      module: Network that is called with images and `train`, or an attention module.
+      module: Network that is called with images, and with `train` if it takes it, or an attention
+        module.
       input_shape: New shape of its input, (N, H, W, C).
 
     Returns:
@@ -73,8 +74,10 @@ def _shape(variables: Mapping[TreePath, Any], path: TreePath) -> Any:
 
 
 def _is_spatial(path: TreePath, wanted: Mapping[TreePath, Any]) -> bool:
-    # Those of layers that are scanned have an axis of layers in front.
-    return path[-2] == "nam_bn" and path in wanted and wanted[path].ndim >= 2
+    if path[-2] != "nam_bn" or path not in wanted:
+        return False
+    # Those of layers that are scanned have an axis of layers in front, also those of channels.
+    return wanted[path].ndim >= 2 and "channel" not in path[-3].lower()
 
 
 def _resized(path: TreePath, leaf: Any, shape: tuple[int, ...]) -> Any:

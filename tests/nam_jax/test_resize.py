@@ -93,6 +93,23 @@ def test_variables_of_another_module_are_refused():
         resize_spatial(variables, ChannelNAM(), x.shape)
 
 
+class Handing(nn.Module):
+    """A network that hands its arguments on."""
+
+    @nn.compact
+    def __call__(self, x, **kwargs):
+        return models.create("resnet20", num_classes=3, attention="nam")(x, **kwargs)
+
+
+def test_a_network_that_hands_its_arguments_on():
+    x = np.zeros((1, 64, 64, 3))
+    variables = jax.eval_shape(lambda: Handing().init(jax.random.key(0), x, train=False))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables)
+    resized = resize_spatial(zeros, Handing(), (1, 96, 96, 3))
+    (network,) = resized["params"].values()
+    assert network["layer1_0"]["attention"]["spatial"]["nam_bn"]["scale"].shape == (24, 24)
+
+
 class Layer(nn.Module):
     @nn.compact
     def __call__(self, x, _):

@@ -79,7 +79,7 @@ def main(options: Namespace) -> None:
 
 
 def _check_belongs(options: Namespace) -> None:
-    """Checks that no option is given which would change nothing."""
+    """Checks that no option is given which is for the other kind of measurement."""
     if options.loader_only and options.attention:
         raise ConfigError("--attention: --loader-only runs no network; leave one of them out.")
     for name in ("workers", "seconds"):

@@ -69,7 +69,7 @@ def main(options: Namespace) -> None:
 
 def _check_report(options: Namespace) -> None:
     """Checks that no option is given which would choose runs: a report is of all."""
-    for name in ("attention", "seeds", "sparsity", "only"):
+    for name in ("config", "attention", "seeds", "sparsity", "only"):
         if getattr(options, name) is not None:
             raise ConfigError(f"--{name}: --report is of all runs that are there; leave it out.")
 

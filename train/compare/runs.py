@@ -196,8 +196,8 @@ def read_runs(workdir: epath.Path, config: Config | None = None) -> list[Compare
         run = ComparedRun(_config(path), directory.summary(path))
         if path.name != run.name:
             raise ConfigError(
-                f"--workdir {workdir} holds no comparison, where {path.name} would be called "
-                f"{run.name}; name the directory of one run, or of a comparison."
+                f"{path} holds the run {run.name}; rename it where {workdir} is a comparison, or "
+                "name another directory by --workdir."
             )
         config = run.config if config is None else config
         advice = (

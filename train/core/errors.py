@@ -41,6 +41,10 @@ class RunError(RuntimeError):
     """The run cannot go on (exit code 1)."""
 
 
+class LostError(RunError):
+    """Another process has taken over the directory of the run."""
+
+
 class PreemptedError(Exception):
     """The run was told to stop, and has saved a checkpoint (exit code 75)."""
 

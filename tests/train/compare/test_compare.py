@@ -129,7 +129,7 @@ def test_a_run_that_may_not_be_read_is_not_left_out(trained, monkeypatch):
 
 def test_a_run_under_another_name_is_refused(trained):
     (trained / "nam-seed0").rename(trained / "nam-seed7")
-    with pytest.raises(ConfigError, match="holds no comparison, where nam-seed7 would be called nam-seed0"):
+    with pytest.raises(ConfigError, match="nam-seed7 holds the run nam-seed0; rename it"):
         read_runs(trained)
 
 

@@ -85,7 +85,7 @@ def refusal(name: str, value: Any) -> str:
     spec = FIELDS[name]
     # On the command line a tuple is a text with commas.
     several = type(spec.default) is tuple and not isinstance(value, tuple | list | str)
-    kind = ", in a tuple, such as (0.5,)" if several else ""
+    kind = f", in a tuple such as {spec.default}" if several else ""
     return f"config.{name}: got {_shown(value)}; allowed: {spec.values}{kind} ({spec.doc})."
 
 

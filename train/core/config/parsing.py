@@ -54,13 +54,8 @@ def _run(file: str) -> Any:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise ConfigError(
-                f"--config {file}: it defines no get_config(); configs/ holds examples."
-            )
-        return module.get_config()
-    except ConfigError:
-        raise
+        if hasattr(module, "get_config"):
+            return module.get_config()
     # A config file is code: anything may come out of it.
     except SystemExit as error:
         raise ConfigError(
@@ -71,6 +66,7 @@ def _run(file: str) -> Any:
         reason = next(reversed(str(error).splitlines()), "nothing more is known").strip()
         kind = type(error).__name__
         raise ConfigError(f"--config {file}: the file gives no config: {kind}: {reason}") from error
+    raise ConfigError(f"--config {file}: it defines no get_config(); configs/ holds examples.")
 
 
 def typed(config: Config) -> Config:

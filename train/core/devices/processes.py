@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
@@ -226,6 +226,22 @@ class Preemption:
         if jax.distributed.is_initialized():
             return multihost_utils.reached_preemption_sync_point(self._asked)
         return self._noticed
+
+
+def _is_stopping() -> bool:
+    """Whether this process was told to stop, and is about to."""
+    hearer = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
+    return isinstance(hearer, Preemption) and hearer._noticed
+
+
+@contextlib.contextmanager
+def unheard_if_stopping() -> Iterator[None]:
+    """Passes over output that nobody reads any more where a stop is due: saving matters more."""
+    try:
+        yield
+    except BrokenPipeError:
+        if not _is_stopping():
+            raise
 
 
 def _tell(line: bytes) -> None:

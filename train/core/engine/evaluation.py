@@ -11,6 +11,7 @@ from etils import epath
 from nam_jax import half_gates, resize_spatial, sparsity_penalty
 from nam_jax.inspection import GateStatistics, small_weight_percentage, statistics_of
 from nam_jax.models.size import multiply_adds, parameters
+from nam_jax.variables import abstract_variables
 from train.core.config.fields import marked
 from train.core.config.spec import Mark
 from train.core.data.feed import Feed
@@ -129,16 +130,32 @@ def checkpoint_weights(
         marked(Mark.FREE | Mark.EVALUATION),
         "Leave these fields as they were in training, or name another run by --workdir",
     )
-    directory.check_classes(workdir, evaluation.source.class_names)
-    has_average = evaluation.config.ema_decay > 0
+    directory.check_classes(
+        workdir,
+        evaluation.source.class_names,
+        "Name the run's own dataset by config.data.dir and config.data.classes, or another run by "
+        "--workdir",
+    )
+    like = _abstract_variables(evaluation)
+    averages = {"ema": like} if evaluation.config.ema_decay else {}
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = checkpoints.step_of(which)
-        parts = ("params", "batch_stats", *(("ema",) if has_average else ()))
-        variables = checkpoints.restore_parts(step, *parts)
-    averages = {"ema_": variables.pop("ema")} if has_average else {}
-    weights = {"": averages["ema_"]} if which == "best_ema" else {"": variables, **averages}
+        state, _ = checkpoints.restore(step, {**like, **averages})
+    average = state.pop("ema", None)
+    if which == "best_ema":
+        return step, {"": average}
+    return step, {"": state} if average is None else {"": state, "ema_": average}
+
+
+def _abstract_variables(evaluation: Evaluation) -> dict[str, Any]:
+    """Shapes, dtypes and shardings of the network's variables in a run."""
+    shape, dtype = evaluation.source.image_shape, evaluation.config.model.dtype
+    variables = abstract_variables(evaluation.model, (1, *shape))
     sharding = replicated(evaluation.mesh)
-    return step, jax.tree.map(lambda leaf: put_whole(leaf, sharding), weights)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(lambda variables: widened_to(variables, dtype), variables),
+    )
 
 
 def pretrained_weights(evaluation: Evaluation) -> Mapping[str, Any]:

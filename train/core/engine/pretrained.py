@@ -80,7 +80,8 @@ def planned(
     except torch_import.MisfitError as error:
         raise WeightsError(explained(source, key, error)) from error
     except OSError as error:
-        what = f"{reason_and_file(error)} Name a file of PyTorch weights."
+        remedy = " Name a file of PyTorch weights." if error.filename else ""
+        what = f"{reason_and_file(error)}{remedy}"
         raise ConfigError(f"config.model.pretrained: {what}") from error
     except (ImportError, TypeError, ValueError) as error:
         raise ConfigError(f"config.model.pretrained: {error}") from error

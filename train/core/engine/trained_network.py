@@ -66,14 +66,15 @@ def of_run(workdir: epath.Path, which: str, data_dir: str | None = None) -> Trai
 
     def open_split(name: str) -> Split:
         source = source_of(at_eval_size(config.data))
-        directory.check_classes(workdir, source.class_names)
         try:
-            return source.open_split(name)
+            class_names, split = source.class_names, source.open_split(name)
         except UnknownSplitError:
             raise
         except ConfigError as error:
             elsewhere = "if the dataset lies elsewhere now, name the place by --data_dir."
             raise ConfigError(f"{str(error).removesuffix('.')}; {elsewhere}") from error
+        directory.check_classes(workdir, class_names, "Name the run's own dataset by --data_dir")
+        return split
 
     model = create_model(config, num_classes=dataset["num_classes"])
     return Trained(

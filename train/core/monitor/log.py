@@ -13,7 +13,7 @@ from etils import epath
 
 from train.core.config.fields import Config
 from train.core.devices import processes
-from train.core.errors import RunError
+from train.core.errors import LostError
 from train.core.monitor import metric_rows
 from train.core.monitor.metric_rows import Row
 from train.core.monitor.tensorboard import Events
@@ -158,8 +158,7 @@ class Log:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._writer:
-            # A RunError may say that another process has taken the directory.
-            self._writer.close(is_held=kind is None or not issubclass(kind, RunError))
+            self._writer.close(is_held=kind is None or not issubclass(kind, LostError))
 
     @property
     def progress(self) -> Progress:

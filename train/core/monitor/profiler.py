@@ -62,7 +62,8 @@ class Profiler:
     def __exit__(self, kind: object, *rest: object) -> None:
         self._stop()
         if self._is_due and self._span and kind is None:
-            processes.say(f"no profile: steps {self._span.first} to {self._span.last} were not run")
+            span = f"{self._span.first}:{self._span.last}"
+            processes.say(f"no profile: none of the steps {span} was run by this start")
 
     def _stop(self) -> None:
         if self._is_tracing:

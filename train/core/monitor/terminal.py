@@ -5,6 +5,7 @@ import shutil
 import sys
 
 from train.core.devices.busy import CLEAR, postpone
+from train.core.devices.processes import unheard_if_stopping
 from train.core.monitor.metric_rows import Row
 
 
@@ -35,15 +36,19 @@ class Display:
             parts.append(f"{datetime.timedelta(seconds=round(left))} left")
         line = "  ".join(parts)
         postpone()
+        with unheard_if_stopping():
+            self._print(line, is_over=row["split"] != "train")
+
+    def _print(self, line: str, *, is_over: bool) -> None:
         if not self._live:
             print(line, flush=True)
         else:
             # A line that wraps could not be rewritten.
             line = line[: shutil.get_terminal_size().columns - 1]
-            end = "" if row["split"] == "train" else "\n"
-            print(f"{CLEAR}{line}", end=end, flush=True)
+            print(f"{CLEAR}{line}", end="\n" if is_over else "", flush=True)
 
     def close(self) -> None:
         """Leaves the live line where it is."""
         if self._live:
-            print(flush=True)
+            with unheard_if_stopping():
+                print(flush=True)

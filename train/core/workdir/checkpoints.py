@@ -154,7 +154,7 @@ class Checkpoints:
             advice = "the run saves the first after config.checkpoint.every_steps"
             if which != "last":
                 advice = "the run evaluates the first after config.eval_every_epochs"
-            if which == "best_ema" and self.latest_step() is not None:
+            if which == "best_ema" and self.best_step() is not None:
                 advice = "averages are kept only with config.ema_decay above 0; take best"
             raise RunError(f"there is no {which} checkpoint in {self._directory} yet; {advice}.")
         return step
@@ -209,7 +209,8 @@ class Checkpoints:
 
         Args:
           step: Step of the checkpoint.
-          like: State of the same structure, shapes, dtypes and shardings.
+          like: State of the same structure, shapes, dtypes and shardings, or a dict of some of its
+        fields; of arrays, or what describes them.
 
         Returns:
           The state and the progress, as saved.
@@ -219,6 +220,8 @@ class Checkpoints:
         """
         with _explained(self._unread(step)), busy(_READING):
             state, progress = read(self._path(step))
+            if isinstance(like, dict):
+                state = {name: state[name] for name in like}
             return _as(like, state), progress
 
     def restore_parts(self, step: int, *names: str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Claim:
         """Checks that the directory is still this run's.
 
         Raises:
-          RunError: another run took it over.
+          LostError: another run took it over.
         """
         if self.lock:
             self.lock.check_held()

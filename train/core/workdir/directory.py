@@ -15,6 +15,7 @@ from train.core.errors import ConfigError
 from train.core.workdir.storage import read_text, write_json, writing_run
 
 FREE = marked(Mark.FREE)
+OWN_DIRECTORY = "Give this run a directory of its own"
 # Of those in summary.json, what is read again.
 FIGURES = (
     *("top1_error", "top5_error", "best_top1_error", "num_eval_images", "steps"),
@@ -51,7 +52,7 @@ def check_config(
     workdir: epath.Path,
     config: Config,
     free: Collection[str] = FREE,
-    advice: str = "Give this run a directory of its own",
+    advice: str = OWN_DIRECTORY,
 ) -> None:
     """Checks that the run in a directory has this config.
 
@@ -162,12 +163,15 @@ def _checked_dataset(kept: Any) -> dict[str, Any]:
     return {"num_classes": count, "class_names": names, "image_shape": shape}
 
 
-def check_classes(workdir: epath.Path, names: Sequence[str] | None) -> None:
+def check_classes(
+    workdir: epath.Path, names: Sequence[str] | None, advice: str = OWN_DIRECTORY
+) -> None:
     """Checks that the labels of a dataset mean what they meant to the run in a directory.
 
     Args:
       workdir: Directory of the run.
       names: Names of the classes, by label; None where they have none.
+      advice: What to do where others differ, without a full stop.
 
     Raises:
       ConfigError: the run was begun with other names.
@@ -179,8 +183,8 @@ def check_classes(workdir: epath.Path, names: Sequence[str] | None) -> None:
         label, there, here = differing[0]
         raise ConfigError(
             f"--workdir {workdir} belongs to a run of other classes: class {label} is {there!r} "
-            f"there and {here!r} here, and {len(differing)} differ in all. Name the run's own "
-            "dataset by config.data.dir and config.data.classes, or another run by --workdir."
+            f"there and {here!r} here, and {len(differing)} differ in all. "
+            f"{advice}."
         )
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from train.core.errors import ConfigError, RunError
+from train.core.errors import ConfigError, LostError, RunError
 from train.core.workdir.storage import is_bucket, read_text, reporting, write_text, writing_run
 
 BEAT_SECONDS = 10.0
@@ -55,10 +55,10 @@ class Lock:
         """Checks that the directory is still this run's.
 
         Raises:
-          RunError: another run took it over.
+          LostError: another run took it over.
         """
         if self._other:
-            raise RunError(
+            raise LostError(
                 f"process {self._other.pid} on {self._other.host} took the directory over: this "
                 f"run gave no sign of life for {DEAD_SECONDS:.0f} seconds, or both began at once. "
                 "That one goes on; give each run a directory of its own."

@@ -21,6 +21,7 @@ from train.core.command_line.running import PREEMPTED
 from train.core.command_line.values import output
 from train.core.devices import processes
 from train.core.errors import PreemptedError
+from train.core.monitor.terminal import Display
 
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 DIGITS = ("--config", "configs/digits_resnet20.py")
@@ -322,7 +323,13 @@ def test_a_stop_is_heard_also_where_the_output_has_gone(monkeypatch: pytest.Monk
     with processes.Preemption() as preemption:
         with monkeypatch.context() as broken:
             broken.setattr(os, "write", gone)
+            broken.setattr(sys, "stdout", Gone())
+            row = {"step": 1, "epoch": 0.1, "split": "eval", "loss": 1.0, "top1_error": 50.0}
+            with pytest.raises(BrokenPipeError):
+                Display(2).show(row, 1.0)
             signal.raise_signal(signal.SIGINT)
+            # What is due before the checkpoint.
+            Display(2).show(row, 1.0)
         assert preemption.reached()
 
 

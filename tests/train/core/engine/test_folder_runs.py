@@ -1,6 +1,7 @@
 """Runs on folders of images: the same as on TFDS datasets, and refused where the folder changes."""
 
 import json
+import shutil
 
 import pytest
 from etils import epath
@@ -13,10 +14,10 @@ from train.compare.runs import plan
 from train.compare.train_all import train_all
 from train.core.data.sources import folder
 from train.core.devices import processes
-from train.core.engine import loop
+from train.core.engine import loop, trained_network
 from train.core.engine.evaluation import checkpoint_weights, evaluate_split
 from train.core.engine.experiment import build_evaluation, build_experiment
-from train.core.errors import ConfigError, PreemptedError
+from train.core.errors import ConfigError, PreemptedError, RunError
 
 COUNTS = {"train": 6, "val": 3}
 FIELDS = {
@@ -102,6 +103,31 @@ def test_a_run_is_evaluated_without_the_images_that_it_was_trained_on(data, tmp_
     step, weights = checkpoint_weights(evaluation, epath.Path(tmp_path / "run"), "last")
     assert step == FIELDS["steps"]
     assert evaluate_split(evaluation, weights)["top1_error"] == summary["top1_error"]
+
+
+def test_where_the_images_of_a_run_lie_now_can_be_told(data, tmp_path):
+    train(data, tmp_path / "run")
+    data.rename(tmp_path / "elsewhere")
+    network = trained_network.of_run(epath.Path(tmp_path / "run"), "last")
+    with pytest.raises(
+        ConfigError, match=r"there is no directory .*name the place by --data_dir\.$"
+    ):
+        network.open_split("val")
+    network = trained_network.of_run(
+        epath.Path(tmp_path / "run"), "last", str(tmp_path / "elsewhere")
+    )
+    assert network.open_split("val").num_examples == 3 * COUNTS["val"]
+
+
+def test_a_run_of_another_number_of_classes_is_told_in_one_line(data, tmp_path):
+    train(data, tmp_path / "run")
+    (tmp_path / "run" / "dataset.json").unlink()
+    other = folders.write_splits(tmp_path / "other", COUNTS.items())
+    for split in COUNTS:
+        shutil.copytree(other / split / "cat", other / split / "lynx")
+    evaluation = build_evaluation(folders.config(other, **FIELDS))
+    with pytest.raises(RunError, match=r"the checkpoint of step 4 .* there and .* here"):
+        checkpoint_weights(evaluation, epath.Path(tmp_path / "run"), "last")
 
 
 def test_a_comparison_lists_its_images_once(data, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
 from train.core.config.fields import Config
-from train.core.errors import ConfigError, RunError
+from train.core.errors import ConfigError, LostError
 from train.core.monitor import metric_rows
 from train.core.monitor.log import LAG, Log, NonFiniteError, Progress
 from train.core.monitor.metric_rows import RowFile, RowSegments
@@ -171,9 +171,9 @@ def test_rows_that_wait_are_not_written_into_a_directory_that_was_lost(tmp_path,
     def lose_directory(log):
         for step in range(1, 5):
             log.train(range(step, step + 1), values(step, 1.0))
-        raise RunError("another process has the directory")
+        raise LostError("another process has the directory")
 
-    with pytest.raises(RunError), open_log(tmp_path, log_every_steps=1) as log:
+    with pytest.raises(LostError), open_log(tmp_path, log_every_steps=1) as log:
         lose_directory(log)
     assert segments.rows() == []
 
@@ -305,7 +305,7 @@ def test_a_span_that_is_not_reached_is_told(tmp_path, capsys):
     with Profiler(tmp_path / "profile", parse("7:8", epath.Path())) as profiler:
         profiler.before(range(1, 2))
         profiler.after(range(1, 2), jnp.zeros(2))
-    assert capsys.readouterr().out == "no profile: steps 7 to 8 were not run\n"
+    assert capsys.readouterr().out == "no profile: none of the steps 7:8 was run by this start\n"
 
 
 def test_no_span_writes_nothing(tmp_path):
