@@ -160,7 +160,7 @@ def main(options: Namespace) -> None:
         network = trained_network.of_run(workdir, options.which, options.data_dir)
     else:
         network = trained_network.of_file(config)
-    with busy(f"writing {options.out}"):
+    with busy(f"writing {options.out}, which takes up to a minute"):
         write(network, options.out, kind, raw=options.raw, probabilities=options.probabilities)
     step = "" if network.step is None else f", step {network.step}"
     print(f"{options.out}: {kind}, {options.out.stat().st_size:,} bytes{step}")

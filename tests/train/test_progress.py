@@ -67,7 +67,7 @@ def test_a_run_and_what_is_done_with_it(
     out = tmp_path / "digits.stablehlo"
     monkeypatch.setattr("train.export.write", lambda *_, **__: out.touch())
     assert call("export", *workdir, "--out", str(out)).code == 0
-    assert told(works) >= {"reading the checkpoint", f"writing {out}"}
+    assert told(works) >= {"reading the checkpoint", f"writing {out}, which takes up to a minute"}
     works.clear()
     assert call("report", *workdir).code == 0
     assert told(works) >= {"writing the report"}

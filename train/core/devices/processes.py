@@ -53,7 +53,7 @@ def start(
     if not is_automatic:
         _check_given(*given)
     try:
-        with busy("finding the other processes"):
+        with busy("finding the other processes, for at most 5 minutes"):
             jax.distributed.initialize(*given, heartbeat_timeout_seconds=heartbeat_seconds)
         _is_connected = True
         if not is_main():
