@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Literal, overload
 
 from nam_jax.attention.bam import BAM
-from nam_jax.attention.base import AttentionModule
+from nam_jax.attention.base import AttentionModule, check_name
 from nam_jax.attention.cbam import CBAM
 from nam_jax.attention.coordinate import CoordinateAttention
 from nam_jax.attention.eca import ECA
@@ -59,8 +59,7 @@ def attention(name: str) -> type[AttentionModule] | None:
       >>> import nam_jax
       >>> module = nam_jax.attention("cbam")(reduction=8)
     """
-    if name not in _MODULES:
-        raise ValueError(f"There is no attention {name!r}; choose one of {', '.join(NAMES)}.")
+    check_name("attention", name, NAMES)
     return _MODULES[name]
 
 

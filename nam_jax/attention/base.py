@@ -90,6 +90,21 @@ def uses_running_average(*named: Mapping[str, Any]) -> bool | None:
     return None
 
 
+def check_name(kind: str, name: str, names: Sequence[str]) -> None:
+    """Refuses a name that is not one of several.
+
+    Args:
+      kind: What it is a name of.
+      name: Name to be checked.
+      names: Names that there are.
+
+    Raises:
+      ValueError: it is none of them.
+    """
+    if name not in names:
+        raise ValueError(f"There is no {kind} {name!r}; choose one of {', '.join(names)}.")
+
+
 def check_selector(name: str, value: Any) -> None:
     """Refuses an argument that selects by paths if it is no regular expression and no function."""
     if not callable(value):

@@ -53,10 +53,7 @@ def attention_weights(
       >>> print(attention_weights(scale), attention_weights(scale, normalization="mean"))
       [0.25 0.75] [0.5 1.5]
     """
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(
-            f"normalization has to be one of {', '.join(NORMALIZATIONS)}; got {normalization!r}."
-        )
+    check_normalization(normalization)
     magnitudes = magnitude(scale)
     # A factor that all scales have in common changes nothing. Without that of the largest their
     # sum does not overflow, nor does its square, in the gradient, vanish.
@@ -65,6 +62,14 @@ def attention_weights(
     if normalization == "mean":
         weights *= weights.size
     return weights if gradient else jax.lax.stop_gradient(weights)
+
+
+def check_normalization(normalization: str) -> None:
+    """Refuses what weights cannot be relative to."""
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(
+            f"normalization has to be one of {', '.join(NORMALIZATIONS)}; got {normalization!r}."
+        )
 
 
 def _or_one(divisor: jax.Array) -> jax.Array:

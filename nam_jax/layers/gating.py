@@ -70,6 +70,12 @@ def _gated_jvp(
     return y, (m + multiplier * slope) * dx + slope * (x * dmultiplier + doffset)
 
 
+def check_gate_scale(gate_scale: float) -> None:
+    """Refuses what is no factor of a gate."""
+    if not 0 < gate_scale < math.inf:
+        raise ValueError(f"gate_scale has to be above 0 and finite; got {gate_scale!r}.")
+
+
 def scaled(y: jax.Array, gate_scale: float) -> jax.Array:
     """What a gate has let through, times a factor.
 
@@ -80,8 +86,7 @@ def scaled(y: jax.Array, gate_scale: float) -> jax.Array:
     Raises:
       ValueError: gate_scale is not above 0, or infinite.
     """
-    if not 0 < gate_scale < math.inf:
-        raise ValueError(f"gate_scale has to be above 0 and finite; got {gate_scale!r}.")
+    check_gate_scale(gate_scale)
     return y if gate_scale == 1 else y * gate_scale
 
 

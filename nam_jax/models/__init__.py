@@ -10,7 +10,8 @@ from flax.core import FrozenDict
 from flax.typing import Dtype
 
 from nam_jax.attention import hyperparameters
-from nam_jax.models.blocks import STEMS, check_name
+from nam_jax.attention.base import check_name
+from nam_jax.models.blocks import STEMS
 from nam_jax.models.mobilenet_v2 import MobileNetV2
 from nam_jax.models.resnet import SHORTCUTS, BasicBlock, Bottleneck, ResNet
 

@@ -1,6 +1,6 @@
 """Building blocks that the networks share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -35,21 +35,6 @@ class Attention(NamedTuple):
         """The module, with fields from `shared_options`; None of no attention."""
         kind: type[AttentionModule] | None = find_attention(self.name)
         return None if kind is None else kind(**options, **self.hyperparameters, name=name)
-
-
-def check_name(kind: str, name: str, names: Sequence[str]) -> None:
-    """Refuses a name that is not one of several.
-
-    Args:
-      kind: What it is a name of.
-      name: Name to be checked.
-      names: Names that there are.
-
-    Raises:
-      ValueError: it is none of them.
-    """
-    if name not in names:
-        raise ValueError(f"There is no {kind} {name!r}; choose one of {', '.join(names)}.")
 
 
 def shared_options(

@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax.core import FrozenDict
 from flax.typing import Dtype
 
+from nam_jax.attention.base import check_name
 from nam_jax.layers.batch_norm import AxisNames
 from nam_jax.models import blocks
 
@@ -163,7 +164,7 @@ class MobileNetV2(nn.Module):
           ValueError: a field is not as above, or something is to be dropped, and there are no
             row_keys.
         """
-        blocks.check_name("stem", self.stem, blocks.STEMS)
+        check_name("stem", self.stem, blocks.STEMS)
         options = blocks.shared_options(train=train, dtype=self.dtype, axis_name=self.axis_name)
         attention = blocks.Attention(self.attention, self.attention_options)
         strides = 2 if self.stem == "imagenet" else 1

@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.core import FrozenDict
 from flax.typing import Dtype, Initializer
 
+from nam_jax.attention.base import check_name
 from nam_jax.layers.batch_norm import AxisNames
 from nam_jax.layers.convolution import window
 from nam_jax.models import blocks
@@ -158,8 +159,8 @@ class ResNet(nn.Module):
           ValueError: a field is not as above, or something is to be dropped, and there are no
             row_keys.
         """
-        blocks.check_name("stem", self.stem, blocks.STEMS)
-        blocks.check_name("shortcut", self.shortcut, SHORTCUTS)
+        check_name("stem", self.stem, blocks.STEMS)
+        check_name("shortcut", self.shortcut, SHORTCUTS)
         options = blocks.shared_options(train=train, dtype=self.dtype, axis_name=self.axis_name)
         attention = blocks.Attention(self.attention, self.attention_options)
         x = self._stem(x, options)

@@ -185,14 +185,15 @@ def _build(
     num_features = getattr(module, "num_features", None) if output is None else output.shape[-1]
     if kind is nam.ChannelNAM and num_features is not None:
         return ChannelNAM(num_features, **options)
+    place = path or "the model itself"
     if output is None:
         raise ValueError(
-            f"attach, after {path or 'the model itself'}: {kind.__name__} depends on the module's "
+            f"attach, after {place}: {kind.__name__} depends on the module's "
             "output; give example=, an input of the model."
         )
     if len(output.shape) != 4:
         raise ValueError(
-            f"attach, after {path or 'the model itself'}: {kind.__name__} takes (N, H, W, C) "
+            f"attach, after {place}: {kind.__name__} takes (N, H, W, C) "
             f"arrays; the module gives the shape {output.shape}. Select another by after=."
         )
     if kind is nam.SpatialNAM:

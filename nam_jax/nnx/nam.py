@@ -6,7 +6,7 @@ same with `"batch_stats"`, takes those of a linen module.
 """
 
 from collections.abc import Sequence
-from typing import Any, TypedDict, Unpack, cast
+from typing import TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,13 @@ from flax.typing import Dtype
 from nam_jax.attention.base import check_scale
 from nam_jax.layers.batch_norm import AxisNames, Moments, batch_moments, running_average
 from nam_jax.layers.dtypes import result_dtype
-from nam_jax.layers.equations import Normalization, attention_weights, gate_affine
-from nam_jax.layers.gating import gated, scaled
+from nam_jax.layers.equations import (
+    Normalization,
+    attention_weights,
+    check_normalization,
+    gate_affine,
+)
+from nam_jax.layers.gating import check_gate_scale, gated, scaled
 
 
 class Options(TypedDict, total=False):
@@ -50,12 +55,6 @@ class Options(TypedDict, total=False):
     rngs: nnx.Rngs | None
 
 
-def _check(normalization: str, gate_scale: float) -> None:
-    """Refuses what else would only show in the middle of a call."""
-    attention_weights(jnp.ones(1), normalization=cast(Any, normalization))
-    scaled(jnp.ones(1), gate_scale)
-
-
 class NormVariables(nnx.Module):
     """What a BatchNorm inside NAM owns: `nam_bn`, of channels, (C,), or of pixels, (H, W)."""
 
@@ -85,7 +84,8 @@ class NormalizationAttention(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ):
         del rngs
-        _check(normalization, gate_scale)
+        check_normalization(normalization)
+        check_gate_scale(gate_scale)
         self.nam_bn = NormVariables(shape, param_dtype)
         self.use_running_average = use_running_average
         self.momentum = momentum
@@ -291,7 +291,8 @@ class TiedNAM(nnx.Module):
         gate_scale: float = 1.0,
         dtype: Dtype | None = None,
     ):
-        _check(normalization, gate_scale)
+        check_normalization(normalization)
+        check_gate_scale(gate_scale)
         self.normalization = normalization
         self.weight_gradient = weight_gradient
         self.gate_scale = gate_scale

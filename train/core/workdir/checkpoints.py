@@ -210,7 +210,7 @@ class Checkpoints:
         Args:
           step: Step of the checkpoint.
           like: State of the same structure, shapes, dtypes and shardings, or a dict of some of its
-        fields; of arrays, or what describes them.
+            fields; of arrays, or what describes them.
 
         Returns:
           The state and the progress, as saved.
