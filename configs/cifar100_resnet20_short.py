@@ -20,7 +20,7 @@ processor, whose rounding makes other runs of the same seeds, it was 38.88 and 3
 A run takes about an hour on one CPU core:
 
 python -m train.compare --config configs/cifar100_resnet20_short.py --config.data.dir=DIR \
-    --attention none --seeds 0,1,2 --workdir runs/cifar100
+    --attention none --seeds 0,1,2 --workdir runs/cifar100_short
 """
 
 from configs import cifar100_resnet20

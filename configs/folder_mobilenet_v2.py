@@ -8,10 +8,9 @@ fifth of the images is held out. FILE holds MobileNetV2's weights from PyTorch; 
 the attention start fresh. docs/start/photographs.md goes through it step by step.
 
 For CPUs and single GPUs: crops of 128 × 128, in batches of 32, in float32, as CPUs compute, and
-15 epochs of a cosine schedule from 0.005, about a tenth of the learning rate of training from
-scratch, without dropout. With torchvision's weights and TensorFlow's flower photographs (2,934, and
-736 held out) the top-1 error was 6.79 % after 38 minutes, seed 0, on two CPU cores with other
-programs beside.
+15 epochs of a cosine schedule from 0.005, without dropout. With torchvision's weights and
+TensorFlow's flower photographs (2,934, and 736 held out) the top-1 error was 6.79 % after 38
+minutes, seed 0, on two CPU cores with other programs beside.
 """
 
 from configs import imagenet_resnet50

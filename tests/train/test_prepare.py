@@ -165,6 +165,30 @@ def test_interrupted_copy_is_no_dataset_and_goes_on(original, tmp_path, monkeypa
     assert "is there already" in capsys.readouterr().out
 
 
+def test_copy_has_the_empty_shards_of_the_dataset(tmp_path):
+    for split, number in (("train", 1), ("validation", 2)):
+        imagenet.write(tmp_path / "original", imagenet.jpegs(number), split, shards=3)
+    run_shrink(tmp_path / "original", tmp_path / "small")
+    for split, number in (("train", 1), ("validation", 2)):
+        assert len(list((tmp_path / "small").rglob(f"*-{split}.array_record-*"))) == 3
+        assert len(all_records(tmp_path / "small", split)) == number
+        assert source_of(imagenet.config(tmp_path / "small").data).open_split(split).open_records()
+
+
+def test_a_full_disk_is_one_line(original, tmp_path, monkeypatch):
+    class Full(shrink_tfds.ArrayRecordWriter):
+        def close(self):
+            super().close()
+            raise RuntimeError("No space left on device\nwhile closing")
+
+    monkeypatch.setattr(shrink_tfds, "ArrayRecordWriter", Full)
+    with pytest.raises(
+        RunError, match=r"-00000-of-\S+ cannot be written: No space left on device\.$"
+    ):
+        run_shrink(original, tmp_path / "small")
+    assert not [path for path in (tmp_path / "small").rglob("*") if path.is_file()]
+
+
 def test_copy_onto_itself_is_refused(original):
     with pytest.raises(ConfigError, match=r"^--out .* holds the dataset itself"):
         run_shrink(original, original)

@@ -56,8 +56,9 @@ def check_dataset(config: DataConfig) -> None:
         num_bad += _check_split(split, num_workers(config))
     if num_bad:
         raise RunError(
-            f"{num_bad} records of {config.name} cannot be used, see above; mend or remove them, "
-            "or set config.data.loader=streaming, which passes over them."
+            f"{num_bad} records of {config.name} cannot be used, see above; mend or remove them. "
+            "Training with config.data.loader=streaming passes over a few of them, see "
+            "config.data.max_bad_fraction."
         )
 
 

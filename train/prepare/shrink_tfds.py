@@ -23,7 +23,7 @@ from train.core.data.sources.records import BadRecordError, Record
 from train.core.data.sources.tf_examples import array_records
 from train.core.data.sources.tfds import Tfds
 from train.core.devices.busy import Work, busy
-from train.core.errors import ConfigError
+from train.core.errors import ConfigError, RunError, reason
 from train.core.workdir.storage import atomic, remove_temporary, write_json
 from train.prepare.shrink_image import shrink_image
 
@@ -59,7 +59,9 @@ def shrink_tfds(config: DataConfig, out: Path) -> None:
             if (target / file).exists():
                 work.advance(length)
                 continue
-            shrink_record = functools.partial(_record, array_records(builder, part), image_key)
+            # TFDS opens no part that has no records.
+            records = array_records(builder, part) if length else ()
+            shrink_record = functools.partial(_record, records, image_key)
             _write(target / file, work, pool.map(shrink_record, range(length)))
     _write_metadata(source, target, image_key)
     print(f"{target} is written; python -m train.prepare check finds records that are bad")
@@ -77,11 +79,15 @@ def _shards(dataset: str, lengths: dict[str, list[int]]) -> Iterator[tuple[str, 
 
 def _write(path: Path, work: Work, records: Iterator[bytes]) -> None:
     with atomic(path) as temporary:
-        writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")
-        for record in records:
-            writer.write(record)
-            work.advance()
-        writer.close()
+        try:
+            writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")
+            for record in records:
+                writer.write(record)
+                work.advance()
+            writer.close()
+        # As on a full disk.
+        except RuntimeError as error:
+            raise RunError(f"{path} cannot be written: {reason(error)}") from error
 
 
 def _record(records: Any, image_key: str, index: int) -> bytes:

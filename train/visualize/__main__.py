@@ -15,7 +15,7 @@ from etils import epath
 
 from train.core import command_line, plotting
 from train.core.command_line.values import listed, not_empty, output, whole_number
-from train.visualize.images import MOST_IMAGES, Asked
+from train.visualize.images import COUNT, MOST_IMAGES, Asked
 from train.visualize.visualize_run import visualize_pretrained, visualize_run
 
 
@@ -32,8 +32,7 @@ def parser() -> command_line.Parser:
         "--count",
         metavar="N",
         type=whole_number(1, MOST_IMAGES),
-        default=16,
-        help="how many of them; default: 16",
+        help=f"how many of them; default: {COUNT}",
     )
     add(
         "--layer",

@@ -84,9 +84,9 @@ def _last_map(jaxpr: core.Jaxpr, count: int) -> tuple[int, core.Var, list[core.V
         for variable in made:
             if _is_map(variable.aval, count):
                 return place, variable, list(needed)
-            del needed[variable]
         if made:
-            needed |= dict.fromkeys(_variables(equation.invars))
+            others = [variable for variable in needed if variable not in made]
+            needed = dict.fromkeys([*others, *_variables(equation.invars)])
     raise ValueError("Grad-CAM needs a network that computes an array (N, H, W, C).")
 
 

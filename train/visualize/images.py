@@ -19,6 +19,8 @@ from train.core.errors import ConfigError, named_by, reason
 
 # Laying out the gallery of more would take minutes.
 MOST_IMAGES = 100
+# Of a split, where no number is asked for.
+COUNT = 16
 
 
 class Image(NamedTuple):
@@ -42,20 +44,21 @@ class Asked:
     Attributes:
       files: Names of image files.
       split: Name of the split of which images are drawn where there are no files.
-      count: Number of its images.
+      count: Number of its images; None: `COUNT`.
       layer: Path of the layer whose gates are drawn; None: the last one with NAM.
     """
 
     files: Sequence[str] = ()
     split: str | None = None
-    count: int = 16
+    count: int | None = None
     layer: str | None = None
 
     def check(self) -> None:
-        """Checks what --images and --split ask for.
+        """Checks what --images, --split and --count ask for.
 
         Raises:
-          ConfigError: it is neither of them or both, too many files, or one without a name.
+          ConfigError: it is neither images nor a split or both, too many files, or one without a
+            name, or a number of files.
         """
         if not all(self.files):
             raise ConfigError(
@@ -63,6 +66,8 @@ class Asked:
             )
         if bool(self.files) == (self.split is not None):
             raise ConfigError("give --images or --split, one of the two.")
+        if self.files and self.count is not None:
+            raise ConfigError("--count is of --split; all files of --images are drawn.")
         if len(self.files) > MOST_IMAGES:
             raise ConfigError(f"--images: {len(self.files)} files; at most {MOST_IMAGES}.")
 
@@ -88,7 +93,7 @@ def chosen(
         return of_files(asked.files, data, shape)
     with named_by("--split"):
         split = open_split(asked.split)
-    return of_split(split, asked.count, data, shape)
+    return of_split(split, asked.count or COUNT, data, shape)
 
 
 def of_files(files: Sequence[str], data: DataConfig, shape: tuple[int, int, int]) -> list[Image]:

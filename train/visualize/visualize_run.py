@@ -60,11 +60,12 @@ def _draw(network: Trained, asked: Asked, target: epath.Path) -> None:
         for image in chosen:
             views.append(view(image.pixels))
             work.advance()
-    with busy("drawing the picture"):
-        storage.write_bytes(target, plotting.png(*gallery.figure(chosen, views, layer, names)))
+    # Before the picture, which may be of a directory that nothing can be written to.
     for image, seen in zip(chosen, views, strict=True):
         label = ""
         if image.label is not None:
             label = f", label {gallery.label_text(image.label, names)}"
-        print(f"{image.name}: {gallery.prediction_text(seen, names)}{label}")
+        print(f"{image.name}: {gallery.prediction_text(seen, names)}{label}", flush=True)
+    with busy("drawing the picture"):
+        storage.write_bytes(target, plotting.png(*gallery.figure(chosen, views, layer, names)))
     print(target if network.step is None else f"step {network.step}, {target}")

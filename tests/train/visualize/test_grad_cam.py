@@ -155,6 +155,19 @@ def test_what_the_logits_do_not_depend_on_is_passed_over():
     np.testing.assert_allclose(maps, expected, rtol=1e-6)
 
 
+def test_map_beside_another_output_of_its_equation():
+    kernel = jnp.array([[1.0, -1.0], [0.0, 2.0]])
+
+    def network(images, among=lambda function: function):
+        both = among(lambda x: (x.mean((1, 2)), nn.relu(x)))(images)
+        return both[1].mean((1, 2)) @ kernel + both[0]
+
+    images = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, 2, 2)), jnp.float32)
+    classes = jnp.array([0, 1, 1])
+    maps = grad_cam(lambda images: network(images, jax.jit), images, classes)
+    np.testing.assert_allclose(maps, grad_cam(network, images, classes), rtol=1e-6)
+
+
 def test_network_without_a_map():
     with pytest.raises(ValueError, match=r"needs a network that computes an array \(N, H, W, C\)"):
         grad_cam(lambda images: images.mean((1, 2)), IMAGES, CLASSES)

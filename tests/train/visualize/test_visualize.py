@@ -24,7 +24,6 @@ from tests.helpers.torch_weights import networks
 from train.core.config.fields import replaced
 from train.core.data import crop, on_device
 from train.core.data.sources import registry
-from train.core.devices.mesh import by_rows, create, replicated
 from train.core.engine import trained_network
 from train.core.engine.experiment import create_model
 from train.core.errors import ConfigError, RunError
@@ -40,9 +39,10 @@ from train.visualize.visualize_run import visualize_pretrained, visualize_run
 CONFIG, WEIGHTS = "--config=configs/digits_resnet20.py", "--config.model.pretrained=w.npz"
 
 
-def small(name, *, num_classes, attention, stem, dtype, **_):
+def small(name, *, num_classes, **options):
     """A network with few layers of the family of a name."""
-    fields = {"num_classes": num_classes, "attention": attention, "stem": stem, "dtype": dtype}
+    kept = ("attention", "stem", "dtype", "remat")
+    fields = {"num_classes": num_classes, **{key: options[key] for key in kept}}
     if name == "mobilenet_v2":
         return MobileNetV2(width_multiplier=0.25, **fields)
     return ResNet(BasicBlock, (1, 1), width=8, **fields)
@@ -180,6 +180,7 @@ def test_split_without_a_single_good_image(tmp_path):
 def test_view_of_an_image(tmp_path, attention, channels, places):
     workdir = save(tmp_path, digits(**{"model.attention": attention, "model.remat": True}))
     network = trained_network.of_run(workdir, "last")
+    assert not network.model.remat
     assert predictions.gated_layers(network) == ["layer1_0/attention", "layer2_0/attention"]
     [image] = images_of("test", 1, digits().data, (8, 8, 1))
     view = predictions.viewer(network, "layer2_0/attention")(image.pixels)
@@ -217,6 +218,7 @@ def test_other_networks(tmp_path, capsys, name, attention, stem):
     changes["data.image_size"] = 32
     workdir = save(tmp_path, digits(**changes), shape=(32, 32, 1))
     network = trained_network.of_run(workdir, "last")
+    assert not network.model.remat
     assert predictions.gated_layers(network) == (
         ["block1/attention", "block2/attention"] if attention == "nam" else []
     )
@@ -341,24 +343,6 @@ def test_last_and_best_checkpoint(saved):
         np.testing.assert_array_equal(a, 2 * b)
 
 
-def test_parts_of_a_state_that_lay_on_several_devices(tmp_path):
-    mesh = create(4, 2)
-    values = np.arange(24, dtype=np.float32).reshape(8, 3)
-    state = {
-        "params": {"fc": jax.device_put(values, replicated(mesh))},
-        "batch_stats": {"bn": jax.device_put(values, by_rows(mesh))},
-        "opt_state": (np.ones(3), None),
-    }
-    with Checkpoints(epath.Path(tmp_path), keep=2) as checkpoints:
-        checkpoints.save(3, state, {}, None)
-    with Checkpoints(epath.Path(tmp_path)) as checkpoints:
-        parts = checkpoints.restore_parts(3, "params", "batch_stats")
-    assert parts.keys() == {"params", "batch_stats"}
-    for array in jax.tree.leaves(parts):
-        assert isinstance(array, np.ndarray)
-        np.testing.assert_array_equal(array, values)
-
-
 def test_damaged_checkpoint(run):
     (run / "checkpoints" / "2" / "state" / "_METADATA").write_text("{")
     with pytest.raises(RunError, match=r"the checkpoint of step 2 in \S+ cannot be read: "):
@@ -388,6 +372,12 @@ def test_float64_run(run):
 def test_wrong_images_are_refused(files, split, expected):
     with pytest.raises(ConfigError, match=expected):
         Asked(files, split).check()
+
+
+def test_a_number_of_files_is_refused():
+    with pytest.raises(ConfigError, match="--count is of --split"):
+        Asked(["a.png"], count=1).check()
+    Asked(split="test", count=1).check()
 
 
 @pytest.mark.parametrize(

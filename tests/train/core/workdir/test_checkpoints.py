@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from train.core.devices.mesh import AXES, create, replicated
+from train.core.devices.mesh import AXES, by_rows, create, replicated
 from train.core.errors import RunError
 from train.core.workdir.checkpoint_files import state_sha256
 from train.core.workdir.checkpoints import Checkpoints
@@ -128,6 +128,24 @@ def test_parts_are_read_without_a_state_of_their_structure(tmp_path):
         assert jax.tree.structure(tree) == jax.tree.structure(expected)
         for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
             np.testing.assert_array_equal(a, b, strict=True)
+
+
+def test_parts_of_a_state_that_lay_on_several_devices(tmp_path):
+    mesh = create(4, 2)
+    values = np.arange(24, dtype=np.float32).reshape(8, 3)
+    state = {
+        "params": {"fc": jax.device_put(values, replicated(mesh))},
+        "batch_stats": {"bn": jax.device_put(values, by_rows(mesh))},
+        "opt_state": (np.ones(3), None),
+    }
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(3, state, {}, None)
+    with Checkpoints(tmp_path) as checkpoints:
+        parts = checkpoints.restore_parts(3, "params", "batch_stats")
+    assert parts.keys() == {"params", "batch_stats"}
+    for array in jax.tree.leaves(parts):
+        assert isinstance(array, np.ndarray)
+        np.testing.assert_array_equal(array, values)
 
 
 def test_nan_infinity_and_negative_zero_come_back_to_the_bit(tmp_path):
