@@ -272,12 +272,3 @@ def test_the_example_serves_onnx_without_jax(
     command = [sys.executable, "-X", "utf8", "-c", ALONE, str(example), str(target), str(images)]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
     assert done.stdout.splitlines() == labels
-
-
-@pytest.mark.parametrize("name", ["network.onnx", "network"])
-def test_a_damaged_file_is_refused_by_its_loader(run: Any, tmp_path: Path, name: str) -> None:
-    target = tmp_path / name
-    assert exported(run, target).code == 0
-    target.write_bytes(target.read_bytes()[: target.stat().st_size // 2])
-    with pytest.raises(Exception, match=r".+"):
-        serve.load(target)[0](PIXELS)

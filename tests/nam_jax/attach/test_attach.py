@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict
 
 import nam_jax
 from nam_jax.attention import TiedNAM
+from tests.helpers.arrays import assert_close
 from tests.helpers.values import with_slow
 
 X = np.random.default_rng(0).standard_normal((2, 4, 3, 8)).astype(np.float32)
@@ -128,8 +129,15 @@ def test_configured_module_and_name():
     model = nam_jax.attach(Network(), attention, after="first/bn", name="nam")
     params = fresh(model)["params"]
     assert sorted(params["first"]["bn"]["nam"]) == ["channel", "spatial"]
-    y = apply(model, fresh(model), method="encode")
+    variables = fresh(model)
+    call = {"method": "encode", "train": True, "mutable": "batch_stats"}
+    y, changed = apply(model, variables, **call)
     assert y.dtype == jnp.bfloat16
+    plain, _ = apply(Network(), variables, **call)
+    own = {name: tree["first"]["bn"]["nam"] for name, tree in variables.items()}
+    expected, update = attention.apply(own, plain, False, mutable="batch_stats")
+    np.testing.assert_allclose(*(np.asarray(z, np.float32) for z in (y, expected)), rtol=1e-2)
+    assert_close(changed["batch_stats"]["first"]["bn"]["nam"], update["batch_stats"], 1e-5)
 
 
 def test_equal_arguments_make_equal_models():
@@ -326,10 +334,13 @@ def test_mode_can_be_told():
 
 def test_dtype_follows_momentum_does_not(x64):
     model = nam_jax.attach(nn.BatchNorm(False, momentum=0.5, dtype=jnp.bfloat16), "nam", after="")
-    y, changed = apply(model, fresh(model), mutable="batch_stats")
+    variables = jax.tree.map(lambda leaf: 3 * leaf, fresh(model))
+    variables["params"] = jax.tree.map(lambda leaf: leaf / 3, variables["params"])
+    y, changed = apply(model, variables, mutable="batch_stats")
     assert y.dtype == jnp.bfloat16
     var = changed["batch_stats"]["attention"]["channel"]["nam_bn"]["var"]
-    np.testing.assert_allclose(var, 0.9 + 0.1 * 1, atol=0.02)
+    # The variance of normalised input is 1.
+    np.testing.assert_allclose(var, 0.9 * 3 + 0.1 * 1, atol=0.02)
 
 
 def test_axis_follows():

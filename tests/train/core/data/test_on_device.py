@@ -154,6 +154,26 @@ def test_nor_does_a_batch_on_several_devices():
         np.testing.assert_array_equal(array, expected)
 
 
+def test_batch_goes_through_every_piece_with_keys_of_its_own():
+    images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)
+    augmentation = {"crop_padding": 2, "flip": True, "random_erasing": 0.5}
+    config = data_config(**augmentation, mixup=0.4, cutmix=1.0)
+    found = on_device.train_batch(keys(16), images, np.eye(16), config, jnp.float32)
+    crop_keys, flip_keys, mix_keys = jax.vmap(lambda key: jax.random.split(key, 3), 0, 1)(keys(16))
+    erase_keys = jax.vmap(lambda key: jax.random.fold_in(key, 3))(keys(16))
+    expected = on_device.random_crop(crop_keys, images, 2)
+    expected = on_device.random_flip(flip_keys, expected)
+    expected = on_device.normalize(expected, config.mean, config.std, jnp.float32)
+    expected = on_device.random_erase(erase_keys, expected, 0.5)
+    expected = on_device.mix_pairs(mix_keys, expected, np.eye(16), 0.4, 1.0)
+    for array, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(array, wanted)
+    drawn = jnp.concatenate(
+        [crop_keys, flip_keys, mix_keys, erase_keys, on_device.drop_keys(keys(16))]
+    )
+    assert len(np.unique(jax.random.key_data(drawn), axis=0)) == 5 * 16
+
+
 def test_batch_without_any_augmentation_is_normalised_alone():
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
     config = data_config()

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+from typing import get_args
 
 import jax
 import numpy as np
@@ -13,10 +14,11 @@ from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.helpers import tiny
 from tests.helpers.image_datasets import imagenet, tfds_writer
 from tests.helpers.values import with_slow
+from train.core.config.data_fields import Augmentation
 from train.core.config.fields import replaced
 from train.core.data import crop
 from train.core.data.feed import epoch_orders
-from train.core.data.on_host import batches
+from train.core.data.on_host import batches, rand_augment
 from train.core.data.on_host.batches import BatchMaker
 from train.core.data.sources.records import BadRecord, BadRecords, Record, decode
 from train.core.data.sources.registry import source_of
@@ -136,17 +138,42 @@ def test_each_epoch_reads_each_record_at_most_once_in_the_resident_order(directo
     assert not np.array_equal(order(0), order(1))
 
 
+def crops_by_definition(labels, draws, interpolation):
+    """The crop of each row, cut from the whole image."""
+    files = imagenet.jpegs(COUNT)
+    for row, label in enumerate(labels):
+        image = decode(Record(files[label], 0, ""), 3)
+        box = crop.random_box(*image.shape[:2], draws, row)
+        yield crop.resize(crop.take(image, box), (16, 16), interpolation)
+
+
 @pytest.mark.parametrize("interpolation", crop.INTERPOLATIONS)
 def test_crops_are_those_of_the_definition(directory, interpolation):
     config = imagenet.config(directory, **{"data.interpolation": interpolation})
     (batch,) = train_batches(config, [5])
     draws = crop.draw(np.random.Generator(np.random.Philox(key=[config.seed, 5])), 8)
-    files = imagenet.jpegs(COUNT)
-    for row, label in enumerate(batch.labels):
-        image = decode(Record(files[label], 0, ""), 3)
-        box = crop.random_box(*image.shape[:2], draws, row)
-        expected = crop.resize(crop.take(image, box), (16, 16), interpolation)
-        np.testing.assert_array_equal(batch.images[row], expected)
+    expected = list(crops_by_definition(batch.labels, draws, interpolation))
+    np.testing.assert_array_equal(batch.images, expected)
+
+
+@pytest.mark.parametrize(
+    "augmentation", [name for name in get_args(Augmentation) if name != "none"]
+)
+def test_operations_follow_the_crop(directory, augmentation):
+    config = imagenet.config(directory, **{"data.augmentation": augmentation})
+    (batch,) = train_batches(config, [5])
+    generator = np.random.Generator(np.random.Philox(key=[config.seed, 5]))
+    crops = list(
+        crops_by_definition(batch.labels, crop.draw(generator, 8), config.data.interpolation)
+    )
+    draws = rand_augment.draw(generator, 8, config.data)
+    ranges = rand_augment.ranges(augmentation, 16)
+    operations = rand_augment.operations_of(augmentation)
+    expected = [
+        rand_augment.apply(image, draws, row, ranges, operations) for row, image in enumerate(crops)
+    ]
+    np.testing.assert_array_equal(batch.images, expected)
+    assert not np.array_equal(expected, crops)
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 21, 64])

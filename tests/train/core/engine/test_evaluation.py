@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from nam_jax import models, resize_spatial
+from nam_jax import gate_statistics, models, resize_spatial
 from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.helpers.tiny import digits
 from tests.helpers.torch_weights import networks
@@ -54,21 +54,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[epath.Path, dict[
     return workdir, summary
 
 
-def by_numpy(variables: Any, size: int) -> tuple[float, float]:
-    """The binary cross-entropy and the error of the network at a size."""
+def inputs_of(size: int) -> tuple[Any, Any]:
+    """The images of the test split at a size, normalised, and their labels."""
     data = digits(**{"data.image_size": size}).data
     images, labels = source_of(data).open_split("test").load()
+    return normalize(images, data.mean, data.std, "float32"), labels
+
+
+def by_numpy(variables: Any, size: int) -> tuple[float, float]:
+    """The binary cross-entropy and the error of the network at a size."""
+    inputs, labels = inputs_of(size)
     resized = resize_spatial(variables, small(), (1, size, size, 1))
-    inputs = normalize(images, data.mean, data.std, "float32")
     logits = np.asarray(jax.jit(lambda x: small().apply(resized, x, train=False))(inputs))
     targets = np.eye(10)[labels]
     losses = np.logaddexp(0, logits) - targets * logits
     return losses.mean(), 100 * (logits.argmax(-1) != labels).mean()
 
 
-def variables_of(workdir: epath.Path) -> Any:
+def variables_of(workdir: epath.Path, which: str = "last") -> Any:
     """The network's variables, for images of the size of training."""
-    return trained_network._restore(workdir, "last")[1]
+    return trained_network._restore(workdir, which)[1]
 
 
 def test_a_run_is_evaluated_at_its_size(trained: Any) -> None:
@@ -105,7 +110,21 @@ def test_gates_are_those_of_images_that_are_evaluated(trained: Any) -> None:
     experiment = build_experiment(digits(**CHANGES))
     _, weights = checkpoint_weights(experiment, trained[0], "last")
     _, layers = evaluate_gates(experiment, weights[""])
-    assert set(layers) == {f"layer1_0/attention/{part}" for part in ("channel", "spatial")}
+    resized = resize_spatial(variables_of(trained[0]), small(), (1, 12, 12, 1))
+    expected = gate_statistics(small(), resized, inputs_of(12)[0], train=False)
+    assert list(layers) == [f"layer1_0/attention/{part}" for part in ("channel", "spatial")]
+    for path, layer in layers.items():
+        np.testing.assert_allclose(layer, expected[path], rtol=1e-4)
+
+
+def test_averaged_weights_are_evaluated_by_themselves(trained: Any) -> None:
+    experiment = build_experiment(digits(**CHANGES))
+    _, weights = checkpoint_weights(experiment, trained[0], "best_ema")
+    figures = evaluate_split(experiment, weights)
+    loss, error = by_numpy(variables_of(trained[0], "best_ema"), 12)
+    assert figures["top1_error"] == pytest.approx(error)
+    assert figures["cross_entropy"] == pytest.approx(loss, rel=1e-5)
+    assert loss != pytest.approx(by_numpy(variables_of(trained[0]), 12)[0], rel=1e-4)
 
 
 def test_a_network_is_looked_at_and_exported_as_it_is_evaluated(trained: Any) -> None:

@@ -41,6 +41,16 @@ def test_on_a_cpu_every_update_is_a_dispatch() -> None:
         ({"model.drop_path": 0.1}, "drop_path", 0.1),
         ({"model.name": "mobilenet_v2", "model.dropout": 0.2}, "dropout", 0.2),
         ({"model.name": "mobilenet_v2", "model.width": 0.5}, "width_multiplier", 0.5),
+        ({"model.stem": "imagenet"}, "stem", "imagenet"),
+        ({"model.dtype": "bfloat16"}, "dtype", "bfloat16"),
+        ({"model.zero_init_last_scale": True}, "zero_init_last_scale", True),
+        ({"model.remat": True}, "remat", True),
+        ({}, "attention_options", {}),
+        (
+            {"model.attention": "nam", "model.normalization": "mean", "model.gate_scale": 2.0},
+            "attention_options",
+            {"normalization": "mean", "gate_scale": 2.0},
+        ),
     ],
 )
 def test_network_has_the_fields_of_the_config(
@@ -63,6 +73,22 @@ def test_exponential_schedule_knows_the_epochs() -> None:
     changes = {"optimizer.schedule": "exponential", "optimizer.decay_factor": 0.5}
     rates = [float(build(**changes).learning_rate(step)) for step in (0, 21, 22, 44)]
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.05, 0.025], rtol=1e-6)
+
+
+def test_learning_rate_follows_batch_size_and_warm_up() -> None:
+    changes = {
+        "batch_size": 64,
+        "optimizer.reference_batch_size": 32,
+        "optimizer.warmup_epochs": 1.0,
+    }
+    experiment = build(**changes, **{"optimizer.schedule": "constant"})
+    rates = [float(experiment.learning_rate(step)) for step in (0, 11, 22, 80)]
+    np.testing.assert_allclose(rates, np.array([1 / 23, 12 / 23, 1, 1]) * 0.2, rtol=1e-5)
+
+
+def test_float64_has_to_be_allowed() -> None:
+    with pytest.raises(ConfigError, match=r"^config\.model\.dtype: float64 needs JAX_ENABLE_X64=1"):
+        build(**{"model.dtype": "float64"})
 
 
 @pytest.mark.usefixtures("grouped")
