@@ -1,6 +1,5 @@
 """The examples run as they stand, and learn."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 
 from examples import linen_model, nnx_model, pretrained_model
 from tests.helpers.commands import OPTIMIZED
+from tests.helpers.real_data import real
 from tests.helpers.values import with_slow
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -27,12 +27,9 @@ def test_nnx_model_learns() -> None:
 
 @pytest.mark.long
 def test_pretrained_network_keeps_its_error() -> None:
-    data = Path(os.environ.get("NAM_JAX_TEST_DATA", ""))
-    weights = data / "weights/mobilenet_v2-b0353104.pth"
-    if not weights.exists():
-        pytest.skip("NAM_JAX_TEST_DATA has no weights/mobilenet_v2-b0353104.pth")
-    images, classes = data / "imagenet_samples", data / "imagenet_classes.txt"
-    plain, once, twice = pretrained_model.main(str(weights), str(images), str(classes)).values()
+    files = "weights/mobilenet_v2-b0353104.pth", "imagenet_samples", "imagenet_classes.txt"
+    weights, images, classes = (str(real(file)) for file in files)
+    plain, once, twice = pretrained_model.main(weights, images, classes).values()
     assert plain == 16.5
     assert once > 95
     assert abs(twice - plain) <= 1

@@ -20,6 +20,12 @@ import pytest
 from train.core import command_line
 
 REPOSITORY = Path(__file__).parents[2]
+# All commands, such as `main` and `compare`.
+NAMES = sorted(
+    path.stem
+    for path in (REPOSITORY / "train").iterdir()
+    if path.stem != "core" and not path.stem.startswith("__")
+)
 # A lost process is noticed after so long.
 HEARTBEAT_SECONDS = 10
 # Everything ends within this; only what hangs does not.
@@ -70,11 +76,16 @@ class _WorkBeginsError(BaseException):
     """A command has come to its work."""
 
 
-def module(command: str) -> Any:
-    """The module of a command, such as `main` or `compare`."""
+def module_name(command: str) -> str:
+    """The name of a command's module, such as `train.main` or `train.compare.__main__`."""
     name = f"train.{command}"
     is_folder = importlib.util.find_spec(name).submodule_search_locations is not None
-    return importlib.import_module(f"{name}.__main__" if is_folder else name)
+    return f"{name}.__main__" if is_folder else name
+
+
+def module(command: str) -> Any:
+    """The module of a command."""
+    return importlib.import_module(module_name(command))
 
 
 def call(command: str, *arguments: str) -> Result:

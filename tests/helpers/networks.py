@@ -61,6 +61,24 @@ class Block(nn.Module):
         return module(x, use_running_average=use_running_average, moments=None, **call)
 
 
+class End(nn.Module):
+    """The end of a network's block: a BatchNorm, and attention over its output."""
+
+    name_: str
+    hand_on: bool = True
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, use_running_average: bool) -> jax.Array:
+        options = {"use_running_average": use_running_average, "axis_name": self.axis_name}
+        tied = self.name_ == "nam_tied"
+        bn = nam_jax.BatchNorm(**options, momentum=0.9, name="nam_bn" if tied else "bn")
+        x, moments = bn(x, return_moments=True)
+        call = {"scale": bn.variables["params"]["scale"]} if tied else {}
+        module = attention(self.name_)(**options, name="attention")
+        return module(x, moments=moments if self.hand_on else None, **call)
+
+
 def further_arguments(name: str, channels: int = SHAPE[-1]) -> dict[str, np.ndarray]:
     """What a module is called with beside x and what all are called with."""
     return {"scale": np.ones(channels, np.float32)} if name == "nam_tied" else {}

@@ -134,6 +134,7 @@ COMMANDS = {
         },
     ),
     "evaluate": Command([CONFIG], {"workdir": WORKDIR, "which": WHICH, "json": JSON}),
+    "evaluate --gates": Command([CONFIG, "--gates"], {}),
     "export": Command(
         ["--workdir=new", "--out=new.onnx"],
         {
@@ -143,6 +144,9 @@ COMMANDS = {
             "format": Options(["stablehlo", "onnx"], ["ONNX", "onnx,stablehlo", " "]),
             "data_dir": Options(["new"], []),
         },
+    ),
+    "export with switches": Command(
+        ["--workdir=new", "--out=new.onnx", "--raw", "--probabilities", "--overwrite"], {}
     ),
     "summary": Command([CONFIG], {"attention": ATTENTION}),
     "prepare": Command(
@@ -187,6 +191,7 @@ COMMANDS = {
             "only": Options(["1/1", "2/2"], ["0/1", "2/1", "1/3", "1", "/", "9" * 5000 + "/1"]),
         },
     ),
+    "compare --report": Command(["--workdir=new", "--report"], {}),
     "report": Command(["--workdir={run}"], {"workdir": Options([], ["nowhere", *DIRECTORIES])}),
     "visualize": Command(
         ["--workdir=new", "--split=test"],
@@ -198,6 +203,7 @@ COMMANDS = {
             "data_dir": Options(["new"], []),
             "out": Options(["new.png"], FILES),
             "images": Options([], [",", "a.png,", "a.png"]),
+            "split": Options(["train", "test[:5]"], []),
         },
     ),
     "config": Command([], {}),

@@ -20,16 +20,14 @@ from nam_jax.models import mobilenet_v2
 from nam_jax.models.mobilenet_v2 import MobileNetV2, Stage
 from nam_jax.models.resnet import BasicBlock, ResNet
 from tests.helpers.arrays import assert_close, formula
-from tests.helpers.networks import random_variables
+from tests.helpers.networks import image, random_variables
 
+SHAPE = (4, 3, 5, 6)
 IMAGES = np.random.default_rng(2).standard_normal((2, 8, 8, 3))
 
 each_nam = pytest.mark.parametrize("attention", ["nam", "nam_channel", "nam_spatial", "nam_tied"])
 each_single = pytest.mark.parametrize("module", [NAM, ChannelNAM, SpatialNAM])
-
-
-def image(shape=(4, 3, 5, 6), seed=0):
-    return 0.5 + 2 * np.random.default_rng(seed).standard_normal(shape)
+each_scale = pytest.mark.parametrize("gate_scale", [1, 3])
 
 
 def scales(*values):
@@ -86,22 +84,23 @@ def test_saliency_knows_the_layers_that_have_gates():
         assert weights[path].shape == part
 
 
+@each_scale
 @each_single
-def test_gates_times_the_input_are_the_output_of_a_module(x64, module):
-    x = image()
-    nam = module(use_running_average=True)
+def test_gates_times_the_input_are_the_output_of_a_module(x64, module, gate_scale):
+    x = image(SHAPE, dtype=np.float64)
+    nam = module(use_running_average=True, gate_scale=gate_scale)
     variables = random_variables(module(), x)
     found = nam_jax.gates(nam, variables, x)
     assert list(found) == (["channel", "spatial"] if module is NAM else [""])
     product = x
     for gate in found.values():
         assert gate.dtype == np.float64
-        product = product * gate
+        product = product * gate * gate_scale
     assert_close(product, np.asarray(nam.apply(variables, x)))
 
 
 def test_gate_of_the_tied_form(x64):
-    x, scale = image(), np.arange(-2.0, 4.0)
+    x, scale = image(SHAPE, dtype=np.float64), np.arange(-2.0, 4.0)
     nam = TiedNAM(use_running_average=True)
     [gate] = nam_jax.gates(nam, {}, x, scale=scale).values()
     assert_close(gate, sigmoid(np.abs(scale) / np.abs(scale).sum() * x))
@@ -111,7 +110,7 @@ def test_gate_of_the_tied_form(x64):
 @pytest.mark.parametrize("mutable", ["batch_stats", ["batch_stats"]])
 @each_single
 def test_gates_of_a_training_call_are_those_of_its_batch(x64, module, mutable):
-    x = image()
+    x = image(SHAPE, dtype=np.float64)
     variables = random_variables(module(), x)
     found = nam_jax.gates(module(), variables, x, use_running_average=False, mutable=mutable)
     product = x
@@ -132,7 +131,7 @@ def test_gates_of_rematerialised_blocks():
 
 
 def test_gates_are_at_least_float32():
-    x = jnp.asarray(image(), jnp.bfloat16)
+    x = jnp.asarray(image(SHAPE), jnp.bfloat16)
     variables = random_variables(NAM(), x, np.float32)
     nam = NAM(use_running_average=True, dtype=jnp.bfloat16)
     found = nam_jax.gates(nam, variables, x)
@@ -266,7 +265,7 @@ class Masked(nn.Module):
 
 
 def test_statistics_leave_arguments_to_the_network():
-    x, mask = jnp.asarray(image()), jnp.array([0.0, 1.0, 1.0, 1.0])
+    x, mask = jnp.asarray(image(SHAPE)), jnp.array([0.0, 1.0, 1.0, 1.0])
     variables = Masked().init(jax.random.key(0), x, mask)
     (found,) = nam_jax.gate_statistics(Masked(), variables, x, mask=mask).values()
     (expected,) = nam_jax.gates(Masked(), variables, x, mask=mask).values()
@@ -345,21 +344,23 @@ def test_half_gates_are_those_of_scales_of_zero(x64):
     np.testing.assert_array_equal(logits(variables), plain)
 
 
-@pytest.mark.parametrize("module", [NAM, ChannelNAM, SpatialNAM])
+@each_scale
+@each_single
 @pytest.mark.parametrize("running", [False, True])
-def test_half_gates_in_both_modes(module, running):
-    x = image()
+def test_half_gates_in_both_modes(module, running, gate_scale):
+    x = image(SHAPE)
     variables = random_variables(module(), x, np.float32)
 
     @jax.jit
     def apply(x):
-        jitted = nn.jit(module)(use_running_average=running)
+        jitted = nn.jit(module)(use_running_average=running, gate_scale=gate_scale)
         return jitted.apply(variables, x, mutable="batch_stats")
 
     plain, update = apply(x)
     with nam_jax.half_gates():
         halved, same = apply(x)
-    np.testing.assert_allclose(halved, x / (4 if module is NAM else 2), rtol=1e-5)
+    gates = 2 if module is NAM else 1
+    np.testing.assert_allclose(halved, (gate_scale / 2) ** gates * x, rtol=1e-5)
     np.testing.assert_array_equal(apply(x)[0], plain)
     if module is not NAM:
         assert_close(same, update)

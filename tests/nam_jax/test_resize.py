@@ -93,6 +93,15 @@ def test_variables_of_another_module_are_refused():
         resize_spatial(variables, ChannelNAM(), x.shape)
 
 
+@pytest.mark.parametrize("shape", [(4, 4, 5), (1, 4, 0, 5)])
+def test_a_shape_of_no_images_is_refused(shape):
+    variables = variables_of(SpatialNAM(), image(4, 4))
+    with pytest.raises(
+        ValueError, match=r"^input_shape has to be \(N, H, W, C\), each at least 1;"
+    ):
+        resize_spatial(variables, SpatialNAM(), shape)
+
+
 class Handing(nn.Module):
     """A network that hands its arguments on."""
 

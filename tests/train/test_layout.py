@@ -2,30 +2,27 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.helpers.commands import NAMES, REPOSITORY, module_name
+from tests.helpers.values import with_slow
+
 NEVER = {"tensorflow", "torch", "matplotlib"}
 DATA = {"grain", "tensorflow_datasets", "array_record", "sklearn"}
+RUN = {"orbax", "tensorboardX"}
+UNUSED = {
+    **dict.fromkeys(NAMES, NEVER | DATA),
+    **dict.fromkeys(("compile", "config", "summary"), NEVER | DATA | RUN),
+    # It writes records.
+    "prepare": NEVER | RUN,
+}
 
 
-@pytest.mark.parametrize(
-    ("command", "unused"),
-    [
-        ("main", NEVER | DATA),
-        pytest.param("evaluate", NEVER | DATA, marks=pytest.mark.slow),
-        pytest.param("compile", NEVER | DATA, marks=pytest.mark.slow),
-        pytest.param("report.__main__", NEVER | DATA, marks=pytest.mark.slow),
-        pytest.param("visualize.__main__", NEVER, marks=pytest.mark.slow),
-        pytest.param("summary", NEVER | DATA | {"orbax", "tensorboardX"}, marks=pytest.mark.slow),
-        pytest.param("config", NEVER | DATA | {"orbax", "tensorboardX"}, marks=pytest.mark.slow),
-    ],
-)
-def test_heavy_imports(command: str, unused: set[str]) -> None:
+@with_slow("command", NAMES, set(NAMES) - {"main"})
+def test_heavy_imports(command: str) -> None:
     imported = "{name.split('.')[0] for name in sys.modules}"
-    code = f"import sys, train.{command}; print(*{unused} & {imported})"
+    code = f"import sys, {module_name(command)}; print(*{UNUSED[command]} & {imported})"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )

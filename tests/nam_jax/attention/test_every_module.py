@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
-from flax import serialization, traverse_util
+from flax import traverse_util
 
 import nam_jax
 from nam_jax import Moments, add_sparsity_penalty
@@ -20,6 +19,7 @@ from tests.helpers.networks import (
     MODULES,
     SHAPE,
     Block,
+    End,
     each_mode,
     each_name,
     further_arguments,
@@ -354,16 +354,6 @@ def test_bfloat16_is_near_float32(name, train):
         assert_close(update, exact_update, BFLOAT16[name] if name == "nam" else 1e-6)
 
 
-@each_name
-def test_serialisation_brings_everything_back(name):
-    _, update = compiled(name, True)(variables_of(name), image())
-    trained = {**variables_of(name), **update}
-    blank = jax.tree.map(np.zeros_like, trained)
-    restored = serialization.from_bytes(blank, serialization.to_bytes(trained))
-    assert jax.tree.structure(restored) == jax.tree.structure(trained)
-    jax.tree.map(np.testing.assert_array_equal, restored, trained)
-
-
 SLOW = pytest.mark.slow
 
 
@@ -438,27 +428,6 @@ def test_four_devices_are_one_batch(x64, name):
 
 
 # Moments that the BatchNorm before hands on.
-
-
-class End(nn.Module):
-    """The end of a network's block: a BatchNorm, and attention over its output."""
-
-    name_: str
-    hand_on: bool = True
-    axis_name: str | None = None
-
-    @nn.compact
-    def __call__(self, x, use_running_average):
-        options = {"use_running_average": use_running_average, "axis_name": self.axis_name}
-        bn = nam_jax.BatchNorm(**options, momentum=0.9, name="nam_bn" if self.is_tied() else "bn")
-        x, moments = bn(x, return_moments=True)
-        call = {"scale": bn.variables["params"]["scale"]} if self.is_tied() else {}
-        return attention(self.name_)(**options, name="attention")(
-            x, moments=moments if self.hand_on else None, **call
-        )
-
-    def is_tied(self):
-        return self.name_ == "nam_tied"
 
 
 @all_but(*MODULES.keys() - {"nam_channel"})

@@ -15,9 +15,10 @@ from nam_jax import NAM, ChannelNAM, Moments, SpatialNAM
 from nam_jax.attention import TiedNAM
 from nam_jax.layers.equations import attention_weights
 from tests.helpers.arrays import assert_close, formula
-from tests.helpers.networks import random_variables, train_step
+from tests.helpers.networks import image, random_variables, train_step
 from tests.helpers.values import with_slow
 
+SHAPE = (4, 3, 5, 6)
 MODULES = [ChannelNAM, SpatialNAM, NAM]
 each_module = pytest.mark.parametrize("module", MODULES)
 # NAM stands for its parts.
@@ -28,10 +29,6 @@ mainly_with_gradient = pytest.mark.parametrize(
     "weight_gradient", [pytest.param(False, marks=pytest.mark.slow), True]
 )
 each_norm = pytest.mark.parametrize("norm", [nn.BatchNorm, nam_jax.BatchNorm])
-
-
-def image(*shape, seed=0):
-    return 0.5 + 2 * np.random.default_rng(seed).standard_normal(shape or (4, 3, 5, 6))
 
 
 def dtypes(tree):
@@ -54,7 +51,7 @@ def with_scales(params, function):
 @each_module
 @pytest.mark.parametrize(("sign", "normalization"), [(1, "share"), (-1, "share"), (-1, "mean")])
 def test_training_output_is_the_formula(x64, module, sign, normalization):
-    x = image(4, 5, 3, 6)
+    x = image((4, 5, 3, 6), dtype=np.float64)
     module = module(normalization=normalization)
     variables = random_variables(module, x)
     params = with_scales(variables["params"], lambda scale: sign * np.abs(scale))
@@ -67,7 +64,7 @@ def test_training_output_is_the_formula(x64, module, sign, normalization):
 )
 @mainly_both
 def test_gradients_are_those_of_the_formula(x64, module, normalization, weight_gradient):
-    x, cotangent = image(2, 2, 3, 4), image(2, 2, 3, 4, seed=1)
+    x, cotangent = (image((2, 2, 3, 4), seed, np.float64) for seed in (0, 1))
     module = module(normalization=normalization, weight_gradient=weight_gradient)
     variables = random_variables(module, x)
     flat, unravel = ravel_pytree((variables["params"], x))
@@ -117,7 +114,7 @@ def test_gates_spread_as_the_weights_say(normalization):
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize(("module", "halvings"), [(ChannelNAM, 1), (SpatialNAM, 1), (NAM, 2)])
 def test_zero_scales_open_the_gate_by_exactly_half(module, halvings, train, weight_gradient):
-    x = image(3, 4, 5, 6).astype(np.float32)
+    x = image((3, 4, 5, 6))
     module = module(weight_gradient=weight_gradient)
     variables = random_variables(module, x, np.float32)
     variables["params"] = with_scales(variables["params"], np.zeros_like)
@@ -128,7 +125,7 @@ def test_zero_scales_open_the_gate_by_exactly_half(module, halvings, train, weig
 @mainly_with_gradient
 @mainly_both
 def test_zero_scales_have_finite_gradients(module, weight_gradient):
-    x = image(3, 4, 5, 6).astype(np.float32)
+    x = image((3, 4, 5, 6))
     module = module(weight_gradient=weight_gradient)
     variables = random_variables(module, x, np.float32)
     variables["params"] = with_scales(variables["params"], np.zeros_like)
@@ -151,7 +148,7 @@ def test_one_pixel_of_one_image_trains(module, weight_gradient):
 
 @mainly_both
 def test_one_pixel_of_one_image_is_the_formula(x64, module):
-    x = image(1, 1, 1, 6)
+    x = image((1, 1, 1, 6), dtype=np.float64)
     variables = random_variables(module(), x)
     y, _ = call(module(), variables, x)
     assert_close(y, formula(variables["params"], x))
@@ -159,7 +156,7 @@ def test_one_pixel_of_one_image_is_the_formula(x64, module):
 
 @pytest.mark.parametrize("module", [SpatialNAM, NAM])
 def test_another_map_size_is_refused_by_name(module):
-    variables = random_variables(module(), image(2, 10, 6, 4), np.float32)
+    variables = random_variables(module(), image((2, 10, 6, 4)), np.float32)
     with pytest.raises(ValueError, match=r"initialised for 10×6 maps .*got 6×10"):
         jax.eval_shape(functools.partial(call, module()), variables, jnp.ones((2, 6, 10, 4)))
 
@@ -172,7 +169,7 @@ def test_pixels_need_four_axes(module, shape):
 
 
 def test_channels_need_only_the_last_axis(x64):
-    x = image(8, 3, 2, 5)
+    x = image((8, 3, 2, 5), dtype=np.float64)
     variables = random_variables(ChannelNAM(), x)
     expected = formula(variables["params"], x)
     y, _ = call(ChannelNAM(), variables, x.reshape(48, 5))
@@ -184,14 +181,14 @@ def test_channels_need_only_the_last_axis(x64):
 
 @pytest.mark.parametrize("module", [ChannelNAM, SpatialNAM])
 def test_gate_scale_multiplies_the_gate(x64, module):
-    x = image()
+    x = image(SHAPE, dtype=np.float64)
     variables = random_variables(module(), x)
     y, _ = call(module(gate_scale=3), variables, x)
     assert_close(y, 3 * formula(variables["params"], x))
 
 
 def test_gate_scale_multiplies_both_gates(x64):
-    x = image()
+    x = image(SHAPE, dtype=np.float64)
     variables = random_variables(NAM(), x)
     params = variables["params"]
     y, update = call(NAM(gate_scale=3), variables, x)
@@ -205,14 +202,14 @@ def test_gate_scale_multiplies_both_gates(x64):
 
 
 def test_gate_scale_multiplies_the_tied_gate(x64):
-    x, scale = image(), image(6)
+    x, scale = image(SHAPE, dtype=np.float64), image((6,), dtype=np.float64)
     actual = ChannelNAM(gate_scale=3).apply({}, x, scale=scale)
     assert_close(actual, 3 * np.asarray(ChannelNAM().apply({}, x, scale=scale)))
 
 
 @each_module
 def test_gate_scale_of_1_changes_nothing(module):
-    x = image().astype(np.float32)
+    x = image(SHAPE)
     variables = random_variables(module(), x, np.float32)
     programs = {
         str(jax.make_jaxpr(functools.partial(call, module(**options)))(variables, x))
@@ -244,7 +241,9 @@ def test_fresh_module_of_gate_scale_2_is_nearly_the_identity(module):
 @pytest.mark.parametrize("gate_scale", [0, -1, np.inf, np.nan])
 def test_gate_scale_that_is_no_factor_is_refused(module, gate_scale):
     with pytest.raises(ValueError, match="gate_scale has to be above 0 and finite; got"):
-        jax.eval_shape(lambda: module(gate_scale=gate_scale).init(jax.random.key(0), image(), True))
+        jax.eval_shape(
+            lambda: module(gate_scale=gate_scale).init(jax.random.key(0), image(SHAPE), True)
+        )
 
 
 # The BatchNorm inside: its fields, its statistics and dtypes.
@@ -254,7 +253,7 @@ def test_gate_scale_that_is_no_factor_is_refused(module, gate_scale):
 def test_initialisation_is_neutral(module):
     # Scales 1, so that W is 1 over their number; statistics those of a normalised input,
     # whatever the input at initialisation was.
-    init = jax.jit(lambda key: module().init(key, image(), use_running_average=False))
+    init = jax.jit(lambda key: module().init(key, image(SHAPE), use_running_average=False))
     variables = init(jax.random.key(0))
     expected = {"scale": 1, "bias": 0, "mean": 0, "var": 1}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
@@ -264,7 +263,7 @@ def test_initialisation_is_neutral(module):
 @mainly_both
 @pytest.mark.parametrize("momentum", [0.7, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_momentum_decays_the_running_statistics(x64, module, momentum):
-    x = image()
+    x = image(SHAPE, dtype=np.float64)
     variables = random_variables(module(), x)
     _, batch = call(module(momentum=0.0), variables, x)
     _, actual = call(module(momentum=momentum), variables, x)
@@ -277,7 +276,7 @@ def test_momentum_decays_the_running_statistics(x64, module, momentum):
 
 
 def test_statistics_are_mean_and_biased_variance(x64):
-    x = image()
+    x = image(SHAPE, dtype=np.float64)
     variables = random_variables(NAM(), x)
     _, update = call(NAM(momentum=0.0), variables, x)
     y, _ = call(ChannelNAM(), {"params": variables["params"]["channel"]}, x)
@@ -292,7 +291,7 @@ def test_statistics_are_mean_and_biased_variance(x64):
 @mainly_both
 @pytest.mark.parametrize("epsilon", [pytest.param(1e-5, marks=pytest.mark.slow), 0.3])
 def test_epsilon_is_added_to_the_variance(x64, module, epsilon):
-    x = image()
+    x = image(SHAPE, dtype=np.float64)
     module = module(epsilon=epsilon)
     variables = random_variables(module, x)
     y, _ = call(module, variables, x)
@@ -303,7 +302,7 @@ def test_epsilon_is_added_to_the_variance(x64, module, epsilon):
 @pytest.mark.parametrize("dtype", [None, jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("x_dtype", [jnp.float32, jnp.bfloat16])
 def test_dtype_of_the_result(module, dtype, x_dtype):
-    x = jnp.asarray(image(), x_dtype)
+    x = jnp.asarray(image(SHAPE), x_dtype)
     variables = random_variables(module(), x, np.float32)
     y, update = jax.eval_shape(functools.partial(call, module(dtype=dtype)), variables, x)
     # By default that of the parameters, which are float32, as flax.linen.BatchNorm has it.
@@ -313,7 +312,7 @@ def test_dtype_of_the_result(module, dtype, x_dtype):
 
 @mainly_both
 def test_bfloat16_parameters_are_computed_with_in_float32(module):
-    x = image().astype(np.float32)
+    x = image(SHAPE)
     rounded = random_variables(module(), x, jnp.bfloat16)["params"]
     params = jax.tree.map(lambda leaf: leaf.astype(np.float32), rounded)
     expected, _ = call(module(), {"params": params}, x)
@@ -323,7 +322,7 @@ def test_bfloat16_parameters_are_computed_with_in_float32(module):
 
 @each_module
 def test_float64_stays_float64(x64, module):
-    x = image()
+    x = image(SHAPE, dtype=np.float64)
     variables = random_variables(module(), x, np.float32)
     y, update = jax.eval_shape(functools.partial(call, module()), variables, x)
     assert y.dtype == np.float64
@@ -332,7 +331,7 @@ def test_float64_stays_float64(x64, module):
 
 @mainly_both
 def test_wrong_moments_are_ignored_under_running_statistics(module):
-    x = image().astype(np.float32)
+    x = image(SHAPE)
     variables = random_variables(module(), x, np.float32)
     moments = Moments(jnp.full(6, 7.0), jnp.full(6, 9.0))
     expected, _ = call(module(), variables, x, True)
@@ -362,7 +361,7 @@ class Tied(nn.Module):
 @each_norm
 @mainly_with_gradient
 def test_tied_form_is_the_formula(x64, norm, weight_gradient):
-    x, cotangent = image(), image(seed=1)
+    x, cotangent = (image(SHAPE, seed, np.float64) for seed in (0, 1))
     # Each value once.
     normalization = "mean" if weight_gradient else "share"
     module = Tied(norm, weight_gradient, normalization)
@@ -385,7 +384,7 @@ def test_tied_form_is_the_formula(x64, norm, weight_gradient):
 
 @each_norm
 def test_tied_form_owns_nothing(norm):
-    variables = random_variables(Tied(norm), image(), np.float32)
+    variables = random_variables(Tied(norm), image(SHAPE), np.float32)
     assert {name: list(tree) for name, tree in variables.items()} == {
         "params": ["nam_bn"],
         "batch_stats": ["nam_bn"],
@@ -394,21 +393,21 @@ def test_tied_form_owns_nothing(norm):
 
 def test_tied_form_without_a_scale_is_refused():
     with pytest.raises(ValueError, match="nam_tied needs scale="):
-        TiedNAM().init(jax.random.key(0), image(), use_running_average=True)
+        TiedNAM().init(jax.random.key(0), image(SHAPE), use_running_average=True)
     for shape in ((1,), (7,), (6, 6)):
         with pytest.raises(ValueError, match=r"that of the BatchNorm .* of the shape \(6,\); got"):
-            TiedNAM().apply({}, image(), scale=jnp.ones(shape))
+            TiedNAM().apply({}, image(SHAPE), scale=jnp.ones(shape))
 
 
 @pytest.mark.parametrize("module", [ChannelNAM(), SpatialNAM()])
 def test_missing_parameters_are_told_by_flax(module):
     with pytest.raises(ScopeCollectionNotFound, match="nam_bn"):
-        module.apply({}, image(), use_running_average=False, mutable="batch_stats")
+        module.apply({}, image(SHAPE), use_running_average=False, mutable="batch_stats")
 
 
 @each_norm
 def test_tied_form_without_scales_halves(norm):
-    x = image().astype(np.float32)
+    x = image(SHAPE)
     variables = random_variables(Tied(norm), x, np.float32)
     variables["params"]["nam_bn"]["scale"] *= 0
     expected = variables["params"]["nam_bn"]["bias"] / 2
@@ -418,7 +417,7 @@ def test_tied_form_without_scales_halves(norm):
 
 
 def test_tied_form_gates_in_float32():
-    x = jnp.asarray(image(), jnp.bfloat16)
+    x = jnp.asarray(image(SHAPE), jnp.bfloat16)
     scale = np.random.default_rng(2).standard_normal(6).astype(np.float32)
     exact = ChannelNAM().apply({}, x.astype(jnp.float32), scale=scale)
     rounded = ChannelNAM(dtype=jnp.bfloat16).apply({}, x, scale=scale)

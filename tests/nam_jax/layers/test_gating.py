@@ -7,14 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
-import nam_jax
-from nam_jax.attention import attention
 from nam_jax.layers import gating
 from tests.helpers.arrays import assert_close
 from tests.helpers.networks import (
     MODULES,
+    End,
     image,
     random_variables,
     sharded_train_step,
@@ -27,22 +25,6 @@ NAMES = ["nam_channel", "nam_tied", "nam_spatial", "nam"]
 # As many pixels as channels: neither is taken for the other.
 SHAPE = (4, 2, 3, 6)
 each_name = with_slow("name", NAMES, ("nam_tied", "nam_channel", "nam_spatial"))
-
-
-class End(nn.Module):
-    """A BatchNorm, and attention over its output."""
-
-    name_: str
-    axis_name: str | None = None
-
-    @nn.compact
-    def __call__(self, x, use_running_average):
-        options = {"use_running_average": use_running_average, "axis_name": self.axis_name}
-        tied = self.name_ == "nam_tied"
-        bn = nam_jax.BatchNorm(**options, momentum=0.9, name="nam_bn" if tied else "bn")
-        x, moments = bn(x, return_moments=True)
-        call = {"scale": bn.variables["params"]["scale"]} if tied else {}
-        return attention(self.name_)(**options, name="attention")(x, moments=moments, **call)
 
 
 @pytest.fixture

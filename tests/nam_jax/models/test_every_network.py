@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from unittest import mock
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from flax import serialization, traverse_util
+from flax import traverse_util
 
 from nam_jax import models
 from nam_jax.attention import NAMES as ATTENTIONS
@@ -147,6 +148,16 @@ def test_logits(name, attention):
         assert not np.allclose(logits, evaluate(name, "none")(plain, images()), rtol=1e-3)
 
 
+# Parameters that do not learn from one image.
+STILL = {
+    # A BatchNorm takes the mean away: what was added before, and of channels all that there is.
+    "bam": r"channel/fc1/|channel_bn/scale|spatial_(reduce|dilated\d)/bias",
+    "coordatt": r"conv1/bias",
+    # Of 16 channels one feature is left, and its ReLU is dead.
+    "cbam": r"layer1_0/.*/(fc1/|fc2/kernel)",
+}
+
+
 @pairs(
     lambda *pair: pair in FEW[:1],
     [pair for pair in PAIRS if pair[0] == "resnet18" or pair in SOME],
@@ -160,11 +171,11 @@ def test_one_image_trains(name, attention):
     assert jax.tree.structure(statistics) == jax.tree.structure(variables["batch_stats"])
     assert np.abs(dx).max() > 0
     flat = traverse_util.flatten_dict(dparams)
-    own = [leaf for path, leaf in flat.items() if is_attention(path, attention)]
-    reached = [np.abs(leaf).max() > 0 for leaf in own]
-    # Of 16 features BAM keeps one, whose ReLU is dead for this image: its last biases alone learn.
-    assert all(reached[-1:]) if name in FAMILIES else any(reached) == bool(own)
+    own = {"/".join(path): leaf for path, leaf in flat.items() if is_attention(path, attention)}
     assert bool(own) == owns_parameters(attention)
+    for path, leaf in own.items():
+        is_still = attention in STILL and bool(re.search(STILL[attention], path))
+        assert (np.abs(leaf).max() > 1e-4) != is_still, path
 
 
 @some_pairs
@@ -186,15 +197,6 @@ def test_bfloat16_logits_are_float32_and_near(name, attention):
     assert actual.dtype == np.float32
     assert_close(actual, expected, BFLOAT16)
     assert np.abs(actual - expected).max() > 1e-5 * np.abs(expected).max()
-
-
-@each_pair
-def test_serialisation_brings_everything_back(name, attention):
-    variables = variables_of(name, attention)
-    blank = jax.tree.map(np.zeros_like, variables)
-    restored = serialization.from_bytes(blank, serialization.to_bytes(variables))
-    assert jax.tree.structure(restored) == jax.tree.structure(variables)
-    jax.tree.map(np.testing.assert_array_equal, restored, variables)
 
 
 @pytest.mark.slow

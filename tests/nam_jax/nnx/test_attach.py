@@ -140,6 +140,22 @@ def test_a_configured_module_and_a_predicate():
     assert [(module.momentum, module.epsilon) for module in found] == [(0.5, 0.1)] * 4
 
 
+@pytest.mark.parametrize("name", ["nam_tied", "nam_channel", "nam_spatial", "nam"])
+def test_options_of_a_template_reach_native_modules(name):
+    options = {"normalization": "mean", "weight_gradient": True, "gate_scale": 2.0}
+    options["dtype"] = jnp.bfloat16
+    if name != "nam_tied":
+        options |= {"momentum": 0.5, "epsilon": 0.1, "axis_name": "data"}
+    template = nam_jax.attention(name)(**options, param_dtype=jnp.float16)
+    attention = attach(ResNet(), template, after=NORMS, example=X).blocks[0].bn2.attention
+    for part in (attention.channel, attention.spatial) if name == "nam" else (attention,):
+        assert {key: getattr(part, key) for key in options} == options
+    params = jax.tree.leaves(nnx.state(attention, nnx.Param))
+    # The tied form owns none.
+    dtypes = set() if name == "nam_tied" else {jnp.dtype(jnp.float16)}
+    assert {leaf.dtype for leaf in params} == dtypes
+
+
 def test_two_attentions_after_one_module():
     first = attach(ResNet(), "nam_tied", after=NORMS)
     both = attach(first, "nam_channel", after=NORMS, name="second")
@@ -171,6 +187,36 @@ def test_mode_and_dtype_follow_the_call():
     half = ByCall()
     half.bn.dtype = jnp.bfloat16
     assert attach(half, "nam_channel", after="bn")(X, train=True).dtype == jnp.bfloat16
+
+
+@with_slow("module", [nam_jax.ChannelNAM, nam_jax.CBAM], [nam_jax.CBAM])
+@pytest.mark.parametrize("running", [True, False])
+def test_a_mode_of_its_own_stays(module, running):
+    template = module(use_running_average=running)
+    model = attach(ByCall(), template, after="bn", example=lambda model: model(X, train=False))
+    before = jax.device_get(nnx.state(model.bn.attention, nnx.BatchStat))
+    model(X, train=running)
+    after = jax.device_get(nnx.state(model.bn.attention, nnx.BatchStat))
+    same = jax.tree.map(np.array_equal, before, after)
+    assert jax.tree.leaves(same) == [running] * 2
+
+
+@with_slow("name", ["nam_channel", "cbam"], ["cbam"])
+def test_axis_follows(name):
+    def attached(axis_name=None):
+        plain = ByCall()
+        plain.bn.axis_name = axis_name
+        return attach(plain, name, after="bn", example=lambda model: model(X, train=False))
+
+    graph, state = nnx.split(attached("data"))
+    together = attached()(np.concatenate([X, 3 * X]), train=True)
+
+    def call(state, x):
+        return nnx.merge(graph, state)(x, train=True)
+
+    devices = jax.vmap(call, (None, 0), axis_name="data")
+    apart = jax.jit(devices)(state, np.stack([X, 3 * X]))
+    np.testing.assert_allclose(apart.reshape(together.shape), together, rtol=1e-4, atol=1e-5)
 
 
 def test_the_penalty_finds_scales_and_selected_ones():

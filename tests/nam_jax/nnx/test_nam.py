@@ -121,12 +121,35 @@ def test_initial_parameters_are_those_of_linen():
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
-def test_tied_form_is_that_of_linen(x64):
-    x, scale = image(SHAPE, dtype=np.float64), np.arange(-2.0, 4.0)
-    module = nam_jax.nnx.TiedNAM(normalization="mean")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"normalization": "mean"},
+        {"weight_gradient": True},
+        {"gate_scale": 2.0},
+        {"dtype": "float32"},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_tied_form_is_that_of_linen(x64, options):
+    x, cotangent = (image(SHAPE, seed, np.float64) for seed in (0, 1))
+    module, linen = nam_jax.nnx.TiedNAM(**options), TiedNAM(**options)
     assert not jax.tree.leaves(nnx.state(module))
-    expected = TiedNAM(normalization="mean").apply({}, x, True, scale=scale)
-    assert_close(module(x, scale=scale), np.asarray(expected))
+
+    def result(call):
+        def loss(x, scale):
+            y = call(x, scale)
+            return (y * cotangent).sum(), y
+
+        gradients, y = jax.grad(loss, (0, 1), has_aux=True)(x, np.arange(-2.0, 4.0))
+        return jax.device_get((y, gradients))
+
+    actual = result(lambda x, scale: module(x, scale=scale))
+    expected = result(lambda x, scale: linen.apply({}, x, True, scale=scale))
+    # Through the weights alone does the scale have a gradient.
+    assert expected[1][1].any() == options.get("weight_gradient", False)
+    assert actual[0].dtype == expected[0].dtype == options.get("dtype", np.float64)
+    assert_close(actual, expected)
 
 
 # The ways of NNX.

@@ -2,7 +2,6 @@
 
 import enum
 import fractions
-import os
 import pathlib
 import pickle
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from nam_jax import torch_import
 from nam_jax.torch_import import StateDictKeyError
+from tests.helpers.real_data import real
 from tests.helpers.torch_weights.files import (
     EIGHT,
     FOLDER,
@@ -63,12 +63,11 @@ def test_checkpoint_of_pytorch_with_all_sorts_beside_it_is_read(file: str) -> No
     assert_same({name.removeprefix("module."): value for name, value in average.items()}, weights)
 
 
-@pytest.mark.parametrize(("network", "numbers"), [(20, 269_722), (56, 853_018)])
-def test_networks_in_circulation_are_read_as_they_are(network: int, numbers: int) -> None:
-    directory = os.environ.get("NAM_JAX_TEST_DATA")
-    if directory is None:
-        pytest.skip("NAM_JAX_TEST_DATA names no directory with weights/")
-    (path,) = Path(directory, "weights").glob(f"resnet{network}-*.th")
+@pytest.mark.parametrize(
+    ("file", "numbers"), [("resnet20-12fca82f.th", 269_722), ("resnet56-4bfd9763.th", 853_018)]
+)
+def test_networks_in_circulation_are_read_as_they_are(file: str, numbers: int) -> None:
+    path = real(f"weights/{file}")
     assert torch_import.list_state_dicts(path) == ["state_dict"]
     arrays = torch_import.read(path)
     # What the authors count: no statistics.

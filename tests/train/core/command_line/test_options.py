@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import digits_resnet20
-from tests.helpers.commands import BEGINS, REPOSITORY, call, no_work
+from tests.helpers.commands import BEGINS, NAMES, REPOSITORY, call, module, no_work
 from tests.helpers.values import (
     COMMANDS,
     CONFIG,
@@ -57,6 +58,15 @@ def assert_refused(result):
     assert len(result.err) < 2100
 
 
+@pytest.mark.parametrize("command", NAMES)
+def test_no_option_is_left_out_here(command):
+    entries = [entry for name, entry in COMMANDS.items() if name.split()[0] == command]
+    known = {f"--{option}" for entry in entries for option in entry.options}
+    known |= {argument.partition("=")[0] for entry in entries for argument in entry.base}
+    there = re.findall(r"^  (--[\w-]+)", module(command).parser().format_help(), re.MULTILINE)
+    assert set(there) - {"--config"} <= known
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_right_line_reaches_the_work(run, name):
     assert_right(call(*right_line(name, run)), name)
@@ -80,10 +90,6 @@ def test_fields_may_stand_before_the_config():
     assert json.loads(result.out.splitlines()[1])["seed"] == 5
 
 
-def test_comparison_of_finished_runs_needs_no_config():
-    assert_right(call("compare", "--report", "--workdir=new"), "compare")
-
-
 @pytest.mark.parametrize(("name", "option", "value"), all_values("wrong"))
 def test_wrong_value_is_refused(run, name, option, value):
     result = call(*right_line(name, run, without=option), f"--{option}={value}")
@@ -102,6 +108,21 @@ def test_empty_and_missing_values_are_refused(run, name, option):
         assert_refused(result)
         assert f"--{option}" in result.err
     assert_refused(call(command, *arguments, f"--{option}"))
+
+
+SWITCHES = [
+    (name, argument)
+    for name, command in COMMANDS.items()
+    for argument in command.base
+    if argument.startswith("--") and "=" not in argument
+]
+
+
+@pytest.mark.parametrize(("name", "switch"), SWITCHES)
+def test_switch_takes_no_value(run, name, switch):
+    result = call(*right_line(name, run), f"{switch}=true")
+    assert_refused(result)
+    assert f"{switch}: takes no value" in result.err
 
 
 @given(case=st.sampled_from(OPTIONS), value=st.sampled_from(UNPRINTABLE))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import commands
-from tests.helpers.commands import REPOSITORY, call
+from tests.helpers.commands import NAMES, REPOSITORY, call
 from train.core import command_line
 from train.core.command_line.running import PREEMPTED
 from train.core.command_line.values import output
@@ -27,11 +27,6 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 DIGITS = ("--config", "configs/digits_resnet20.py")
 # JAX looks for other processes only before it has looked at its devices.
 ALONE = "--num_processes=1"
-COMMANDS = sorted(
-    path.stem
-    for path in (REPOSITORY / "train").iterdir()
-    if path.stem != "core" and not path.stem.startswith("__")
-)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +89,7 @@ def test_broken_config_file(source: str, expected: str, tmp_path: Path) -> None:
     assert len(result.err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", NAMES)
 def test_help_fits_a_screen_and_shows_an_example(command: str) -> None:
     result = call(command, "--help")
     assert result.code == 0
@@ -278,7 +273,7 @@ def test_a_process_ends_as_the_call_does(command: str) -> None:
     assert call(command, *ARGUMENTS[command]) == (fresh.returncode, fresh.stdout, fresh.stderr)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", NAMES)
 def test_every_command_runs_its_own_main(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

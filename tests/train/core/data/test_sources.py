@@ -1,6 +1,5 @@
 """Where images come from: the digits, TFDS datasets read without TensorFlow; and their formats."""
 
-import os
 import struct
 import sys
 import zlib
@@ -11,6 +10,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from tests.helpers.image_datasets import folders, tfds_writer
+from tests.helpers.real_data import real
 from train.core.config.fields import default_config
 from train.core.data.animated_png import SIGNATURE, default_image
 from train.core.data.on_host import partial_jpeg
@@ -298,10 +298,7 @@ def test_description_needs_images_of_one_size_each_with_a_class(tmp_path):
     ("split", "of_each_class"), [pytest.param("train", 500, marks=pytest.mark.long), ("test", 100)]
 )
 def test_real_cifar100(split, of_each_class):
-    directory = os.environ.get("NAM_JAX_TEST_DATA")
-    if directory is None:
-        pytest.skip("NAM_JAX_TEST_DATA names no directory of TFDS datasets")
-    images, labels = load(data_config("cifar100", directory), split)
+    images, labels = load(data_config("cifar100", real("cifar100").parent), split)
     assert images.shape == (100 * of_each_class, 32, 32, 3)
     assert (images.min(), images.max()) == (0, 255)
     np.testing.assert_array_equal(np.bincount(labels), [of_each_class] * 100)

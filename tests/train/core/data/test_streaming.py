@@ -358,6 +358,8 @@ def test_run_stops_at_too_many_bad_records(tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"1\d of the \d+ records .*max_bad_fraction = 0\.001") as e:
         run(imagenet.config(tmp_path), tmp_path / "run")
     assert "\n" not in str(e.value)
+    patient = imagenet.config(tmp_path, steps=2, **{"data.max_bad_fraction": 0.9})
+    assert run(patient, tmp_path / "patient")[0]["steps"] == 2
 
 
 def test_fewer_than_ten_bad_records_never_stop_a_run():

@@ -1,6 +1,8 @@
 """What a run tells of the machine."""
 
 import datetime
+import json
+import platform
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,11 @@ def test_versions_and_devices() -> None:
     assert (described["device_kind"], described["devices"]) == ("cpu", 4)
     assert described["processes"] == 1
     datetime.date.fromisoformat(described["date"])
+
+
+def test_name_of_the_machine_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "secret-host"
+    uname = platform.uname()
+    monkeypatch.setattr(platform, "uname", lambda: uname._replace(node=name))
+    monkeypatch.setattr(platform, "node", lambda: name)
+    assert name not in json.dumps(environment.describe())

@@ -1,10 +1,6 @@
-"""What programs cost: their collectives, what chips can do, where it runs, what is kept."""
+"""What programs cost: their collectives and kernels, and what chips can do."""
 
 import functools
-import json
-import platform
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +8,9 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from configs import digits_resnet20
-from tests.helpers import tiny
-from train.core.devices import compilation_cache, environment, scheduled_program
+from train.core.devices import scheduled_program
 from train.core.devices.chips import memory_bytes, peak_flops
 from train.core.devices.program_cost import Collective, array_bytes, collectives
-from train.core.engine import loop
-from train.core.engine.experiment import build_experiment
 
 
 @pytest.mark.parametrize(
@@ -110,57 +102,6 @@ def test_peak_that_is_not_known(kind: str) -> None:
 @pytest.mark.parametrize(("kind", "size"), [("TPU v5 lite", 16911433728), ("cpu", None)])
 def test_memory_of_a_device(kind: str, size: int | None) -> None:
     assert memory_bytes(kind) == size
-
-
-def test_name_of_the_machine_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = "secret-host"
-    uname = platform.uname()
-    monkeypatch.setattr(platform, "uname", lambda: uname._replace(node=name))
-    monkeypatch.setattr(platform, "node", lambda: name)
-    assert name not in json.dumps(environment.describe())
-
-
-def test_every_start_of_an_unfinished_run_writes_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny.use(monkeypatch)
-    config = digits_resnet20.get_config()
-    config.steps, config.optimizer.sparsity = 1, 0.0
-    file = tmp_path / "environment.json"
-    tmp_path.joinpath("checkpoints").mkdir()
-    file.write_text("of an earlier start")
-    loop.train(build_experiment(config), tmp_path)
-    assert json.loads(file.read_text()) == environment.describe()
-    file.write_text("of the run")
-    loop.train(build_experiment(config), tmp_path)
-    assert file.read_text() == "of the run"
-
-
-@pytest.fixture
-def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """What is set of JAX's config in this test; nothing comes of it."""
-    values: dict[str, Any] = {}
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
-    monkeypatch.setattr(jax.config, "update", values.__setitem__)
-    return values
-
-
-def test_compilations_are_kept_for_the_user(settings: dict[str, Any], tmp_path: Path) -> None:
-    compilation_cache.enable()
-    directory = Path(settings["jax_compilation_cache_dir"])
-    assert directory.is_relative_to(tmp_path / "nam_jax")
-    assert 0 < settings["jax_persistent_cache_min_compile_time_secs"] < 1
-
-
-def test_settings_of_the_compilation_cache_in_the_environment_hold(
-    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "7")
-    compilation_cache.enable()
-    assert settings == {}
 
 
 # What kernels read, write and compute, from the text of a program.

@@ -23,11 +23,13 @@ from tests.helpers import tiny
 from tests.helpers.tiny import digits
 from train.core.config.fields import Config
 from train.core.data import resident
+from train.core.devices import environment
 from train.core.engine import compiled_steps, loop
 from train.core.engine.evaluation import checkpoint_weights, evaluate, evaluate_split
 from train.core.engine.experiment import Experiment, build_experiment
 from train.core.errors import ConfigError, PreemptedError, RunError
 from train.core.monitor.metric_rows import Row, RowFile
+from train.core.monitor.profiler import Span
 from train.core.workdir import lock
 
 TIMED = {"images_per_second", "data_wait", "wall_seconds"}
@@ -54,8 +56,8 @@ def build(**changes: Any) -> Experiment:
     return build_experiment(digits(**{"batch_size": 64, **changes}))
 
 
-def train(workdir: Path, **changes: Any) -> dict[str, Any]:
-    summary = loop.train(build(**changes), epath.Path(workdir))
+def train(workdir: Path, profile: Span | None = None, **changes: Any) -> dict[str, Any]:
+    summary = loop.train(build(**changes), epath.Path(workdir), profile)
     assert summary is not None
     return summary
 
@@ -169,6 +171,35 @@ def test_evaluation_does_not_depend_on_batch_and_groups(learned: tuple[Path, str
 @pytest.fixture
 def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.use(monkeypatch)
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_every_start_of_an_unfinished_run_tells_of_its_machine(tmp_path: Path) -> None:
+    file = tmp_path / "environment.json"
+    file.write_text("of an earlier start")
+    tmp_path.joinpath("checkpoints").mkdir()
+    train(tmp_path, **SHORT)
+    # Midnight may lie between.
+    undated = {"date": None}
+    assert json.loads(file.read_text()) | undated == environment.describe() | undated
+    file.write_text("of the run")
+    train(tmp_path, **SHORT)
+    assert file.read_text() == "of the run"
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_steps_that_are_asked_for_are_traced(tmp_path: Path) -> None:
+    train(tmp_path, Span(1, 1), **SHORT)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny_network")
+def test_as_many_checkpoints_stay_as_are_asked_for(tmp_path: Path) -> None:
+    changes = {"steps": 5, "checkpoint.every_steps": 1, "checkpoint.keep": 3}
+    train(tmp_path, **SHORT | changes)
+    # The last is the best as well.
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"3", "4", "5"}
 
 
 @pytest.mark.usefixtures("tiny_network")
