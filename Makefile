@@ -7,7 +7,7 @@ PYTEST_ON_TWO_CORES := $(BIN)/python -m pytest -n 2 --dist worksteal
 export PYTHONDONTWRITEBYTECODE :=
 AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: quickstart test test-all test-long test-compile test-compile-gpu test-page test-installed faults lint docs docs-links dist clean
+.PHONY: quickstart test test-all test-long test-compile test-compile-gpu test-page test-peers test-installed faults lint docs docs-links dist clean
 
 quickstart: .venv/train # train the small digits network to the end
 	$(BIN)/python -m train.main --config configs/digits_resnet20.py
@@ -26,6 +26,9 @@ test-compile: .venv/dev .venv/libtpu # run the tests that compile for TPUs; they
 
 test-compile-gpu: .venv/dev .venv/cuda # the same for GPUs; they need neither a GPU nor a driver
 	PYTHONPATH=.venv/cuda $(BIN)/python -m pytest tests/train/test_compile_gpu.py tests/train/core/engine/test_compiled_bytes.py
+
+test-peers: .venv/peers # run the tests of what benchmarks/ measures against, in PyTorch
+	$(PYTEST_ON_TWO_CORES) tests/benchmarks -m "not long"
 
 test-page: .venv/dev docs # open the report and the documentation in Chromium, which is installed where it is missing
 	command -v chromium >/dev/null || $(AS_ROOT) sh -c 'apt-get update && apt-get install --yes --no-install-recommends chromium fonts-dejavu-core'
@@ -68,8 +71,9 @@ clean: # remove the environment and what tools left behind
 # All of them hold what .venv/train does.
 .venv/train: EXTRAS = train
 .venv/dev: EXTRAS = train,dev
+.venv/peers: EXTRAS = train,dev,peers
 .venv/docs: EXTRAS = train,docs,page
-.venv/train .venv/dev .venv/docs: .venv/new
+.venv/train .venv/dev .venv/peers .venv/docs: .venv/new
 	@echo "installing what is needed into .venv, which takes a minute or more"
 	@$(INSTALL) -e '.[$(EXTRAS)]'
 	touch .venv/train $@

@@ -1,26 +1,34 @@
 """Compares nam_jax's convolutions with XLA's own: forward, and either gradient.
 
-python -m benchmarks.convolutions [--steps 20] [--json FILE]
+In float32, on whatever device there is; they differ on CPUs alone. The two
+forms take turns; a figure is the median of calls that are waited for.
 
-In float32, on whatever device there is; they differ on CPUs alone. The two forms take turns.
+Example:
+  python -m benchmarks.convolutions --json FILE
+
+Exit codes: 0 done, 1 failed, 2 the command line is wrong.
 """
 
-import argparse
 import functools
 import statistics
+from argparse import Namespace
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 
+from benchmarks.calls import Call
 from nam_jax import convolution
 from train.benchmark import turns
-from train.core import tables
-from train.core.command_line.values import output
+from train.core import command_line, tables
+from train.core.command_line.values import whole_number
 from train.core.devices.busy import busy
 from train.core.workdir.storage import write_json
 
-FORMS = {"xla": jax.lax.conv_general_dilated, "nam_jax": convolution}
+FORMS: dict[str, Callable[..., jax.Array]] = {
+    "xla": jax.lax.conv_general_dilated,
+    "nam_jax": convolution,
+}
 
 
 class Case(NamedTuple):
@@ -48,22 +56,43 @@ CASES = {
 }
 
 
-class Call:
-    """A compiled function with its arguments, to be timed."""
+def forward(case: Case, form: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The convolution in one form."""
+    return FORMS[form](
+        x,
+        kernel,
+        (case.strides,) * 2,
+        ((case.kernel_size // 2,) * 2,) * 2,
+        feature_group_count=case.groups,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
-    def __init__(self, function: Callable[..., jax.Array], *arguments: jax.Array):
-        """Compiles the function."""
-        compiled = jax.jit(function).lower(*arguments).compile()
-        self._call = functools.partial(compiled, *arguments)
 
-    def start(self, count: int) -> None:
-        """Starts so many calls."""
-        for _ in range(count):
-            self._last = self._call()
+def gradient(
+    case: Case, form: str, argument: int, x: jax.Array, kernel: jax.Array, cotangent: jax.Array
+) -> jax.Array:
+    """The gradient of the input, argument 0, or of the kernel, argument 1."""
+    # Compiled, the other one is left out.
+    return jax.vjp(functools.partial(forward, case, form), x, kernel)[1](cotangent)[argument]
 
-    def wait(self) -> None:
-        """Returns when the last one is done."""
-        jax.block_until_ready(self._last)
+
+def calls(case: Case) -> list[dict[str, turns.Timed]]:
+    """What is timed, by form: forward, the gradient of the input, and that of the kernel."""
+    kernel_shape = (case.kernel_size,) * 2 + (case.channels // case.groups, case.features)
+    x = jax.random.normal(jax.random.key(0), (case.images, case.size, case.size, case.channels))
+    kernel = jax.random.normal(jax.random.key(1), kernel_shape)
+    output = jax.eval_shape(functools.partial(forward, case, "xla"), x, kernel)
+    cotangent = jax.random.normal(jax.random.key(2), output.shape)
+
+    def call(function: Callable[..., jax.Array], *arguments: jax.Array) -> Call:
+        return Call(functools.partial(jax.jit(function), *arguments))
+
+    partial = functools.partial
+    return [
+        {form: call(partial(forward, case, form), x, kernel) for form in FORMS},
+        {form: call(partial(gradient, case, form, 0), x, kernel, cotangent) for form in FORMS},
+        {form: call(partial(gradient, case, form, 1), x, kernel, cotangent) for form in FORMS},
+    ]
 
 
 def measure(case: Case, steps: int) -> dict[str, list[float]]:
@@ -76,69 +105,44 @@ def measure(case: Case, steps: int) -> dict[str, list[float]]:
     Returns:
       By form: milliseconds forward, of the gradient of the input, and of that of the kernel.
     """
-    kernel_shape = (case.kernel_size,) * 2 + (case.channels // case.groups, case.features)
-    x = jax.random.normal(jax.random.key(0), (case.images, case.size, case.size, case.channels))
-    kernel = jax.random.normal(jax.random.key(1), kernel_shape)
-
-    def forward(form: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return FORMS[form](
-            x,
-            kernel,
-            (case.strides,) * 2,
-            ((case.kernel_size // 2,) * 2,) * 2,
-            feature_group_count=case.groups,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-
-    def gradient(
-        form: str, argument: int, x: jax.Array, kernel: jax.Array, cotangent: jax.Array
-    ) -> jax.Array:
-        given = [x, kernel]
-
-        def of_one(value: jax.Array) -> jax.Array:
-            return forward(form, *given[:argument], value, *given[argument + 1 :])
-
-        return jax.vjp(of_one, given[argument])[1](cotangent)[0]
-
-    cotangent = jax.random.normal(
-        jax.random.key(2), jax.eval_shape(functools.partial(forward, "xla"), x, kernel).shape
-    )
-    kinds: list[dict[str, turns.Timed]] = [
-        {form: Call(functools.partial(forward, form), x, kernel) for form in FORMS},
-        *(
-            {
-                form: Call(functools.partial(gradient, form, argument), x, kernel, cotangent)
-                for form in FORMS
-            }
-            for argument in (0, 1)
-        ),
-    ]
-    timed = [turns.take_turns(variants, steps) for variants in kinds]
+    timed = [turns.take_turns(variants, steps) for variants in calls(case)]
     return {
         form: [round(1e3 * statistics.median(times[form].steps), 1) for times in timed]
         for form in FORMS
     }
 
 
-def main() -> None:
+def parser() -> command_line.Parser:
+    """The command line."""
+    parser = command_line.Parser(__doc__, "python -m benchmarks.convolutions [OPTION ...]")
+    parser.add_argument(
+        "--steps",
+        metavar="N",
+        type=whole_number(1, 1_000_000),
+        default=20,
+        help="calls of each that are timed; default: 20",
+    )
+    parser.add_json()
+    return parser
+
+
+def main(options: Namespace) -> None:
     """Prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--json", type=output)
-    options = parser.parse_args()
     figures = {}
     with busy("compiling and timing", len(CASES), "convolutions") as work:
         for name, case in CASES.items():
             figures[name] = measure(case, options.steps)
             work.advance()
-    rows = [("ms: forward / gradient of input / of kernel", *FORMS)]
-    for name, found in figures.items():
-        rows.append((name, *(" / ".join(map(str, found[form])) for form in FORMS)))
-    print(tables.Table(rows[0], rows[1:]).text())
+    columns = ("ms: forward / gradient of input / of kernel", *FORMS)
+    rows = [
+        (name, *(" / ".join(map(str, found[form])) for form in FORMS))
+        for name, found in figures.items()
+    ]
+    print(tables.Table(columns, rows).text())
     if options.json:
         device = {"device_kind": jax.devices()[0].device_kind, "jax": jax.__version__}
         write_json(options.json, {**device, **figures})
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main, parser())

@@ -1,17 +1,22 @@
 """Compares NAM's modules with those of PyTorch, by themselves: one call in training.
 
-python -m benchmarks.module [--shape 32,32,32,256] [--steps 50] [--json FILE]
+A call gives the output, the gradients of input and parameters for a given one
+of the output, and new running statistics, in float32. nam_jax comes plain and
+with mean and variance of its input given (their gradients are then taken too);
+PyTorch eager and compiled, each with its default layout and with channels_last.
+The forms take turns; they are compared with the faster layout of PyTorch. Needs
+pip install '.[train,peers]'.
 
-A call gives the output, the gradients of input and parameters for a given one of the output, and
-new running statistics, in float32. nam_jax comes plain and with mean and variance of its input
-given (their gradients are then taken too); PyTorch eager and compiled, each with its default layout
-and with channels_last. The forms take turns; they are compared with the faster layout of PyTorch.
-Needs pip install '.[train,peers]'.
+Example:
+  python -m benchmarks.module --shape 32,32,32,256 --json FILE
+
+Exit codes: 0 done, 1 failed, 2 the command line is wrong.
 """
 
-import argparse
+import functools
 import json
 import statistics
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
 from typing import Any
 
@@ -20,11 +25,12 @@ import numpy as np
 import torch
 
 import nam_jax
+from benchmarks.calls import Call
 from benchmarks.peers import nam, timing
 from nam_jax.layers.batch_norm import batch_moments
 from train.benchmark import turns
-from train.core import tables
-from train.core.command_line.values import output
+from train.core import command_line, tables
+from train.core.command_line.values import each, whole_number
 from train.core.devices.busy import busy
 from train.core.workdir.storage import write_json
 
@@ -38,9 +44,8 @@ PEERS: dict[str, Callable[..., torch.nn.Module]] = {
 def jax_forms(name: str, x: np.ndarray, cotangent: np.ndarray) -> dict[str, turns.Timed]:
     """The module of nam_jax, plain and with the moments of its input."""
     module = nam_jax.attention(name)()
-    x, cotangent = jax.device_put((x, cotangent))
-    variables = module.init(jax.random.key(0), x, use_running_average=False)
-    moments = batch_moments(x, (0, 1, 2))
+    images, gradient = jax.device_put((x, cotangent))
+    variables = module.init(jax.random.key(0), images, use_running_average=False)
 
     @jax.jit
     def call(variables: Any, cotangent: jax.Array, *inputs: Any) -> Any:
@@ -51,13 +56,12 @@ def jax_forms(name: str, x: np.ndarray, cotangent: np.ndarray) -> dict[str, turn
         y, pull_back, new = jax.vjp(apply, variables["params"], *inputs, has_aux=True)
         return y, pull_back(cotangent), new
 
-    forms = {"nam_jax": (x,)}
+    plain = functools.partial(call, variables, gradient, images)
+    forms: dict[str, turns.Timed] = {"nam_jax": Call(plain)}
     if name != "nam_spatial":
-        forms["nam_jax, moments"] = (x, moments)
-    return {
-        form: timing.JaxCall(lambda inputs=inputs: call(variables, cotangent, *inputs))
-        for form, inputs in forms.items()
-    }
+        moments = batch_moments(images, (0, 1, 2))
+        forms["nam_jax, moments"] = Call(functools.partial(plain, moments))
+    return forms
 
 
 def torch_form(
@@ -120,22 +124,39 @@ def measure(name: str, shape: tuple[int, ...], steps: int) -> dict[str, dict[str
     }
 
 
-def main() -> None:
+def input_shape(value: str) -> tuple[int, ...]:
+    """The shape of the input, (N, H, W, C)."""
+    sizes = each(whole_number(1, 65_536))(value)
+    if len(sizes) != 4:
+        raise ArgumentTypeError(f"got {value!r}; allowed: four numbers N,H,W,C.")
+    return tuple(sizes)
+
+
+def parser() -> command_line.Parser:
+    """The command line."""
+    parser = command_line.Parser(__doc__, "python -m benchmarks.module [OPTION ...]")
+    parser.add_argument(
+        "--shape",
+        metavar="N,H,W,C",
+        type=input_shape,
+        default=(32, 32, 32, 256),
+        help="shape of the input; default: 32,32,32,256",
+    )
+    parser.add_steps()
+    parser.add_json()
+    return parser
+
+
+def main(options: Namespace) -> None:
     """Prints a table for every module, then JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", default="32,32,32,256", help="N,H,W,C of the input")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--json", type=output)
-    options = parser.parse_args()
-    shape = tuple(int(size) for size in options.shape.split(","))
     result: dict[str, Any] = {
-        "shape": shape,
+        "shape": options.shape,
         "device_kind": jax.devices()[0].device_kind,
         "versions": {"jax": jax.__version__, "torch": torch.__version__},
     }
     for name in PEERS:
         with busy(f"compiling and timing {name}"):
-            result[name] = measure(name, shape, options.steps)
+            result[name] = measure(name, options.shape, options.steps)
         keys = ("ms", "ms_p95", "vs_compile", "vs_eager")
         rows = [(name, "ms", "95 %", "vs compile", "vs eager")]
         for form, found in result[name].items():
@@ -147,4 +168,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main, parser())

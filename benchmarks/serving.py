@@ -1,16 +1,21 @@
 """Times exported networks against the network itself, on a CPU.
 
-python -m benchmarks.serving [--networks resnet20,...] [--batches 1,32] [--steps 60] [--json FILE]
+From normalised images to logits, by `jax.jit` with the weights as constants, by
+the StableHLO file, and by onnxruntime with the folded graph and with the same
+graph as it was traced. They take turns, and every call is waited for; weights
+are random. Needs pip install -e '.[train,dev]'.
 
-From normalised images to logits, by `jax.jit` with the weights as constants, by the StableHLO file,
-and by onnxruntime with the folded graph and with the same graph as it was traced. They take turns;
-weights are random. Needs pip install '.[train,dev]'.
+Example:
+  python -m benchmarks.serving --networks resnet20 --batches 1,32
+
+Exit codes: 0 done, 1 failed, 2 the command line is wrong.
 """
 
-import argparse
+import functools
 import itertools
 import json
 import statistics
+from argparse import Namespace
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,14 +24,16 @@ import numpy as np
 import onnxruntime
 
 import nam_jax
+from benchmarks.calls import Call
+from nam_jax.attention import NAMES
 from nam_jax.export.fold import fold
 from nam_jax.export.onnx import written
 from nam_jax.export.serving import classifier, example
 from nam_jax.export.trace import trace
 from nam_jax.variables import abstract_variables
 from train.benchmark import turns
-from train.core import tables
-from train.core.command_line.values import output
+from train.core import command_line, tables
+from train.core.command_line.values import each, one_of, whole_number
 from train.core.devices.busy import busy
 from train.core.workdir.storage import write_json
 
@@ -44,22 +51,6 @@ class Form(NamedTuple):
     function: Callable[[np.ndarray], Any]
     size: int | None = None
     nodes: int | None = None
-
-
-class Call:
-    """Calls of a function that are waited for."""
-
-    def __init__(self, function: Callable[[np.ndarray], Any], images: np.ndarray):
-        """Takes the function and its argument."""
-        self._function, self._images = function, images
-
-    def start(self, count: int) -> None:
-        """Calls it so many times."""
-        for _ in range(count):
-            np.asarray(self._function(self._images))
-
-    def wait(self) -> None:
-        """Every call was waited for."""
 
 
 def forms(name: str, attention: str) -> dict[str, Form]:
@@ -115,7 +106,7 @@ def measure(name: str, attention: str, batches: list[int], steps: int) -> list[d
       name: Name of the network.
       attention: Name of the attention.
       batches: Numbers of images of a call.
-      steps: Calls of each form that are timed; fewer of larger batches, but six at least.
+      steps: Number of images that each form is timed with; six calls at least.
 
     Returns:
       A row for every form and batch.
@@ -124,7 +115,10 @@ def measure(name: str, attention: str, batches: list[int], steps: int) -> list[d
     for batch in batches:
         size = NETWORKS[name][1]
         images = np.random.default_rng(0).standard_normal((batch, size, size, 3), np.float32)
-        calls = {form: Call(value.function, images) for form, value in all_forms.items()}
+        calls = {
+            form: Call(functools.partial(value.function, images))
+            for form, value in all_forms.items()
+        }
         count = max(6, steps // batch)
         times = turns.take_turns(calls, count)
         for form, value in all_forms.items():
@@ -139,21 +133,48 @@ def measure(name: str, attention: str, batches: list[int], steps: int) -> list[d
     return rows
 
 
-def main() -> None:
+def parser() -> command_line.Parser:
+    """The command line."""
+    parser = command_line.Parser(__doc__, "python -m benchmarks.serving [OPTION ...]")
+    add = parser.add_argument
+    add(
+        "--networks",
+        metavar="NAME,...",
+        type=each(one_of(*NETWORKS)),
+        default=[*NETWORKS],
+        help=f"default: {', '.join(NETWORKS)}",
+    )
+    add(
+        "--attention",
+        metavar="NAME,...",
+        type=each(one_of(*NAMES)),
+        default=["none", "nam"],
+        help="attentions of each; default: none, nam",
+    )
+    add(
+        "--batches",
+        metavar="N,...",
+        type=each(whole_number(1, 4096)),
+        default=[1, 32],
+        help="images of a call; default: 1, 32",
+    )
+    add(
+        "--steps",
+        metavar="N",
+        type=whole_number(1, 1_000_000),
+        default=60,
+        help="images that each form is timed with, in six calls at least; default: 60",
+    )
+    parser.add_json()
+    return parser
+
+
+def main(options: Namespace) -> None:
     """Prints a table, then JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--networks", default=",".join(NETWORKS))
-    parser.add_argument("--attention", default="none,nam")
-    parser.add_argument("--batches", default="1,32")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--json", type=output)
-    options = parser.parse_args()
-    pairs = itertools.product(options.networks.split(","), options.attention.split(","))
-    batches = [*map(int, options.batches.split(","))]
     rows: list[dict[str, Any]] = []
-    for name, attention in pairs:
+    for name, attention in itertools.product(options.networks, options.attention):
         with busy(f"exporting and timing {name} with {attention}"):
-            rows += measure(name, attention, batches, options.steps)
+            rows += measure(name, attention, options.batches, options.steps)
     columns = tuple(rows[0])
     print(tables.Table(columns, [tuple(map(str, row.values())) for row in rows]).text())
     versions = {"jax": jax.__version__, "onnxruntime": onnxruntime.__version__}
@@ -164,4 +185,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main, parser())

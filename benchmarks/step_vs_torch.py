@@ -1,9 +1,15 @@
 """Compares training steps with those of the same network in PyTorch.
 
-A step is forward pass, loss, backward pass and SGD with momentum, on images
-that lie on the device; both frameworks begin with the same weights. PyTorch is
-compiled and has its images channels_last. On a GPU both compute in bfloat16,
-on a CPU in float32. Needs pip install '.[train,peers]', and one device.
+A step is forward pass, cross-entropy, backward pass and SGD with momentum, on
+random images that lie on the device; both frameworks begin with the same
+weights. PyTorch is compiled and has its images channels_last. On a GPU both
+compute in bfloat16, on a CPU in float32. Needs pip install '.[train,peers]',
+and one device.
+
+Fields of the config that would change the network, the loss or the update are
+refused. Of the others count the batch size, momentum, weight decay, and the
+dataset's shape and classes: no image is cropped, mirrored or mixed, the
+learning rate is constant, and model.dtype and model.pretrained do not matter.
 
 Example:
   python -m benchmarks.step_vs_torch --config configs/cifar100_resnet20.py
@@ -17,7 +23,7 @@ import json
 import os
 import statistics
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,17 +31,36 @@ import numpy as np
 import optax
 import torch
 
+from benchmarks.calls import Call
 from benchmarks.peers import resnet, timing
 from nam_jax import models, torch_import
 from train.benchmark import turns
 from train.core import command_line, tables
 from train.core.config.attentions import attention_name, with_attentions
-from train.core.config.fields import Config
+from train.core.config.fields import FIELDS, Config, flatten
 from train.core.data.sources.registry import source_of
 from train.core.devices.busy import busy
 from train.core.devices.environment import processor
 from train.core.errors import ConfigError
 from train.core.workdir.storage import write_json
+
+# What the step has at its default alone, in either framework.
+AT_DEFAULT = (
+    "accumulate_steps",
+    "loss",
+    "label_smoothing",
+    "ema_decay",
+    "model.shortcut",
+    "model.remat",
+    "model.zero_init_last_scale",
+    "model.drop_path",
+    "model.dropout",
+    "optimizer.name",
+    "optimizer.nesterov",
+    "optimizer.weight_decay_on",
+    "optimizer.clip_norm",
+    "optimizer.sparsity",
+)
 
 
 class JaxTraining:
@@ -155,8 +180,8 @@ def measure(config: Config, dtype: str, steps: int) -> dict[str, Any]:
       is above 1 where nam_jax is faster.
     """
     calls = pair(config, dtype)
-    variants = {
-        "nam_jax": timing.JaxCall(calls["nam_jax"]),
+    variants: dict[str, turns.Timed] = {
+        "nam_jax": Call(calls["nam_jax"]),
         "torch": timing.TorchCall(calls["torch"]),
     }
     times = turns.take_turns(variants, steps)
@@ -171,21 +196,31 @@ def measure(config: Config, dtype: str, steps: int) -> dict[str, Any]:
     return {**figures, "speed_vs_torch": round(turns.ratio(times["torch"], times["nam_jax"]), 4)}
 
 
-def check(config: Config, names: Iterable[str]) -> None:
+def check(configs: Mapping[str, Config]) -> None:
     """Refuses what there is no peer of.
+
+    Args:
+      configs: Configs by the names of their attentions.
 
     Raises:
       ConfigError: naming what there is.
     """
-    if config.model.name not in resnet.NAMES:
-        raise ConfigError(
-            f"config.model.name: got {config.model.name!r}; allowed: {', '.join(resnet.NAMES)}."
-        )
-    for name in names:
+    for name, config in configs.items():
+        if config.model.name not in resnet.NAMES:
+            raise ConfigError(
+                f"config.model.name: got {config.model.name!r}; allowed: {', '.join(resnet.NAMES)}."
+            )
         if name not in resnet.ATTENTIONS:
             raise ConfigError(
                 f"--attention: got {name!r}; allowed: {', '.join(resnet.ATTENTIONS)}."
             )
+        values = dict(flatten(config))
+        for field in AT_DEFAULT:
+            if values[field] != FIELDS[field].default:
+                raise ConfigError(
+                    f"config.{field}: got {values[field]!r}; allowed: {FIELDS[field].default!r}, "
+                    "as the step in PyTorch has it."
+                )
 
 
 def parser() -> command_line.Parser:
@@ -204,7 +239,7 @@ def main(options: Namespace) -> None:
     """Measures, and prints a table and JSON."""
     config = options.config
     configs = with_attentions(config, options.attention or [attention_name(config)])
-    check(config, configs)
+    check(configs)
     # PyTorch needs memory too.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     dtype = "bfloat16" if timing.torch_device() == "cuda" else "float32"
@@ -218,14 +253,15 @@ def main(options: Namespace) -> None:
         "versions": {"jax": jax.__version__, "torch": torch.__version__},
         "date": datetime.date.today().isoformat(),
     }
-    rows = [("attention", "nam_jax images/s", "torch images/s", "speed vs torch")]
+    columns = ("attention", "nam_jax images/s", "torch images/s", "speed vs torch")
+    rows = []
     for name, varied in configs.items():
         with busy(f"compiling and timing {name}, which takes minutes for a large network"):
             figures = measure(varied, dtype, options.steps)
         result[name] = figures
         speeds = (figures[framework]["images_per_second"] for framework in ("nam_jax", "torch"))
         rows.append((name, *(f"{s:,.1f}" for s in speeds), f"{figures['speed_vs_torch']:.3f}"))
-    print(tables.Table(rows[0], rows[1:]).text())
+    print(tables.Table(columns, rows).text())
     print(json.dumps(result))
     if options.json:
         write_json(options.json, result)

@@ -5,6 +5,7 @@ Submodules are called as in torchvision, and as `nam_jax.torch_import` reads the
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from benchmarks.peers.nam import NAM
 
-ATTENTIONS = {
+ATTENTIONS: dict[str, dict[str, bool] | None] = {
     "none": None,
     "nam_channel": {"spatial": False},
     "nam_spatial": {"channel": False},
@@ -49,7 +50,8 @@ class Block(nn.Module):
           attention: Name of the attention, one of ATTENTIONS.
           size: Height and width of the output, in pixels.
           bottleneck: Whether it has 1×1, 3×3 and 1×1 convolutions, and not two of 3×3.
-          projection: Whether the shortcut is a convolution where the shape changes.
+          projection: Whether the shortcut is a convolution where the shape changes, and not
+            subsampling with half of the channels that it lacks, as zeros, on each side.
         """
         super().__init__()
         self.outputs = 4 * features if bottleneck else features
@@ -80,7 +82,9 @@ class Block(nn.Module):
         if self.stride == 1 and x.shape[1] == self.outputs:
             return x
         x = x[:, :, :: self.stride, :: self.stride]
-        return functional.pad(x, (0, 0, 0, 0, 0, self.outputs - x.shape[1]))
+        zeros = self.outputs - x.shape[1]
+        before = zeros // 2
+        return functional.pad(x, (0, 0, 0, 0, before, zeros - before))
 
 
 class ResNet(nn.Module):
@@ -138,7 +142,7 @@ class ResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-_MODELS = {
+_MODELS: dict[str, dict[str, Any]] = {
     "resnet18": {"stage_sizes": (2, 2, 2, 2), "bottleneck": False},
     "resnet50": {"stage_sizes": (3, 4, 6, 3), "bottleneck": True},
     "resnet20": {"stage_sizes": (3, 3, 3), "bottleneck": False, "width": 16, "projection": False},
@@ -147,7 +151,7 @@ _MODELS = {
 NAMES = tuple(_MODELS)
 
 
-def create(name: str, **options: object) -> ResNet:
+def create(name: str, **options: Any) -> ResNet:
     """Builds a network by its name: `resnet18`, `resnet50` or `resnet20`.
 
     Args:

@@ -1,4 +1,4 @@
-"""Calls of either framework as variants of `train.benchmark.turns`."""
+"""Calls of PyTorch as variants of `train.benchmark.turns`, on the device that JAX runs on."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ def torch_device() -> str:
 
 
 class TorchCall:
-    """A function that PyTorch runs."""
+    """A function that PyTorch runs; on a CPU it is done when the call returns."""
 
     def __init__(self, function: Callable[[], Any]):
         """Takes the function."""
@@ -33,24 +33,3 @@ class TorchCall:
         """Returns when all of it is done."""
         if jax.default_backend() == "gpu":
             torch.cuda.synchronize()
-
-
-class JaxCall:
-    """A function that JAX runs."""
-
-    def __init__(self, function: Callable[[], Any]):
-        """Takes the function, which returns arrays."""
-        self._function = function
-        self._arrays: Any = None
-
-    def start(self, count: int) -> None:
-        """Calls it so many times."""
-        for _ in range(count):
-            self._arrays = self._function()
-            if jax.default_backend() == "cpu":
-                # There JAX would run calls that do not depend on one another side by side.
-                self.wait()
-
-    def wait(self) -> None:
-        """Returns when all of it is done."""
-        jax.block_until_ready(self._arrays)

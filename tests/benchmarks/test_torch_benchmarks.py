@@ -1,16 +1,21 @@
 """The benchmarks against PyTorch compare the same work; skipped without PyTorch."""
 
+import importlib
+
 import jax
 import numpy as np
 import pytest
 
-from configs import cifar100_mobilenet_v2, digits_resnet20
+from configs import cifar100_mobilenet_v2, cifar100_resnet20, digits_resnet20
+from train.core import command_line
+from train.core.config.attentions import with_attentions
+from train.core.config.fields import replaced
 from train.core.errors import ConfigError
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 # These import torch, which the line above has found.
-from benchmarks import module, step_vs_torch  # noqa: E402
+from benchmarks import gpu, module, step_vs_torch  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -43,10 +48,51 @@ def test_figures_of_a_step(monkeypatch):
 
 
 def test_what_has_no_peer_is_refused():
-    with pytest.raises(ConfigError, match=r"^config\.model\.name: .*resnet18, resnet50, resnet20"):
-        step_vs_torch.check(cifar100_mobilenet_v2.get_config(), ["nam"])
-    with pytest.raises(ConfigError, match=r"^--attention: got 'se'; allowed: none, nam_channel"):
-        step_vs_torch.check(digits(), ["nam", "se"])
+    for config, names, expected in (
+        (cifar100_mobilenet_v2, ["nam"], r"config\.model\.name: .*resnet18, resnet50, resnet20"),
+        (cifar100_resnet20, ["nam", "se"], r"--attention: got 'se'; allowed: none, nam_channel"),
+        (digits_resnet20, ["nam"], r"config\.optimizer\.sparsity: got 0\.0001; allowed: 0\.0, as"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{expected}"):
+            step_vs_torch.check(with_attentions(config.get_config(), names))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("accumulate_steps", 2),
+        ("label_smoothing", 0.1),
+        ("model.shortcut", "pad_end"),
+        ("model.remat", True),
+        ("optimizer.name", "lamb"),
+        ("optimizer.nesterov", True),
+    ],
+)
+def test_what_pytorch_does_not_do_is_refused(field, value):
+    config = cifar100_resnet20.get_config()
+    step_vs_torch.check({"none": config})
+    with pytest.raises(ConfigError, match=f"^config.{field}: got {value!r}; allowed: "):
+        step_vs_torch.check({"none": replaced(config, {field: value})})
+
+
+def test_configs_of_the_gpu_have_peers():
+    for command, config, names in gpu.JOBS.values():
+        if command == "benchmarks.step_vs_torch":
+            config = importlib.import_module(f"configs.{config}").get_config()
+            step_vs_torch.check(with_attentions(config, names.split(",")))
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("--shape=32,32", "--shape: got '32,32'; allowed: four numbers N,H,W,C."),
+        ("--shape=2,4,4,0", "--shape: got '0'; allowed: 1 to 65,536, a whole number."),
+        ("--steps=0", "--steps: got '0'; allowed: 1 to 1,000,000, a whole number."),
+    ],
+)
+def test_one_line_of_what_is_wrong(option, expected, capsys):
+    assert command_line.call(module.main, module.parser(), [option]) == command_line.WRONG_USAGE
+    assert capsys.readouterr().err == f"error: {expected}\n"
 
 
 def test_modules_are_compared_with_the_faster_layout():

@@ -6,7 +6,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
 README = REPOSITORY / "README.md"
-PAGES = (README, REPOSITORY / "README.zh-CN.md", *sorted(DOCS.rglob("*.md")))
+BESIDE = (README, REPOSITORY / "README.zh-CN.md", REPOSITORY / "benchmarks/README.md")
+PAGES = (*BESIDE, *sorted(DOCS.rglob("*.md")))
 
 
 def name(page: Path) -> str:

@@ -18,6 +18,7 @@ from tests.helpers.image_datasets import folders
 PLACEHOLDERS = {
     "--config FILE": "--config configs/digits_resnet20.py",
     "configs/NAME.py": "configs/imagenet_resnet50.py",
+    "attention=NAME": "attention=nam",
     "HOST:PORT": "localhost:1234",
     "--num_processes N": "--num_processes 2",
     "--process_id I": "--process_id 0",

@@ -15,8 +15,9 @@ from argparse import Namespace
 from train.benchmark import loader
 from train.benchmark.variants import UNCHANGED, measure_variants, with_fields
 from train.core import command_line
-from train.core.command_line.values import not_empty, number
+from train.core.command_line.values import each, not_empty, number, whole_number
 from train.core.config.attentions import attention_name, with_attentions
+from train.core.config.data_fields import MOST_WORKERS
 from train.core.errors import ConfigError
 from train.core.workdir.storage import write_json
 
@@ -47,7 +48,7 @@ def parser() -> command_line.Parser:
     parser.add_argument(
         "--workers",
         metavar="N[,M...]",
-        type=loader.numbers_of_workers,
+        type=each(whole_number(1, MOST_WORKERS)),
         help="with it: numbers of threads; default: 1 and one a CPU core",
     )
     parser.add_argument(

@@ -3,9 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-import re
 import time
-from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,8 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from train.core.command_line.values import listed
-from train.core.config.data_fields import MOST_WORKERS
 from train.core.config.fields import Config, replaced
 from train.core.config.spec import MOST_STEPS
 from train.core.data.feed import cpu_cores, epoch_orders
@@ -29,16 +25,6 @@ from train.core.engine.feeds import train_feed
 from train.core.errors import ConfigError
 
 STAGES = ("read", "decode", "crop_and_resize", "batch", "transfer")
-
-
-def numbers_of_workers(text: str) -> list[int]:
-    """Numbers of threads that an option lists."""
-    numbers = [int(n) if re.fullmatch(r"\d{1,4}", n) else 0 for n in listed(text)]
-    if not all(1 <= number <= MOST_WORKERS for number in numbers):
-        raise ArgumentTypeError(
-            f"got {text!r}; allowed: numbers from 1 to {MOST_WORKERS}, such as 1,2,4."
-        )
-    return numbers
 
 
 def run_all(

@@ -10,6 +10,7 @@ from train.core.config.attentions import with_attention
 from train.core.config.fields import default_config
 from train.core.errors import ConfigError
 
+Value = TypeVar("Value")
 Number = TypeVar("Number", int, float)
 
 
@@ -23,6 +24,11 @@ def not_empty(value: str) -> str:
 def listed(value: str) -> list[str]:
     """Texts with commas between."""
     return [part.strip() for part in not_empty(value).split(",")]
+
+
+def each(kind: Callable[[str], Value]) -> Callable[[str], list[Value]]:
+    """Values of one kind with commas between."""
+    return lambda value: [kind(part) for part in listed(value)]
 
 
 def attentions(value: str) -> list[str]:

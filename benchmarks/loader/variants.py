@@ -1,16 +1,19 @@
 """What each step of the streaming loader costs, and what else was tried.
 
-python -m benchmarks.loader_variants --dir DIR [--seconds 4]
+DIR is what `python -m benchmarks.loader.jpegs --dir DIR` wrote. The costs are CPU time
+of one thread, the best of five rounds over the same 200 records; the pipelines
+use a thread for each core.
 
-DIR is what `python -m benchmarks.jpegs --dir DIR` wrote. The costs are CPU time of one thread, the
-best of five rounds over the same 200 records; the pipelines use a thread for each core.
+Example:
+  python -m benchmarks.loader.variants --dir DIR
+
+Exit codes: 0 done, 1 failed, 2 the command line is wrong.
 """
 
-import argparse
 import contextlib
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import cv2
 import grain
@@ -18,7 +21,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from configs import imagenet_resnet50
+from train.core import command_line
+from train.core.command_line.values import not_empty, number
 from train.core.config.data_fields import Interpolation
+from train.core.config.fields import Config
 from train.core.data import crop
 from train.core.data.feed import cpu_cores, epoch_orders
 from train.core.data.on_host import partial_jpeg
@@ -28,6 +34,7 @@ from train.core.data.sources.records import decode
 from train.core.data.sources.registry import source_of
 from train.core.data.sources.tfds import Tfds
 from train.core.engine.experiment import streams
+from train.core.errors import ConfigError
 
 COUNT, BATCH_SIZE = 200, 256
 
@@ -55,11 +62,9 @@ def speed(name: str, batches: Iterator[object], seconds: float) -> None:
     print(f"{name:45} {count / wall:6.0f} /s  {count / cpu:6.0f} per CPU second", flush=True)
 
 
-def costs(directory: Path) -> None:
+def costs(config: Config) -> None:
     """Prints what the steps and their alternatives cost."""
     cv2.setNumThreads(0)
-    config = imagenet_resnet50.get_config()
-    config.data.dir = str(directory)
     split = source_of(config.data).open_split("train")
     opened = split.open_records()
     builder = Tfds(config.data).builder
@@ -74,11 +79,12 @@ def costs(directory: Path) -> None:
     cost("decode at quarter size", lambda i: cv2.imdecode(buffers[i], cv2.IMREAD_REDUCED_COLOR_4))
     images = [decode(record, 3) for record in found]
     draws = crop.draw(np.random.default_rng(0), COUNT)
-    boxes = [crop.random_box(*images[i].shape[:2], draws, i) for i in range(COUNT)]
+    sizes = [(len(image), len(image[0])) for image in images]
+    boxes = [crop.random_box(*sizes[i], draws, i) for i in range(COUNT)]
     cost("header of the JPEG file", lambda i: partial_jpeg.header(found[i].encoded))
     transform = train_transform(config, split.image_shape, 0)
     cost("decode, ended below the crop", lambda i: transform.decode(found[i], i))
-    cost("place of the crop", lambda i: crop.random_box(*images[i].shape[:2], draws, i))
+    cost("place of the crop", lambda i: crop.random_box(*sizes[i], draws, i))
     for name in crop.INTERPOLATIONS:
         parts = [
             im[b.top :, b.left :][: b.height, : b.width]
@@ -100,10 +106,8 @@ def costs(directory: Path) -> None:
     cost("copy into the batch", lambda i: np.copyto(batch[i], batch[i - 1]))
 
 
-def pipelines(directory: Path, seconds: float) -> None:
+def pipelines(config: Config, seconds: float) -> None:
     """Prints how fast ways to run the steps are, up to NumPy batches on the host."""
-    config = imagenet_resnet50.get_config()
-    config.data.dir = str(directory)
     workers = cpu_cores()
     split = source_of(config.data).open_split("train")
     order = epoch_orders(streams(0)["order"], split.num_examples, config)(0)
@@ -139,15 +143,44 @@ def pipelines(directory: Path, seconds: float) -> None:
                     speed(name, iterator, seconds)
 
 
-def main() -> None:
-    """Prints all."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dir", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=4.0)
-    options = parser.parse_args()
-    costs(options.dir)
-    pipelines(options.dir, options.seconds)
+def parser() -> command_line.Parser:
+    """The command line."""
+    parser = command_line.Parser(__doc__, "python -m benchmarks.loader.variants --dir DIR")
+    add = parser.add_argument
+    add(
+        "--dir",
+        metavar="DIR",
+        type=not_empty,
+        required=True,
+        help="a dataset of benchmarks.loader.jpegs",
+    )
+    add(
+        "--seconds",
+        metavar="S",
+        type=number(0.1, 3600),
+        default=4.0,
+        help="how long each pipeline is measured, twice; default: 4",
+    )
+    return parser
+
+
+def main(options: Namespace) -> None:
+    """Prints all.
+
+    Raises:
+      ConfigError: there are fewer images than a batch has.
+    """
+    config = imagenet_resnet50.get_config()
+    config.data.dir = options.dir
+    found = source_of(config.data).open_split("train").num_examples
+    if found < BATCH_SIZE:
+        raise ConfigError(
+            f"--dir: got {options.dir!r} with {found:,} images; allowed: {BATCH_SIZE} or more, as "
+            "benchmarks.loader.jpegs writes them."
+        )
+    costs(config)
+    pipelines(config, options.seconds)
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main, parser())
