@@ -27,8 +27,8 @@ test-compile: .venv/dev .venv/libtpu # run the tests that compile for TPUs; they
 test-compile-gpu: .venv/dev .venv/cuda # the same for GPUs; they need neither a GPU nor a driver
 	PYTHONPATH=.venv/cuda $(BIN)/python -m pytest tests/train/test_compile_gpu.py tests/train/core/engine/test_compiled_bytes.py
 
-test-peers: .venv/peers # run the tests of what benchmarks/ measures against, in PyTorch
-	$(PYTEST_ON_TWO_CORES) tests/benchmarks -m "not long"
+test-peers: .venv/dev .venv/torch # run the tests of what benchmarks/ measures against, in PyTorch
+	PYTHONPATH=.venv/torch OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/benchmarks -m "not long"
 
 test-page: .venv/dev docs # open the report and the documentation in Chromium, which is installed where it is missing
 	command -v chromium >/dev/null || $(AS_ROOT) sh -c 'apt-get update && apt-get install --yes --no-install-recommends chromium fonts-dejavu-core'
@@ -71,9 +71,8 @@ clean: # remove the environment and what tools left behind
 # All of them hold what .venv/train does.
 .venv/train: EXTRAS = train
 .venv/dev: EXTRAS = train,dev
-.venv/peers: EXTRAS = train,dev,peers
 .venv/docs: EXTRAS = train,docs,page
-.venv/train .venv/dev .venv/peers .venv/docs: .venv/new
+.venv/train .venv/dev .venv/docs: .venv/new
 	@echo "installing what is needed into .venv, which takes a minute or more"
 	@$(INSTALL) -e '.[$(EXTRAS)]'
 	touch .venv/train $@
@@ -84,7 +83,13 @@ clean: # remove the environment and what tools left behind
 	$(INSTALL) --no-deps --target $@ libtpu
 	touch $@
 
-# Apart as well: 0.5 GB that compile for GPUs, without the 4 GB that run on them.
+# Apart as well: the other tests are of an environment without it.
+.venv/torch: .venv/new | .venv/train
+	rm -rf $@
+	$(INSTALL) --target $@ torch
+	touch $@
+
+# And so are 0.5 GB that compile for GPUs, without the 4 GB that run on them.
 .venv/cuda: .venv/new | .venv/train
 	rm -rf $@
 	jax=$$($(BIN)/python -c 'import jax; print(jax.__version__)') && \

@@ -9,10 +9,10 @@ Example:
 Exit codes: 0 done, 1 failed, 2 the command line is wrong.
 """
 
-import functools
 import statistics
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -21,7 +21,6 @@ from benchmarks.calls import Call
 from nam_jax import convolution
 from train.benchmark import turns
 from train.core import command_line, tables
-from train.core.command_line.values import whole_number
 from train.core.devices.busy import busy
 from train.core.workdir.storage import write_json
 
@@ -73,7 +72,7 @@ def gradient(
 ) -> jax.Array:
     """The gradient of the input, argument 0, or of the kernel, argument 1."""
     # Compiled, the other one is left out.
-    return jax.vjp(functools.partial(forward, case, form), x, kernel)[1](cotangent)[argument]
+    return jax.vjp(partial(forward, case, form), x, kernel)[1](cotangent)[argument]
 
 
 def calls(case: Case) -> list[dict[str, turns.Timed]]:
@@ -81,13 +80,12 @@ def calls(case: Case) -> list[dict[str, turns.Timed]]:
     kernel_shape = (case.kernel_size,) * 2 + (case.channels // case.groups, case.features)
     x = jax.random.normal(jax.random.key(0), (case.images, case.size, case.size, case.channels))
     kernel = jax.random.normal(jax.random.key(1), kernel_shape)
-    output = jax.eval_shape(functools.partial(forward, case, "xla"), x, kernel)
+    output = jax.eval_shape(partial(forward, case, "xla"), x, kernel)
     cotangent = jax.random.normal(jax.random.key(2), output.shape)
 
     def call(function: Callable[..., jax.Array], *arguments: jax.Array) -> Call:
-        return Call(functools.partial(jax.jit(function), *arguments))
+        return Call(partial(jax.jit(function), *arguments))
 
-    partial = functools.partial
     return [
         {form: call(partial(forward, case, form), x, kernel) for form in FORMS},
         {form: call(partial(gradient, case, form, 0), x, kernel, cotangent) for form in FORMS},
@@ -115,13 +113,7 @@ def measure(case: Case, steps: int) -> dict[str, list[float]]:
 def parser() -> command_line.Parser:
     """The command line."""
     parser = command_line.Parser(__doc__, "python -m benchmarks.convolutions [OPTION ...]")
-    parser.add_argument(
-        "--steps",
-        metavar="N",
-        type=whole_number(1, 1_000_000),
-        default=20,
-        help="calls of each that are timed; default: 20",
-    )
+    parser.add_steps(default=20, what="calls")
     parser.add_json()
     return parser
 

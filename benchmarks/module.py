@@ -142,7 +142,7 @@ def parser() -> command_line.Parser:
         default=(32, 32, 32, 256),
         help="shape of the input; default: 32,32,32,256",
     )
-    parser.add_steps()
+    parser.add_steps(what="calls")
     parser.add_json()
     return parser
 

@@ -27,6 +27,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from train.core import command_line
 from train.core.command_line.values import not_empty, whole_number
+from train.core.devices.busy import busy
 from train.core.errors import ConfigError
 
 SHARDS = 4
@@ -166,16 +167,18 @@ def write(directory: Path, count: int, photographs: Sequence[Path]) -> None:
     target = directory / "imagenet2012" / "1.0.0"
     target.mkdir(parents=True)
     bounds = [count * i // SHARDS for i in range(SHARDS + 1)]
-    for i in range(SHARDS):
-        name = f"imagenet2012-train.array_record-{i:05}-of-{SHARDS:05}"
-        records = []
-        for number in range(bounds[i], bounds[i + 1]):
-            source = photographs[number % len(photographs)] if photographs else None
-            file = source.read_bytes() if source else synthetic(number)
-            records.append(example(file, number))
-            write_file(directory, file, number)
-        write_shard(target / name, records)
-        (target / name.replace("train", "validation")).symlink_to(name)
+    with busy("writing", count, "images") as work:
+        for i in range(SHARDS):
+            name = f"imagenet2012-train.array_record-{i:05}-of-{SHARDS:05}"
+            records = []
+            for number in range(bounds[i], bounds[i + 1]):
+                source = photographs[number % len(photographs)] if photographs else None
+                file = source.read_bytes() if source else synthetic(number)
+                records.append(example(file, number))
+                write_file(directory, file, number)
+                work.advance()
+            write_shard(target / name, records)
+            (target / name.replace("train", "validation")).symlink_to(name)
     write_metadata(target, np.diff(bounds).tolist())
 
 

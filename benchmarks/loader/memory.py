@@ -21,6 +21,7 @@ from benchmarks.loader import jpegs
 from configs import imagenet_resnet50
 from train.core import command_line
 from train.core.command_line.values import whole_number
+from train.core.devices.busy import busy
 from train.core.engine.experiment import build_experiment
 from train.core.engine.feeds import train_feed
 
@@ -34,9 +35,11 @@ def write(directory: Path, count: int) -> None:
     target = directory / "imagenet2012" / "1.0.0"
     target.mkdir(parents=True)
     file = jpegs.encoded(jpegs.picture(np.random.default_rng(0))[:32, :32])
-    for i in range(SHARDS):
-        name = f"imagenet2012-train.array_record-{i:05}-of-{SHARDS:05}"
-        jpegs.write_shard(target / name, [jpegs.example(file, 0)] * (count // SHARDS))
+    with busy("writing", SHARDS, "files") as work:
+        for i in range(SHARDS):
+            name = f"imagenet2012-train.array_record-{i:05}-of-{SHARDS:05}"
+            jpegs.write_shard(target / name, [jpegs.example(file, 0)] * (count // SHARDS))
+            work.advance()
     jpegs.write_metadata(target, [count // SHARDS] * SHARDS)
 
 

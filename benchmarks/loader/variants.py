@@ -145,7 +145,9 @@ def pipelines(config: Config, seconds: float) -> None:
 
 def parser() -> command_line.Parser:
     """The command line."""
-    parser = command_line.Parser(__doc__, "python -m benchmarks.loader.variants --dir DIR")
+    parser = command_line.Parser(
+        __doc__, "python -m benchmarks.loader.variants --dir DIR [--seconds S]"
+    )
     add = parser.add_argument
     add(
         "--dir",

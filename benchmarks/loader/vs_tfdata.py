@@ -29,6 +29,7 @@ import jax
 from configs import imagenet_resnet50
 from train.core import command_line
 from train.core.command_line.values import not_empty, number, one_of, whole_number
+from train.core.devices.busy import busy
 from train.core.engine.experiment import build_experiment
 from train.core.engine.feeds import train_feed
 from train.core.errors import ConfigError, RunError
@@ -124,11 +125,16 @@ def serve(name: str, directory: Path, seconds: float) -> None:
         print(*measure(batches, seconds), flush=True)
 
 
+def command(name: str, options: Namespace) -> list[str]:
+    """The command of the process that measures one of BATCHES."""
+    own = [f"--serve={name}", f"--dir={options.dir}", f"--seconds={options.seconds}"]
+    return [sys.executable, "-m", "benchmarks.loader.vs_tfdata", *own]
+
+
 def start(name: str, options: Namespace) -> Server:
-    """Starts the process that measures one of BATCHES."""
-    command = [sys.executable, "-m", "benchmarks.loader.vs_tfdata", f"--serve={name}"]
-    command += [f"--dir={options.dir}", f"--seconds={options.seconds}"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    """Starts that process."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command(name, options), stdin=pipe, stdout=pipe, text=True)
 
 
 @contextlib.contextmanager
@@ -167,13 +173,14 @@ def turn(name: str, server: Server) -> Speed:
 def take_turns(servers: Mapping[str, Server], rounds: int) -> dict[str, list[Speed]]:
     """Prints a line a round, and gives the figures of all by name."""
     figures: dict[str, list[Speed]] = {name: [] for name in servers}
-    # The first round warms up.
-    for round_number in range(rounds + 1):
+    with busy("warming up"):
+        for name, server in servers.items():
+            turn(name, server)
+    for _ in range(rounds):
         found = {name: turn(name, server) for name, server in servers.items()}
-        if round_number:
-            print("   ".join(f"{name} {wall:.0f} {cpu:.0f}" for name, (wall, cpu) in found.items()))
-            for name, speed in found.items():
-                figures[name].append(speed)
+        print("   ".join(f"{name} {wall:.0f} {cpu:.0f}" for name, (wall, cpu) in found.items()))
+        for name, speed in found.items():
+            figures[name].append(speed)
     return figures
 
 

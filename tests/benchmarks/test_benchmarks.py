@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from benchmarks import convolutions, gpu
@@ -78,7 +79,24 @@ def test_figures_of_every_case_by_form(
     assert [line.split("  ")[0] for line in lines[-2:]] == list(cases)
     for case in cases:
         assert figures[case].keys() == convolutions.FORMS.keys()
-        assert all(len(times) == 3 and min(times) >= 0 for times in figures[case].values())
+        assert all(len(times) == 3 for times in figures[case].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("groups", [1, 2])
+def test_both_forms_compute_the_same_gradients(groups: int) -> None:
+    case = Case(1, 4, 2, 4, 3, groups=groups)
+    found = []
+    for calls in convolutions.calls(case):
+        for call in calls.values():
+            call.start(1)
+        found.append([call._arrays for call in calls.values()])
+    forward, of_input, of_kernel = found
+    assert forward[0].shape == (1, 4, 4, 4)
+    assert of_input[0].shape == (1, 4, 4, 2)
+    assert of_kernel[0].shape == (3, 3, 2 // groups, 4)
+    for xla, own in found:
+        np.testing.assert_allclose(own, xla, rtol=1e-4, atol=1e-5)
 
 
 # What the launcher for GPUs starts, and what it makes of it.

@@ -1,5 +1,6 @@
 """The benchmarks of the loader: their images, and processes that take turns."""
 
+import importlib.util
 import signal
 import subprocess
 import sys
@@ -56,6 +57,15 @@ def test_without_tfrecord_files_no_process_starts(
     monkeypatch.delattr(vs_tfdata, "start")
     line = refusal(vs_tfdata, capsys, f"--dir={tmp_path}")
     assert line.startswith(f"--dir: got '{tmp_path}', which holds no TFRecord files;")
+
+
+def test_processes_are_started_with_options_that_are_there(tmp_path: Path) -> None:
+    options = vs_tfdata.parser().parse_args([f"--dir={tmp_path}", "--seconds=3"])
+    for name in vs_tfdata.BATCHES:
+        _, _, module, *arguments = vs_tfdata.command(name, options)
+        assert importlib.util.find_spec(module) == vs_tfdata.__spec__
+        found = vs_tfdata.parser().parse_args(arguments)
+        assert (found.serve, found.dir, found.seconds) == (name, str(tmp_path), 3)
 
 
 ANSWERS = "while True: input(); print(2, 1, flush=True)"

@@ -54,7 +54,7 @@ def test_what_commands_name_is_there(page: Path) -> None:
     text = page.read_text()
     for path in re.findall(r"\b(?:configs|examples|tests/\w+)/\w+\.py", text):
         assert path in PLACEHOLDERS or (REPOSITORY / path).exists()
-    for module in re.findall(r"python -m (\w+\.\w+)", text):
+    for module in re.findall(r"python -m (\w+(?:\.\w+)+)", text):
         assert module == "train.NAME" or importlib.util.find_spec(module)
     targets = re.findall(r"^([\w./-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
     for target in re.findall(r"(?:`|^    )make (?:\w+=\S+ )?([\w./-]+)", text, re.MULTILINE):

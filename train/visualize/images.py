@@ -57,8 +57,8 @@ class Asked:
         """Checks what --images, --split and --count ask for.
 
         Raises:
-          ConfigError: it is neither images nor a split or both, too many files, or one without a
-            name, or a number of files.
+          ConfigError: it is neither files nor a split, or both; too many files, or one without a
+            name; or --count beside --images.
         """
         if not all(self.files):
             raise ConfigError(

@@ -60,7 +60,7 @@ def _draw(network: Trained, asked: Asked, target: epath.Path) -> None:
         for image in chosen:
             views.append(view(image.pixels))
             work.advance()
-    # Before the picture, which may be of a directory that nothing can be written to.
+    # Before the picture: its directory may be read-only.
     for image, seen in zip(chosen, views, strict=True):
         label = ""
         if image.label is not None:

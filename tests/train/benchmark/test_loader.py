@@ -82,7 +82,8 @@ def test_wrong_numbers_of_workers(command, workers):
 @pytest.mark.parametrize("workers", [" ", ",", "1,,2"])
 def test_empty_numbers_of_workers(command, workers):
     code, _, error = command(f"--workers={workers}")
-    assert (code, error) == (2, "error: --workers is empty; give it a value, or leave it out.\n")
+    expected = f"error: --workers: got {workers!r}; allowed: values with commas between.\n"
+    assert (code, error) == (2, expected)
 
 
 @pytest.mark.parametrize("seconds", ["0.0", "-1.0", "3601.0", "inf", "nan"])

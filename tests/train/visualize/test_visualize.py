@@ -1,6 +1,7 @@
 """Images, what a trained network makes of them, how that is drawn, and wrong options."""
 
 import dataclasses
+import errno
 import os
 import shutil
 
@@ -241,6 +242,16 @@ def test_picture_and_predictions_of_a_split(saved, tmp_path, capsys):
     assert drawn is not None
     assert drawn.shape[0] > 3 * 144
     assert not (saved / "visualize.png").exists()
+
+
+def test_predictions_are_there_without_the_picture(saved, monkeypatch, capsys):
+    def read_only(path, content):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr("train.core.workdir.storage.write_bytes", read_only)
+    with pytest.raises(OSError, match="Read-only"):
+        visualize_run(saved, Asked(split="test", count=3))
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_picture_of_files_needs_no_dataset(tmp_path, capsys):

@@ -80,15 +80,15 @@ class Parser(argparse.ArgumentParser):
             "--json", metavar="FILE", type=output, help="also writes the figures to a file"
         )
 
-    def add_steps(self) -> None:
-        """Adds --steps: how many steps are timed."""
+    def add_steps(self, default: int = 50, what: str = "steps") -> None:
+        """Adds --steps: how many steps, or calls, are timed."""
         kind = whole_number(1, 1_000_000)
         self.add_argument(
             "--steps",
             metavar="N",
             type=kind,
-            default=50,
-            help="steps of each that are timed; default: 50",
+            default=default,
+            help=f"{what} of each that are timed; default: {default}",
         )
 
     def add_which(self) -> None:

@@ -28,7 +28,14 @@ def listed(value: str) -> list[str]:
 
 def each(kind: Callable[[str], Value]) -> Callable[[str], list[Value]]:
     """Values of one kind with commas between."""
-    return lambda value: [kind(part) for part in listed(value)]
+
+    def parsed(value: str) -> list[Value]:
+        parts = listed(value)
+        if not all(parts):
+            raise ArgumentTypeError(f"got {value!r}; allowed: values with commas between.")
+        return [kind(part) for part in parts]
+
+    return parsed
 
 
 def attentions(value: str) -> list[str]:
