@@ -81,7 +81,13 @@ SMALL = {
     "compare": [*SHORT, "--attention=none,nam", "--seeds=0"],
     "benchmark": ["--steps=10"],
 }
-DOWNLOADED = ("compile", "main --config configs/cifar100", "main --config configs/imagenet")
+DOWNLOADED = (
+    "compile",
+    "main --config configs/cifar100",
+    "main --config configs/imagenet",
+    "compare --config configs/cifar100",
+    "compare --config configs/folder",
+)
 
 
 def small(kind: str, *, num_classes: int, attention: str = "none", **fields: object) -> ResNet:
