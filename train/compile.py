@@ -39,6 +39,9 @@ from train.core.engine.state import abstract_state
 from train.core.errors import ConfigError, RunError
 from train.core.workdir.storage import write_json
 
+# Batches of a split that is not on disk.
+BATCHES = 1000
+
 
 def experiment_for(config: Config, devices: Sequence[jax.Device]) -> Experiment:
     """Builds a run whose dataset need not be on disk.
@@ -58,8 +61,9 @@ def experiment_for(config: Config, devices: Sequence[jax.Device]) -> Experiment:
             f"{data.name} is not known, for it is not in {data.dir}; set config.data.dir, or "
             "config.data.loader=streaming."
         )
-    # Its size matters to the learning rate alone, and so to none of the figures.
-    return build_experiment(config, devices, unread_examples=config.batch_size)
+    # Its size matters to the learning rate alone, and so to none of the figures; parts of epochs
+    # have to be some steps.
+    return build_experiment(config, devices, unread_examples=BATCHES * config.batch_size)
 
 
 def compile_step(experiment: Experiment) -> dict[str, Any]:

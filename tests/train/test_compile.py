@@ -169,6 +169,12 @@ def test_streamed_dataset_need_not_be_on_disk(tmp_path: Path) -> None:
     assert experiment.model.num_classes == 100
 
 
+def test_part_of_an_epoch_is_some_steps_of_a_dataset_that_is_not_there(tmp_path: Path) -> None:
+    changes = {"data.dir": str(tmp_path), "data.loader": "streaming", "epochs": 1}
+    changes |= {"optimizer.warmup_epochs": 0.6}
+    experiment_for(replaced(cifar100_resnet20.get_config(), changes), jax.devices())
+
+
 @pytest.mark.usefixtures("libtpu")
 def test_batch_that_does_not_divide() -> None:
     with pytest.raises(ConfigError, match=r"10 images do not divide over 4 .*: 8 or 12\."):

@@ -92,7 +92,13 @@ def asked(
     strengths = None
     if sparsities is not None:
         strengths = listed_numbers("sparsity", sparsities, float, "optimizer.sparsity")
-    return share(plan(config, names, drawn, strengths), only)
+    runs = plan(config, names, drawn, strengths)
+    if any(strengths or ()) and not any(run.sparsity for run in runs):
+        raise ConfigError(
+            f"--sparsity: got {','.join(sparsities or ())!r} with {', '.join(names)}, without NAM "
+            "scales; leave it out, or name an attention that has some."
+        )
+    return share(runs, only)
 
 
 def plan(

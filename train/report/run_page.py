@@ -11,7 +11,7 @@ from etils import epath
 from nam_jax.attention import NAMES, has_nam_scales
 from nam_jax.inspection import SMALL_WEIGHT, count_small_weights, saliency
 from train.core.config.attentions import attention_name_in
-from train.core.config.fields import default_config
+from train.core.config.fields import FIELDS, default_config
 from train.core.config.parsing import flattened
 from train.core.errors import ConfigError, RunError
 from train.core.monitor import metric_rows
@@ -28,7 +28,7 @@ Fields = Mapping[str, Any]
 # By the number of dimensions of their weights.
 WEIGHTED = {1: "channels", 2: "pixels"}
 # Older versions may have had fewer fields, but these.
-NEEDED = {"model.name", "model.attention", "data.name", "epochs", "steps"}
+NEEDED = ("model.name", "model.attention", "data.name", "epochs", "steps")
 
 
 def render(workdir: epath.Path, folder: epath.Path) -> str:
@@ -46,12 +46,18 @@ def render(workdir: epath.Path, folder: epath.Path) -> str:
     """
     # Not a config: that of another version may have other fields.
     fields, summary = directory.saved_fields(workdir), directory.summary(workdir)
-    missing = NEEDED - fields.keys()
+    missing = set(NEEDED) - fields.keys()
     if missing:
         raise ConfigError(
             f"--workdir {workdir}: config.json is not the config of a run; it lacks "
             f"{', '.join(sorted(missing))}. Name the directory of a run."
         )
+    for name in NEEDED:
+        if type(fields[name]) is not type(FIELDS[name].default):
+            raise ConfigError(
+                f"--workdir {workdir}: config.json is not the config of a run; {name} is "
+                f"{fields[name]!r}. Name the directory of a run."
+            )
     rows = metric_rows.of(workdir).rows()
     return page.document(
         title(fields),

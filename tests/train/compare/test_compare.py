@@ -255,6 +255,15 @@ def test_penalties_are_finite_and_not_negative(text):
         listed_numbers("sparsity", ["0", text], float, "optimizer.sparsity")
 
 
+@pytest.mark.parametrize("names", [["none", "se"], ["none"]])
+def test_penalties_of_no_attention_with_scales_are_refused(names):
+    with pytest.raises(
+        ConfigError, match=r"--sparsity: got '1e-4,0' with none.*, without NAM scales; leave"
+    ):
+        asked(base_config(), names, ["0"], ["1e-4", "0"])
+    assert len(asked(base_config(), names, ["0"], ["0"])) == len(names)
+
+
 def test_machines_share_the_runs():
     runs = plan(base_config(), ["none", "se", "nam"], [0, 1])
     parts = [names(share(runs, f"{k}/4")) for k in (1, 2, 3, 4)]

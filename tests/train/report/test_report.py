@@ -2,6 +2,7 @@
 
 import base64
 import html
+import json
 import re
 import shutil
 import sys
@@ -299,6 +300,21 @@ def test_damaged_summary_is_named(tmp_path, content):
     ) as error:
         write_report(workdir)
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("steps", "x"), ("epochs", None), ("model.attention", ["nam"])]
+)
+def test_field_of_another_type_is_named(tmp_path, field, value):
+    workdir = fake_run.write(tmp_path)
+    config = json.loads((workdir / "config.json").read_text())
+    *part, name = field.split(".")
+    (config[part[0]] if part else config)[name] = value
+    write_json(workdir / "config.json", config)
+    with pytest.raises(
+        ConfigError, match=re.escape(f"is not the config of a run; {field} is {value!r}.")
+    ):
+        write_report(workdir)
 
 
 def test_damaged_rows_are_named(tmp_path):

@@ -27,7 +27,12 @@ Loss = Literal["softmax", "sigmoid"]
 class CheckpointConfig:
     """When a run is saved, and what is kept."""
 
-    every_steps: int = count(0, 0, "steps between checkpoints; 0: one epoch's", marks=Mark.FREE)
+    every_steps: int = count(
+        0,
+        0,
+        "steps between checkpoints; 0: one epoch's; each evaluation saves too",
+        marks=Mark.FREE,
+    )
     keep: int = count(2, 2, "latest checkpoints to keep", marks=Mark.FREE)
 
 

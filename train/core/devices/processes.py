@@ -48,10 +48,10 @@ def start(
     global _is_connected
     given = coordinator, num_processes, process_id
     is_automatic = given == (None, None, None)
+    if not is_automatic and given != (None, 1, None):
+        _check_given(*given)
     if num_processes == 1 or (is_automatic and os.environ.get("SLURM_NTASKS") == "1"):
         return
-    if not is_automatic:
-        _check_given(*given)
     try:
         with busy("finding the other processes, for at most 5 minutes"):
             jax.distributed.initialize(*given, heartbeat_timeout_seconds=heartbeat_seconds)

@@ -76,6 +76,9 @@ class Experiment(Evaluation):
             "num_classes": self.source.num_classes,
             "class_names": self.source.class_names,
             "image_shape": self.source.image_shape,
+            "num_images": {
+                split.name: split.num_examples for split in (self.train_split, self.eval_split)
+            },
         }
 
     def dispatches(self, start: int) -> Iterator[range]:

@@ -104,13 +104,12 @@ def of_file(config: Config) -> Trained:
     dataset = dataset_description(source)
     if data.eval_image_size:
         source = source_of(at_eval_size(data))
-    model = create_model(evaluation.config, dataset["num_classes"])
     variables = pretrained.load_pretrained(evaluation, may_be_fresh=False)
     return Trained(
         config=evaluation.config,
         step=None,
-        model=model,
-        **_at_eval_size(evaluation.config, model, variables, dataset["image_shape"]),
+        model=evaluation.model,
+        **_at_eval_size(evaluation.config, evaluation.model, variables, dataset["image_shape"]),
         class_names=dataset["class_names"],
         open_split=source.open_split,
     )

@@ -115,7 +115,7 @@ def _row(line: str) -> Row:
         row = None
     is_row = isinstance(row, dict) and row.keys() >= {"step", "epoch"}
     is_row = is_row and isinstance(row.get("split"), str)
-    if not is_row or not all(isinstance(row[name], int | float) for name in row.keys() - {"split"}):
+    if not is_row or not all(storage.is_number(row[name]) for name in row.keys() - {"split"}):
         raise ValueError(f"{line[:100]!r} is no row of a run")
     return row
 

@@ -151,7 +151,7 @@ class Checkpoints:
         """
         step = self.latest_step() if which == "last" else self.best_step(_ERRORS[which])
         if step is None:
-            advice = "the run saves the first after config.checkpoint.every_steps"
+            advice = "the run saves the first after an epoch, or config.checkpoint.every_steps"
             if which != "last":
                 advice = "the run evaluates the first after config.eval_every_epochs"
             if which == "best_ema" and self.best_step() is not None:
@@ -268,8 +268,8 @@ def _explained(what: str) -> Iterator[None]:
         yield
     except DamagedError as error:
         raise RunError(
-            f"{what}: {reason(error)} The command that trains the run sets it aside, and goes on "
-            "from the one before."
+            f"{what}: {reason(error)} Move its directory out of there, and the next best or the "
+            "one before counts."
         ) from error
     except Exception as error:
         raise RunError(f"{what}: {reason(error)}") from error

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -42,7 +42,7 @@ class Claim:
 
 @contextlib.contextmanager
 def claimed(
-    workdir: epath.Path, config: Config, dataset: Mapping[str, Any], splits: Iterable[Split] = ()
+    workdir: epath.Path, config: Config, dataset: Mapping[str, Any], splits: Collection[Split] = ()
 ) -> Iterator[Claim]:
     """Keeps a directory for a run, and makes it ready to go on in. Called by all processes.
 
@@ -63,6 +63,9 @@ def claimed(
             remove_temporary(workdir)
             if saved_steps(workdir / "checkpoints"):
                 directory.check_classes(workdir, dataset["class_names"])
+                # Of the others the list tells which.
+                numbers = {each.name: each.num_examples for each in splits if not each.files}
+                directory.check_images(workdir, dataset["image_shape"], numbers)
             image_list.keep(workdir, splits)
         barrier("the directory is claimed")
         if not is_main():

@@ -12,7 +12,7 @@ from train.core.config.fields import Config, marked
 from train.core.config.parsing import flattened, from_fields
 from train.core.config.spec import Mark
 from train.core.errors import ConfigError
-from train.core.workdir.storage import read_text, write_json, writing_run
+from train.core.workdir.storage import is_number, read_text, write_json, writing_run
 
 FREE = marked(Mark.FREE)
 OWN_DIRECTORY = "Give this run a directory of its own"
@@ -136,8 +136,8 @@ def dataset(workdir: epath.Path) -> dict[str, Any] | None:
       workdir: Directory of the run.
 
     Returns:
-      `num_classes`, `class_names` (None where they have none) and `image_shape`; None where the
-      run was begun before it was kept.
+      `num_classes`, `class_names` (None where they have none), `image_shape`, and `num_images` by
+      split (empty where the run was begun before it was kept); None where nothing was kept.
 
     Raises:
       ConfigError: it cannot be read.
@@ -160,7 +160,15 @@ def _checked_dataset(kept: Any) -> dict[str, Any]:
         raise ValueError(f"image_shape is {shape!r}")
     if names is not None and len(names) != count:
         raise ValueError(f"class_names names {len(names)} of {count} classes")
-    return {"num_classes": count, "class_names": names, "image_shape": shape}
+    images = kept.get("num_images", {})
+    if not isinstance(images, dict) or any(type(n) is not int for n in images.values()):
+        raise ValueError(f"num_images is {images!r}")
+    return {
+        "num_classes": count,
+        "class_names": names,
+        "image_shape": shape,
+        "num_images": images,
+    }
 
 
 def check_classes(
@@ -188,6 +196,37 @@ def check_classes(
         )
 
 
+def check_images(
+    workdir: epath.Path, image_shape: Sequence[int], num_images: Mapping[str, int]
+) -> None:
+    """Checks that there are as many images, of the same shape, as when a run began.
+
+    Args:
+      workdir: Directory of the run.
+      image_shape: Shape (H, W, channels) of the images that are there.
+      num_images: Number of the images that are there, by split.
+
+    Raises:
+      ConfigError: the run was begun with others, which make other epochs.
+    """
+    kept = dataset(workdir)
+    if kept is None:
+        return
+    pairs = {
+        "their shape": (kept["image_shape"], list(image_shape)),
+        **{
+            f"the number of {name!r}": (kept["num_images"].get(name, number), number)
+            for name, number in num_images.items()
+        },
+    }
+    differing = [f"{what} is {a} there and {b} here" for what, (a, b) in pairs.items() if a != b]
+    if differing:
+        raise ConfigError(
+            f"--workdir {workdir} belongs to a run of other images: {'; '.join(differing)}. Bring "
+            "back what was there, or give this run a directory of its own."
+        )
+
+
 def summary(workdir: epath.Path) -> dict[str, Any] | None:
     """The summary of a finished run, None before it is finished.
 
@@ -202,7 +241,7 @@ def summary(workdir: epath.Path) -> dict[str, Any] | None:
         if text is None:
             return None
         found = dict(json.loads(text))
-        lacking = [name for name in FIGURES if not isinstance(found.get(name), int | float)]
+        lacking = [name for name in FIGURES if not is_number(found.get(name))]
         if lacking:
             raise ValueError(f"it lacks {', '.join(lacking)}")
     except (TypeError, ValueError) as error:

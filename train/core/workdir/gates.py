@@ -44,7 +44,7 @@ def read(workdir: epath.Path) -> tuple[dict[str, Any], dict[str, GateStatistics]
         numbers = [value for layer in layers.values() for value in layer]
         numbers += [figures[name] for name in ("step", "top1_error", "half_gates_top1_error")]
         texts = [figures["which"], figures["split"]]
-        if not layers or not all(isinstance(number, int | float) for number in numbers):
+        if not layers or not all(map(storage.is_number, numbers)):
             raise ValueError("a figure is no number")
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("a name is no text")

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -126,6 +127,11 @@ def read_text(path: epath.Path) -> str | None:
             return path.read_text()
         except FileNotFoundError:
             return None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a number; Python reads NaN and Infinity as well."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def children(directory: epath.Path) -> list[epath.Path]:

@@ -195,6 +195,9 @@ HEARTBEAT_SECONDS = 100
         ("localhost", 2, 0),
         ("localhost:1", 2, 2),
         ("localhost:1", 2, -1),
+        ("junk", 1, 0),
+        (None, 1, 0),
+        ("localhost:1", 1, 1),
     ],
 )
 def test_incomplete_or_wrong_options_are_refused(

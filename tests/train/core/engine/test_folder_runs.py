@@ -70,6 +70,7 @@ def test_a_run_goes_on_with_the_same_files_and_classes_alone(data, tmp_path, mon
     assert said.count(f"val: 9 images of cat, dog, owl in {data}\n") == 1
     assert json.loads((workdir / "dataset.json").read_text()) == {
         **{"num_classes": 3, "class_names": ["cat", "dog", "owl"], "image_shape": [8, 8, 3]},
+        "num_images": {"train": 18, "val": 9},
     }
 
     def refuse(message, function, *arguments):

@@ -150,7 +150,10 @@ def test_directory_of_a_run(learned: tuple[Path, str]) -> None:
     files = {"config.json", "dataset.json", "environment.json", "metrics.jsonl", "summary.json"}
     assert names == files | {"checkpoints", "tensorboard"}
     dataset = json.loads((learned[0] / "dataset.json").read_text())
-    assert dataset == {"num_classes": 10, "class_names": None, "image_shape": [8, 8, 1]}
+    assert dataset == {
+        **{"num_classes": 10, "class_names": None, "image_shape": [8, 8, 1]},
+        "num_images": {"train": 1438, "test": 359},
+    }
     config = json.loads((learned[0] / "config.json").read_text())
     assert config["epochs"] == 4
     assert config["optimizer"]["milestones"] == [0.3, 0.6, 0.8]
@@ -347,6 +350,19 @@ def test_a_stopped_run_in_a_relative_directory_goes_on(
     assert train(Path("runs/run"), steps=4, **{"optimizer.sparsity": 0.0})["steps"] == 4
     assert [row["step"] for row in rows(tmp_path / "runs" / "run")] == [4, 4]
     assert not (tmp_path / "runs" / "run" / "damaged").exists()
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_run_goes_on_with_as_many_images_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop.Preemption, "reached", lambda self: True)
+    with pytest.raises(PreemptedError):
+        train(tmp_path, **SHORT)
+    path = tmp_path / "dataset.json"
+    path.write_text(path.read_text().replace("1438", "1000"))
+    with pytest.raises(ConfigError, match="the number of 'train' is 1000 there and 1438 here"):
+        train(tmp_path, **SHORT)
 
 
 @pytest.mark.slow

@@ -43,6 +43,9 @@ def test_torn_last_line_is_left_out_and_truncated_away(tmp_path, torn):
         b'{"step": 1, "epoch": 0.1, "split": "train", "loss": null}',
         b'{"step": "1", "epoch": 0.1, "split": "train"}',
         b'{"step": 1, "epoch": 0.1, "split": ["train"]}',
+        b'{"step": 1, "epoch": 0.1, "split": "train", "loss": NaN}',
+        b'{"step": 1, "epoch": 0.1, "split": "train", "loss": -Infinity}',
+        b'{"step": 1, "epoch": 0.1, "split": "train", "loss": 1e999}',
     ],
 )
 def test_damaged_line_is_named(tmp_path, line):

@@ -23,6 +23,7 @@ from train.core.workdir.directory import (
     FREE,
     as_saved,
     check_config,
+    check_images,
     claim,
     dataset,
     saved_config,
@@ -165,7 +166,12 @@ def test_check_without_a_run_is_refused_and_writes_nothing(tmp_path, exists):
     assert not list(tmp_path.iterdir())
 
 
-DATASET = {"num_classes": 2, "class_names": ["a", "b"], "image_shape": [8, 8, 1]}
+DATASET = {
+    "num_classes": 2,
+    "class_names": ["a", "b"],
+    "image_shape": [8, 8, 1],
+    "num_images": {"train": 100, "test": 20},
+}
 
 
 def test_dataset_is_what_the_run_kept(tmp_path):
@@ -173,6 +179,28 @@ def test_dataset_is_what_the_run_kept(tmp_path):
     for kept in (DATASET, DATASET | {"class_names": None}):
         write_json(tmp_path / "dataset.json", kept)
         assert dataset(tmp_path) == kept
+
+
+def test_run_that_kept_no_number_of_images_goes_on_with_any(tmp_path):
+    check_images(tmp_path, (8, 8, 1), {"train": 100})
+    earlier = {name: value for name, value in DATASET.items() if name != "num_images"}
+    write_json(tmp_path / "dataset.json", earlier)
+    assert dataset(tmp_path) == earlier | {"num_images": {}}
+    check_images(tmp_path, (8, 8, 1), {"train": 100})
+
+
+@pytest.mark.parametrize(
+    ("shape", "number", "told"),
+    [
+        ((8, 8, 1), 90, "the number of 'train' is 100 there and 90 here"),
+        ((8, 9, 1), 100, r"their shape is \[8, 8, 1\] there and \[8, 9, 1\] here"),
+    ],
+)
+def test_run_goes_on_with_as_many_images_of_the_same_shape(tmp_path, shape, number, told):
+    write_json(tmp_path / "dataset.json", DATASET)
+    check_images(tmp_path, (8, 8, 1), {"train": 100, "test": 20})
+    with pytest.raises(ConfigError, match=f"a run of other images: {told}. Bring back"):
+        check_images(tmp_path, shape, {"train": number, "test": 20})
 
 
 @pytest.mark.faults
@@ -187,6 +215,8 @@ def test_dataset_is_what_the_run_kept(tmp_path):
                 {"image_shape": [1]},
                 {"num_classes": "x"},
                 {"class_names": ["a"]},
+                {"num_images": [100]},
+                {"num_images": {"train": "x"}},
             )
         ),
     ],
@@ -205,6 +235,14 @@ def test_summary_is_none_until_the_run_is_finished(tmp_path):
     figures = {**dict.fromkeys(FIGURES, 3), "devices": "1 × cpu"}
     write_json(tmp_path / "summary.json", figures)
     assert summary(tmp_path) == figures
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", "null", '"1"'])
+def test_figure_of_a_summary_that_is_no_number_is_named(tmp_path, value):
+    figures = json.dumps({**dict.fromkeys(FIGURES, 3), "top1_error": "VALUE"})
+    (tmp_path / "summary.json").write_text(figures.replace('"VALUE"', value))
+    with pytest.raises(ConfigError, match=r"summary\.json .* \(it lacks top1_error\)"):
+        summary(tmp_path)
 
 
 # The list of a run's image files: kept at its beginning, and compared where it goes on.

@@ -225,3 +225,22 @@ def test_readers_refuse_what_is_damaged_and_change_nothing(workdir: epath.Path, 
     ):
         getattr(checkpoints, read)(30, *arguments)
     assert snapshot(workdir) == before
+
+
+def test_advice_for_a_damaged_best_one_helps(workdir: epath.Path) -> None:
+    """What goes on reads the newest alone in full; the best one may be older."""
+    path = max(files(20, Path(workdir)), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    set_damaged_aside(workdir)
+    with (
+        Checkpoints(workdir / "checkpoints") as checkpoints,
+        pytest.raises(RunError, match=r"Move its directory out of there, and the next best"),
+    ):
+        checkpoints.restore_parts(20, "params")
+    shutil.rmtree(workdir / "checkpoints" / "30")
+    (workdir / "checkpoints" / "20").rename(workdir / "20")
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        assert checkpoints.step_of("last") == checkpoints.step_of("best") == 10
+        assert checkpoints.restore_parts(10, "params")["params"]
