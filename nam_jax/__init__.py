@@ -1,5 +1,8 @@
 """Normalization-based attention (NAM) for Flax."""
 
+import importlib
+from typing import Any
+
 from nam_jax import models, torch_import
 from nam_jax.attach import attach
 from nam_jax.attention import (
@@ -56,3 +59,10 @@ __all__ = [
     "sparsity_penalty",
     "torch_import",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Not before it is asked for: linen does without Flax NNX, which takes a while to import.
+    if name == "nnx":
+        return importlib.import_module("nam_jax.nnx")
+    raise AttributeError(f"module 'nam_jax' has no attribute {name!r}")

@@ -1,5 +1,6 @@
 """Spatial NAM at another resolution."""
 
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ from flax import linen as nn
 from flax import traverse_util
 from flax.core import meta, unfreeze
 
+from nam_jax.attention.nam import SpatialNAM
 from nam_jax.variables import TreePath, abstract_variables
 
 # Names in a message.
@@ -22,8 +24,9 @@ def resize_spatial(
     A new pixel takes the mean of the old ones that it covers, each weighted by the area that
     is covered: λ, shift and statistics alike. λ and shift are then multiplied by
     H′W′ / (H W), for the weights W_λ shrink as the number of pixels grows, and every gate
-    would flatten. At the same size nothing changes, and an input in which every pixel
-    is repeated k × k times has the gate repeated k × k times.
+    would flatten; weights relative to their mean (`normalization="mean"`) do not shrink, and
+    nothing is multiplied. At the same size nothing changes, and an input in which every pixel is
+    repeated k × k times has the gate repeated k × k times.
 
     Args:
       variables: Variables of the module, as trained; arrays, not traced.
@@ -46,13 +49,16 @@ def resize_spatial(
       >>> module.apply(variables, jnp.ones((1, 9, 9, 8))).shape
       (1, 9, 9, 8)
     """
-    if len(input_shape) != 4 or not all(type(n) is int and n > 0 for n in input_shape):
+    is_whole = [isinstance(size, numbers.Integral) and size > 0 for size in input_shape]
+    if is_whole != [True] * 4:
         raise ValueError(f"input_shape has to be (N, H, W, C), each at least 1; got {input_shape}.")
     variables = unfreeze(variables)
-    wanted = traverse_util.flatten_dict(meta.unbox(abstract_variables(module, input_shape)))
+    wanted, shrinking = _wanted(module, input_shape)
     arrays = traverse_util.flatten_dict(meta.unbox(variables))
     resized = {
-        path: _resized(path, leaf, wanted[path].shape) if _is_spatial(path, wanted) else leaf
+        path: _resized(leaf, wanted[path].shape, path[0] == "params" and path[1:-2] in shrinking)
+        if _is_spatial(path, wanted)
+        else leaf
         for path, leaf in arrays.items()
     }
     differing = sorted(
@@ -69,6 +75,23 @@ def resize_spatial(
     return meta.replace_boxed(variables, traverse_util.unflatten_dict(resized))
 
 
+def _wanted(
+    module: nn.Module, input_shape: tuple[int, ...]
+) -> tuple[Mapping[TreePath, Any], set[TreePath]]:
+    """The variables for inputs of a shape, and the modules whose weights are shares of all."""
+    shrinking = set()
+
+    def note(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        owner = context.module
+        if isinstance(owner, SpatialNAM) and owner.normalization == "share":
+            shrinking.add(owner.path)
+        return method(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        variables = abstract_variables(module, input_shape)
+    return traverse_util.flatten_dict(meta.unbox(variables)), shrinking
+
+
 def _shape(variables: Mapping[TreePath, Any], path: TreePath) -> Any:
     return variables[path].shape if path in variables else "none"
 
@@ -80,12 +103,13 @@ def _is_spatial(path: TreePath, wanted: Mapping[TreePath, Any]) -> bool:
     return wanted[path].ndim >= 2 and "channel" not in path[-3].lower()
 
 
-def _resized(path: TreePath, leaf: Any, shape: tuple[int, ...]) -> Any:
+def _resized(leaf: Any, shape: tuple[int, ...], is_shrinking: bool) -> Any:
+    """A leaf for another map; what follows from a number of pixels goes with it."""
     if leaf.shape == shape or leaf.shape[:-2] != shape[:-2]:
         return leaf
     old = np.asarray(leaf, np.float64)
     new = _means(_means(old, shape[-2], -2), shape[-1], -1)
-    if path[0] == "params":
+    if is_shrinking:
         new *= new.size / old.size
     return new.astype(leaf.dtype)
 

@@ -3,7 +3,7 @@
 import jax
 from flax import linen as nn
 
-from nam_jax.attention.base import AttentionModule, check_at_least_1, shared_fields
+from nam_jax.attention.base import AttentionModule, check_at_least_1, check_rank, shared_fields
 from nam_jax.attention.parts import MLP, hidden_features
 from nam_jax.layers import initializers
 from nam_jax.layers.batch_norm import Moments
@@ -71,7 +71,7 @@ class BAM(AttentionModule, kw_only=True):
           ValueError: x is no (N, H, W, C) array, or a hyper-parameter is out of its range.
         """
         del moments
-        self._check_rank(x)
+        check_rank(self, x)
         check_at_least_1(self, "dilation")
         channel = self._channel_branch(widened(x), use_running_average)
         spatial = self._spatial_branch(widened(x), use_running_average)
@@ -93,7 +93,7 @@ class BAM(AttentionModule, kw_only=True):
         return nn.Conv(
             features,
             (kernel_size, kernel_size),
-            kernel_dilation=self.dilation,
+            kernel_dilation=int(self.dilation),
             kernel_init=initializers.conv_kernel,
             bias_init=initializers.bias(x.shape[-1] * kernel_size**2),
             conv_general_dilated=convolution,

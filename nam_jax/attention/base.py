@@ -1,6 +1,7 @@
 """What all attention modules share."""
 
 import dataclasses
+import numbers
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -52,11 +53,6 @@ class AttentionModule(nn.Module, kw_only=True):
         # Nothing inside a gate is rounded to the dtype of the result.
         fields = shared_fields(self, BatchNorm) | {"dtype": None}
         return BatchNorm(**fields, axis=axis, name=name)
-
-    def _check_rank(self, x: jax.Array) -> None:
-        if x.ndim != 4:
-            name = type(self).__name__
-            raise ValueError(f"{name} takes (N, H, W, C) arrays; got the shape {x.shape}.")
 
     def _gated(self, x: jax.Array, gate: jax.Array) -> jax.Array:
         wide, gate = promoted(x, gate)
@@ -116,6 +112,13 @@ def check_selector(name: str, value: Any) -> None:
             ) from error
 
 
+def check_rank(module: nn.Module, x: jax.Array) -> None:
+    """Refuses the input of a module if it is no batch of maps or images."""
+    if x.ndim != 4:
+        name = type(module).__name__
+        raise ValueError(f"{name} takes (N, H, W, C) arrays; got the shape {x.shape}.")
+
+
 def check_scale(scale: Any, num_features: int) -> None:
     """Refuses a scale that is not that of a BatchNorm with so many channels."""
     shape = jnp.shape(meta.unbox(scale))
@@ -130,7 +133,7 @@ def check_at_least_1(module: nn.Module, *names: str) -> None:
     """Refuses hyper-parameters that are no whole number of at least 1."""
     for name in names:
         value = getattr(module, name)
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"{name} has to be a whole number of at least 1; got {value!r}.")
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from nam_jax.attention.base import AttentionModule, shared_fields
+from nam_jax.attention.base import AttentionModule, check_rank, shared_fields
 from nam_jax.attention.parts import MLP, PooledGate, mean_and_maximum
 from nam_jax.layers.batch_norm import Moments, to_reduce
 from nam_jax.layers.dtypes import promoted, widened
@@ -68,7 +68,7 @@ class CBAM(AttentionModule, kw_only=True):
         Raises:
           ValueError: x is no (N, H, W, C) array, or a hyper-parameter is out of its range.
         """
-        self._check_rank(x)
+        check_rank(self, x)
         reduced = to_reduce(x, moments)
         channel_gate = self._channel_gate(reduced)
         spatial = PooledGate(**shared_fields(self, PooledGate), pooled_axis=3, name="spatial")

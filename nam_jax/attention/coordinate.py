@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from nam_jax.attention.base import AttentionModule, check_at_least_1
+from nam_jax.attention.base import AttentionModule, check_at_least_1, check_rank
 from nam_jax.layers import initializers
 from nam_jax.layers.batch_norm import Moments, to_reduce
 from nam_jax.layers.convolution import convolution
@@ -68,7 +68,7 @@ class CoordinateAttention(AttentionModule, kw_only=True):
         Raises:
           ValueError: x is no (N, H, W, C) array, or a hyper-parameter is out of its range.
         """
-        self._check_rank(x)
+        check_rank(self, x)
         check_at_least_1(self, "reduction")
         height, channels = x.shape[1], x.shape[3]
         reduced = widened(to_reduce(x, moments))

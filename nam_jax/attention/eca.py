@@ -3,7 +3,7 @@
 import jax
 from flax import linen as nn
 
-from nam_jax.attention.base import AttentionModule, check_odd
+from nam_jax.attention.base import AttentionModule, check_odd, check_rank
 from nam_jax.layers import initializers
 from nam_jax.layers.batch_norm import Moments, to_reduce
 from nam_jax.layers.dtypes import widened
@@ -74,10 +74,10 @@ class ECA(AttentionModule, kw_only=True):
           ValueError: x is no (N, H, W, C) array, or a hyper-parameter is out of its range.
         """
         del use_running_average
-        self._check_rank(x)
+        check_rank(self, x)
         if self.kernel_size is not None:
             check_odd(self, "kernel_size")
-        kernel_size = self.kernel_size or adaptive_kernel_size(x.shape[-1])
+        kernel_size = int(self.kernel_size or adaptive_kernel_size(x.shape[-1]))
         conv = nn.Conv(
             1,
             (kernel_size,),

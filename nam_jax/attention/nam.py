@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax.core import meta
 from flax.linen.module import merge_param
 
-from nam_jax.attention.base import AttentionModule, check_scale, shared_fields
+from nam_jax.attention.base import AttentionModule, check_rank, check_scale, shared_fields
 from nam_jax.layers import gating
 from nam_jax.layers.batch_norm import Affine, BatchNorm, Moments, as_affine
 from nam_jax.layers.dtypes import widened
@@ -30,7 +30,8 @@ class NormalizationAttention(AttentionModule, kw_only=True):
         """The input as a multiply-add, of itself where its moments do not tell of what."""
         affine = as_affine(x, moments)
         wide = widened(jnp.asarray(x))
-        one = jnp.ones(wide.shape[-1:], wide.dtype)
+        # Not jnp.ones: under shard_map it has to differ by device, as x does.
+        one = jax.lax.full_like(wide, 1, shape=wide.shape[-1:])
         return affine or Affine(wide, one, jnp.zeros_like(one))
 
     def _affine_of(self, bn: BatchNorm, moments: Moments) -> tuple[jax.Array, jax.Array]:
@@ -241,7 +242,7 @@ class SpatialNAM(NormalizationAttention, kw_only=True):
         return multiplier[..., None], offset[..., None]
 
     def _check_map(self, x: jax.Array) -> None:
-        self._check_rank(x)
+        check_rank(self, x)
         own = meta.unbox(self.variables.get("params", {}).get("nam_bn"))
         if own is not None and own["scale"].shape != x.shape[1:3]:
             expected, actual = ("×".join(map(str, s)) for s in (own["scale"].shape, x.shape[1:3]))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from nam_jax.attention.base import AttentionModule
+from nam_jax.attention.base import AttentionModule, check_rank
 from nam_jax.layers.batch_norm import Moments, batch_moments, to_reduce
 from nam_jax.layers.dtypes import result_dtype, widened
 
@@ -60,7 +60,7 @@ class SimAM(AttentionModule, kw_only=True):
           ValueError: x is no (N, H, W, C) array.
         """
         del use_running_average
-        self._check_rank(x)
+        check_rank(self, x)
         reduced = widened(to_reduce(x, moments))
         # Whatever is taken from all values, their variance is the same. With one of themselves, or
         # the mean of all images, E[x²] − E[x]² is exact however far from 0 the map is. On a TPU a
@@ -114,5 +114,5 @@ class HalfGate(AttentionModule, kw_only=True):
           ValueError: x is no (N, H, W, C) array.
         """
         del use_running_average, moments
-        self._check_rank(x)
+        check_rank(self, x)
         return (x / 2).astype(result_dtype(x, dtype=self.dtype))

@@ -93,7 +93,7 @@ class PooledGate(nn.Module, kw_only=True):
         conv = nn.Conv(
             1,
             (self.kernel_size, self.kernel_size),
-            padding=self.kernel_size // 2,
+            padding=int(self.kernel_size // 2),
             use_bias=False,
             kernel_init=initializers.conv_kernel,
             param_dtype=self.param_dtype,

@@ -3,7 +3,7 @@
 import jax
 from flax import linen as nn
 
-from nam_jax.attention.base import AttentionModule, shared_fields
+from nam_jax.attention.base import AttentionModule, check_rank, shared_fields
 from nam_jax.attention.parts import MLP
 from nam_jax.layers.batch_norm import Moments, to_reduce
 from nam_jax.layers.dtypes import widened
@@ -60,7 +60,7 @@ class SqueezeExcite(AttentionModule, kw_only=True):
           ValueError: x is no (N, H, W, C) array, or a hyper-parameter is out of its range.
         """
         del use_running_average
-        self._check_rank(x)
+        check_rank(self, x)
         pooled = widened(to_reduce(x, moments)).mean((1, 2), keepdims=True)
         mlp = MLP(**shared_fields(self, MLP), use_bias=False, name="mlp")
         return self._gated(x, nn.sigmoid(mlp(pooled)))

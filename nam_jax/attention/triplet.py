@@ -3,7 +3,7 @@
 import jax
 from flax import linen as nn
 
-from nam_jax.attention.base import AttentionModule, shared_fields
+from nam_jax.attention.base import AttentionModule, check_rank, shared_fields
 from nam_jax.attention.parts import PooledGate
 from nam_jax.layers.batch_norm import Moments, to_reduce
 
@@ -62,7 +62,7 @@ class TripletAttention(AttentionModule, kw_only=True):
         Raises:
           ValueError: x is no (N, H, W, C) array, or a hyper-parameter is out of its range.
         """
-        self._check_rank(x)
+        check_rank(self, x)
         reduced = to_reduce(x, moments)
         fields = shared_fields(self, PooledGate)
         gate_h, gate_w, gate_c = (

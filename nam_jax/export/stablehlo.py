@@ -9,6 +9,8 @@ from flax import linen as nn
 
 from nam_jax.export.serving import check_installed, classifier, example
 
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
 
 def export(
     model: nn.Module,
@@ -40,8 +42,8 @@ def export(
       least float32.
 
     Raises:
-      ValueError: image_shape is no (H, W, C), mean is given without std, or they are not of so
-        many channels, or a deviation is not above 0.
+      ValueError: image_shape is no (H, W, C), platforms are not as above, mean is given without
+        std, or they are not of so many channels, or a deviation is not above 0.
       ImportError: the package `flatbuffers` is not installed.
 
     Example:
@@ -56,6 +58,10 @@ def export(
       (2, 10)
     """
     check_installed("flatbuffers", "nam_jax.export")
+    if isinstance(platforms, str) or not platforms or not set(platforms) <= set(PLATFORMS):
+        raise ValueError(
+            f"platforms has to be a sequence of some of {', '.join(PLATFORMS)}; got {platforms!r}."
+        )
     function = jax.jit(classifier(model, variables, mean, std, probabilities))
     with _without_source_lines():
         exported = jax.export.export(function, platforms=list(platforms))(

@@ -83,7 +83,7 @@ def gate_statistics(
       NAM.
 
     Raises:
-      ValueError: see `gates`.
+      ValueError: there are no images, or see `gates`.
 
     Example:
       >>> import jax, nam_jax
@@ -93,6 +93,8 @@ def gate_statistics(
       >>> round(found[""].within, 4), round(found[""].near_half, 2)
       (0.0039, 0.99)
     """
+    if not len(images):
+        raise ValueError("gate_statistics takes at least one image; got none.")
     recorded = recorded_gates(module, variables, images, mutable, kwargs)
     moments = {path: _moments(kind, gates) for path, (kind, gates) in recorded}
     return statistics_of([jax.device_get(moments)])

@@ -77,6 +77,9 @@ def recorded_gates(
         owner = context.module
         if isinstance(owner, ChannelNAM | SpatialNAM) and context.method_name == "affine":
             called.add("/".join(owner.path))
+            # What half_gates does around this call comes after it.
+            if _halved.value:
+                output = jax.tree.map(jnp.zeros_like, output)
             kind = "spatial" if isinstance(owner, SpatialNAM) else "channel"
             # A variable, for values cannot leave a rematerialised block in another way.
             owner.sow(_GATES, kind, gate(widened(args[0]), *output))

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from nam_jax.attention.base import check_selector
 from nam_jax.layers.equations import attention_weights
 from nam_jax.sparsity import NAM_SCALES, Scales, is_selected, path_names
 from nam_jax.variables import TreePath
@@ -35,7 +36,7 @@ def saliency(params: Any, *, scales: Scales = NAM_SCALES) -> dict[str, jax.Array
       sum 1, or all 0 where every scale is 0. Empty without NAM.
 
     Raises:
-      ValueError: a scale is stacked.
+      ValueError: a scale is stacked, or scales is no regular expression and no function.
 
     Example:
       >>> import jax.numpy as jnp, nam_jax
@@ -45,6 +46,7 @@ def saliency(params: Any, *, scales: Scales = NAM_SCALES) -> dict[str, jax.Array
 
     Source: https://arxiv.org/abs/2111.12419, equations 2 and 3.
     """
+    check_selector("scales", scales)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     shapes = {tuple(path_names(path)): leaf.shape for path, leaf in leaves}
     weights = {}
@@ -60,7 +62,8 @@ def saliency(params: Any, *, scales: Scales = NAM_SCALES) -> dict[str, jax.Array
 
 def _check_not_stacked(names: TreePath, shapes: Mapping[TreePath, tuple[int, ...]]) -> None:
     """Refuses the scales of several layers in one array: their sum would be that of all."""
-    axes = {"channel": 1, "spatial": 2}.get(names[-3] if len(names) > 2 else "")
+    owner = names[-3].lower() if len(names) > 2 else ""
+    axes = 1 if "channel" in owner else 2 if "spatial" in owner else None
     ndim = len(shapes[names])
     if ndim > (axes or 2) or (ndim == 2 and axes is None and _is_stacked(names, shapes)):
         raise ValueError(

@@ -1,7 +1,7 @@
 """Batch normalisation that can hand on the moments of its own output."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -137,6 +137,30 @@ def running_average(value: jax.Array, new: jax.Array, momentum: float) -> jax.Ar
     return momentum * value + (1 - momentum) * new
 
 
+def check_norm(momentum: float, epsilon: float) -> None:
+    """Refuses what is no decay rate, and what variances may not be added to."""
+    # What is traced is not known.
+    values = [
+        value for value in (momentum, 1 - momentum, epsilon) if isinstance(value, int | float)
+    ]
+    if not all(value >= 0 for value in values):
+        raise ValueError(
+            "momentum has to be in [0, 1], and epsilon a small positive number; got "
+            f"{momentum} and {epsilon}."
+        )
+
+
+def _check_moments(moments: Any, shape: tuple[int, ...]) -> None:
+    """Refuses moments that are not of these features: others might broadcast."""
+    arrays = (getattr(moments, name, None) for name in ("mean", "var"))
+    got = [getattr(array, "shape", None) for array in arrays]
+    if got != [shape, shape]:
+        raise ValueError(
+            f"moments have to be nam_jax.Moments, mean and var of the shape {shape}; got "
+            f"{got[0]} and {got[1]}."
+        )
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation that can hand on the moments of its output.
 
@@ -235,7 +259,8 @@ class BatchNorm(nn.Module):
           moments is None under running statistics: those of this batch are then not known.
 
         Raises:
-          ValueError: x has no such axis, or use_running_average is given twice, or never.
+          ValueError: x has no such axis, a field is not as above, or use_running_average is given
+            twice, or never.
         """
         wide = widened(x)
         moments = self.statistics(wide, use_running_average)
@@ -264,7 +289,11 @@ class BatchNorm(nn.Module):
 
         Returns:
           The running statistics, or those of the batch, of the feature axes' shape.
+
+        Raises:
+          ValueError: moments are of another shape, a field is not as above, or see `__call__`.
         """
+        check_norm(self.momentum, self.epsilon)
         feature_axes = self._feature_axes(x.ndim)
         shape = tuple(x.shape[axis] for axis in feature_axes)
         self.param("scale", self.scale_init, shape, self.param_dtype)
@@ -278,6 +307,7 @@ class BatchNorm(nn.Module):
             # No device axis exists yet where a module is initialised.
             axis_name = None if self.is_initializing() else self.axis_name
             moments = batch_moments(x, axes, axis_name)
+        _check_moments(moments, shape)
         if not self.is_initializing():
             mean.value = running_average(mean.value, moments.mean, self.momentum)
             var.value = running_average(var.value, moments.var, self.momentum)

@@ -28,8 +28,8 @@ def convolution(
     strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     *,
-    lhs_dilation: Sequence[int] = (1, 1),
-    rhs_dilation: Sequence[int] = (1, 1),
+    lhs_dilation: Sequence[int] | None = (1, 1),
+    rhs_dilation: Sequence[int] | None = (1, 1),
     dimension_numbers: Any = LAYOUT,
     feature_group_count: int = 1,
     precision: jax.lax.PrecisionLike = None,
@@ -47,8 +47,8 @@ def convolution(
       kernel: Kernel (height, width, C / feature_group_count, features), of the dtype of x.
       strides: Strides of the window along both axes, in pixels.
       padding: "SAME", "VALID", or pixels before and after, for both axes.
-      lhs_dilation: Dilation of x along both axes, in pixels.
-      rhs_dilation: Dilation of the kernel along both axes, in pixels.
+      lhs_dilation: Dilation of x along both axes, in pixels; None: 1.
+      rhs_dilation: Dilation of the kernel along both axes, in pixels; None: 1.
       dimension_numbers: Layout of x, kernel and output; any but the default is left to XLA.
       feature_group_count: Number of groups of channels.
       precision: Precision of the products.
@@ -83,7 +83,8 @@ def convolution(
         )
 
     window = kernel.shape[:2]
-    is_dilated = max(lhs_dilation) > 1 or (max(rhs_dilation) > 1 and window != (1, 1))
+    is_dilated = max(lhs_dilation or (1,)) > 1
+    is_dilated |= max(rhs_dilation or (1,)) > 1 and window != (1, 1)
     if others or x.ndim != 4 or is_dilated or not _has_layout(x, kernel, dimension_numbers):
         return default(x, kernel)
     pads = padding

@@ -159,20 +159,25 @@ def drop_rates(drop_path: float, num_blocks: int) -> list[float]:
     return [drop_path * number / max(1, num_blocks - 1) for number in range(num_blocks)]
 
 
-def needed_keys(row_keys: jax.Array | None, *rates: float, train: bool) -> jax.Array | None:
+def needed_keys(
+    row_keys: jax.Array | None, rows: int, *rates: float, train: bool
+) -> jax.Array | None:
     """The random keys of the rows, or None where nothing is dropped.
 
     Raises:
-      ValueError: there are none, and something is to be dropped; or a rate is not in [0, 1).
+      ValueError: there are not as many keys as rows, and something is to be dropped; or a rate is
+        not in [0, 1).
     """
     if not all(0 <= rate < 1 for rate in rates):
         raise ValueError(f"drop_path and dropout have to be in [0, 1); got {rates}.")
     if not train or not any(rates):
         return None
-    if row_keys is None:
+    # One key for all would drop the same of each.
+    if row_keys is None or row_keys.shape[:1] != (rows,):
+        got = row_keys if row_keys is None else f"the shape {row_keys.shape}"
         raise ValueError(
             "drop_path and dropout need row_keys in training: a random key for every image, such "
-            "as jax.random.split(key, len(x))."
+            f"as jax.random.split(key, len(x)), here {rows}; got {got}."
         )
     return row_keys
 

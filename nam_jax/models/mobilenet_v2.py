@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax.core import FrozenDict
 from flax.typing import Dtype
 
-from nam_jax.attention.base import check_name
+from nam_jax.attention.base import check_name, check_rank
 from nam_jax.layers.batch_norm import AxisNames
 from nam_jax.models import blocks
 
@@ -161,9 +161,10 @@ class MobileNetV2(nn.Module):
           Logits (N, num_classes), at least float32.
 
         Raises:
-          ValueError: a field is not as above, or something is to be dropped, and there are no
-            row_keys.
+          ValueError: a field is not as above, x has other axes, or something is to be dropped, and
+            there is not one key for every image.
         """
+        check_rank(self, x)
         check_name("stem", self.stem, blocks.STEMS)
         options = blocks.shared_options(train=train, dtype=self.dtype, axis_name=self.axis_name)
         attention = blocks.Attention(self.attention, self.attention_options)
@@ -171,7 +172,7 @@ class MobileNetV2(nn.Module):
         stem_features = scaled_features(32, self.width_multiplier)
         x = _layer(x, stem_features, 3, options, name="stem", strides=strides)
         block = nn.remat(InvertedResidual) if self.remat else InvertedResidual
-        keys = blocks.needed_keys(row_keys, self.drop_path, self.dropout, train=train)
+        keys = blocks.needed_keys(row_keys, len(x), self.drop_path, self.dropout, train=train)
         rates = blocks.drop_rates(self.drop_path, len(list(self._blocks())))
         for number, (expansion, features, strides) in enumerate(self._blocks(), start=1):
             if strides > 1:

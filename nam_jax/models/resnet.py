@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax.core import FrozenDict
 from flax.typing import Dtype, Initializer
 
-from nam_jax.attention.base import check_name
+from nam_jax.attention.base import check_name, check_rank
 from nam_jax.layers.batch_norm import AxisNames
 from nam_jax.layers.convolution import window
 from nam_jax.models import blocks
@@ -156,9 +156,10 @@ class ResNet(nn.Module):
           Logits (N, num_classes), at least float32.
 
         Raises:
-          ValueError: a field is not as above, or something is to be dropped, and there are no
-            row_keys.
+          ValueError: a field is not as above, x has other axes, or something is to be dropped, and
+            there is not one key for every image.
         """
+        check_rank(self, x)
         check_name("stem", self.stem, blocks.STEMS)
         check_name("shortcut", self.shortcut, SHORTCUTS)
         options = blocks.shared_options(train=train, dtype=self.dtype, axis_name=self.axis_name)
@@ -166,7 +167,7 @@ class ResNet(nn.Module):
         x = self._stem(x, options)
         zeros, ones = nn.initializers.zeros, nn.initializers.ones
         block = nn.remat(self.block) if self.remat else self.block
-        keys = blocks.needed_keys(row_keys, self.drop_path, self.dropout, train=train)
+        keys = blocks.needed_keys(row_keys, len(x), self.drop_path, self.dropout, train=train)
         rates = blocks.drop_rates(self.drop_path, sum(self.stage_sizes))
         number = 0
         for stage, num_blocks in enumerate(self.stage_sizes):

@@ -57,8 +57,9 @@ def attach(
 
     Raises:
       ValueError: an argument is not as above; `after` selects nothing; a selected module has an
-        attribute called `name`, shares statistics in groups, has no scale for `nam_tied`, or is
-        not called with the example. In calls of the clone: the module returns no array.
+        attribute called `name`, shares statistics in groups, has no scale for `nam_tied`, is
+        stacked by `nnx.vmap`, or is not called with the example. In calls of the clone: the module
+        returns no array.
 
     Example:
       >>> import jax.numpy as jnp
@@ -118,7 +119,14 @@ def _check(path: str, module: Any, template: AttentionModule, name: str) -> None
             f"attach, after {path}: attention cannot share statistics in groups, as the module "
             "does (axis_index_groups). Select another module by after=."
         )
-    if isinstance(template, nam.TiedNAM) and getattr(module, "scale", None) is None:
+    is_tied, scale = isinstance(template, nam.TiedNAM), getattr(module, "scale", None)
+    shape = getattr(scale, "shape", ())
+    if not is_tied and hasattr(module, "num_features") and len(shape) > 1:
+        raise ValueError(
+            f"attach, after {path}: the module's scale has the shape {shape}, that of several "
+            "layers, stacked by nnx.vmap. Attach to the layer in the function that is stacked."
+        )
+    if is_tied and scale is None:
         raise ValueError(
             f"attach, after {path}: nam_tied needs the scale of a normalisation; the module has "
             "none. Select a BatchNorm by after=, or take nam."

@@ -14,7 +14,13 @@ from flax import nnx
 from flax.typing import Dtype
 
 from nam_jax.attention.base import check_scale
-from nam_jax.layers.batch_norm import AxisNames, Moments, batch_moments, running_average
+from nam_jax.layers.batch_norm import (
+    AxisNames,
+    Moments,
+    batch_moments,
+    check_norm,
+    running_average,
+)
 from nam_jax.layers.dtypes import result_dtype
 from nam_jax.layers.equations import (
     Normalization,
@@ -86,6 +92,7 @@ class NormalizationAttention(nnx.Module):
         del rngs
         check_normalization(normalization)
         check_gate_scale(gate_scale)
+        check_norm(momentum, epsilon)
         self.nam_bn = NormVariables(shape, param_dtype)
         self.use_running_average = use_running_average
         self.momentum = momentum

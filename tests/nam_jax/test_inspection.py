@@ -63,6 +63,26 @@ def test_saliency_by_hand():
     assert list(found) == sorted(found, key=lambda path: path or "nam_bn")
 
 
+class Unnamed(nn.Module):
+    """Spatial NAM under Flax's own name, after what has as many rows as its map."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(8, (3, 3), use_bias=False)(x)
+        return SpatialNAM(use_running_average=True)(x)
+
+
+def test_saliency_of_a_map_is_not_that_of_stacked_layers():
+    params = Unnamed().init(jax.random.key(0), jnp.ones((1, 3, 3, 2)))["params"]
+    np.testing.assert_allclose(nam_jax.saliency(params)["SpatialNAM_0"], 1 / 9, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scales", ["(", None])
+def test_saliency_of_scales_that_are_no_expression(scales):
+    with pytest.raises(ValueError, match="is no regular expression and no function of a path"):
+        nam_jax.saliency({}, scales=scales)
+
+
 def test_saliency_without_nam():
     assert nam_jax.saliency({"bn1": {"scale": jnp.ones(3)}}) == {}
     assert nam_jax.saliency({}) == {}
@@ -342,6 +362,24 @@ def test_half_gates_are_those_of_scales_of_zero(x64):
     np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
     assert not np.allclose(plain, expected, rtol=1e-3)
     np.testing.assert_array_equal(logits(variables), plain)
+
+
+@each_single
+def test_a_look_at_half_gates_shows_halves(module):
+    x, mode = image(SHAPE), {"use_running_average": True}
+    variables = random_variables(module(), x, np.float32)
+    with nam_jax.half_gates():
+        found = nam_jax.gates(module(), variables, x, **mode)
+        statistics = nam_jax.gate_statistics(module(), variables, x, **mode)
+    assert found.keys() == statistics.keys() == nam_jax.gates(module(), variables, x, **mode).keys()
+    for path, gates in found.items():
+        np.testing.assert_array_equal(gates, 0.5)
+        assert statistics[path].near_half == 1
+
+
+def test_statistics_of_no_images_are_refused():
+    with pytest.raises(ValueError, match="takes at least one image"):
+        nam_jax.gate_statistics(NAM(), {}, np.ones((0, 4, 4, 3)), use_running_average=True)
 
 
 @each_scale

@@ -50,6 +50,41 @@ def test_every_module_and_network_under_all_strict_flags(suite):
     assert result.returncode == 0, result.stdout.decode()[-3000:]
 
 
+@with_slow("name", MODULES, MODULES.keys() - {"nam", "nam_tied", "se"})
+def test_gradient_under_shard_map_as_it_is_by_default(name):
+    """With parameters that are the same everywhere, their gradients are sums over devices."""
+    x = image((4, 5, 5, 6))
+    variables = random_variables(Block(name), x, np.float32)
+    module = Block(name)
+
+    def gradient(params, x):
+        def loss(params, x):
+            everything = {**variables, "params": params}
+            y, _ = module.apply(everything, x, use_running_average=False, mutable="batch_stats")
+            return jnp.sin(y).sum()
+
+        return jax.grad(loss, argnums=(0, 1))(params, x)
+
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    data, everywhere = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+    spread = jax.shard_map(
+        gradient, mesh=mesh, in_specs=(everywhere, data), out_specs=(everywhere, data)
+    )
+    params = variables.get("params", {})
+    halves = jax.device_get([jax.jit(gradient)(params, part) for part in (x[:2], x[2:])])
+    expected = (
+        jax.tree.map(np.add, halves[0][0], halves[1][0]),
+        np.concatenate([halves[0][1], halves[1][1]]),
+    )
+    assert_close(jax.device_get(jax.jit(spread)(params, x)), expected, 1e-4)
+
+
+def test_nnx_is_there_when_it_is_asked_for():
+    assert nam_jax.__getattr__("nnx") is sys.modules["nam_jax.nnx"] is nam_jax.nnx
+    with pytest.raises(AttributeError, match="'nam_jax' has no attribute 'spam'"):
+        nam_jax.spam  # noqa: B018
+
+
 @with_slow("name", MODULES, MODULES.keys() - {"nam_channel"})
 def test_strict_promotion_changes_not_a_bit(name):
     x, cotangent = image(), image(seed=1)

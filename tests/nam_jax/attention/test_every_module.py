@@ -150,6 +150,17 @@ def test_default_hyperparameters(name):
     assert hyperparameters(name) == HYPERPARAMETERS[name]
 
 
+@pytest.mark.parametrize("name", ["se", "bam", "cbam", "tam", "eca", "coordatt"])
+def test_whole_numbers_may_be_those_of_numpy(name):
+    def variables(kind):
+        values = HYPERPARAMETERS[name] | ({"kernel_size": 3} if name == "eca" else {})
+        fields = {key: kind(value) for key, value in values.items() if isinstance(value, int)}
+        module = attention(name)(**fields, use_running_average=True)
+        return jax.eval_shape(lambda: module.init(jax.random.key(0), image()))
+
+    assert variables(np.int64) == variables(int)
+
+
 @each_name
 def test_calls_are_alike(name):
     parameters = inspect.signature(attention(name).__call__).parameters

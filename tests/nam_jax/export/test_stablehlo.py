@@ -77,6 +77,12 @@ def test_the_weights_are_in_it_once(network: Any) -> None:
     assert size < len(file) < 2 * size + 100_000
 
 
+@pytest.mark.parametrize("platforms", ["cpu", (), ["cpu", "gpu"], ["CPU"]])
+def test_platforms_that_there_are_not(network: Any, platforms: Any) -> None:
+    with pytest.raises(ValueError, match=r"some of cpu, cuda, rocm, tpu; got"):
+        nam_jax.export(*network, IMAGES.shape[1:], platforms=platforms)
+
+
 @pytest.mark.parametrize("export", [nam_jax.export, nam_jax.export_onnx])
 def test_wrong_arguments(network: Any, export: Any) -> None:
     with pytest.raises(ValueError, match="mean and std belong together"):

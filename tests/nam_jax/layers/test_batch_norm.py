@@ -146,6 +146,23 @@ def test_axis_that_is_not_there_is_refused():
         nam_jax.BatchNorm(axis=7).init(jax.random.key(0), np.ones((2, 3, 3, 4)), True)
 
 
+@pytest.mark.parametrize("fields", [{"momentum": -0.1}, {"momentum": 3}, {"epsilon": -1.0}])
+@pytest.mark.parametrize("module", [nam_jax.BatchNorm, ChannelNAM, nam_jax.CBAM])
+def test_fields_out_of_their_range_are_refused(module, fields):
+    with pytest.raises(ValueError, match=r"momentum has to be in \[0, 1\], and epsilon a small"):
+        module(**fields).init(jax.random.key(0), np.ones((2, 3, 3, 4)), True)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1, 4), (2, 4)])
+def test_moments_of_another_shape_are_refused(shape):
+    module, x = ChannelNAM(use_running_average=False), np.ones((2, 3, 3, 4))
+    moments = Moments(np.zeros(shape), np.ones(shape))
+    with pytest.raises(ValueError, match=r"mean and var of the shape \(4,\); got \("):
+        module.init(jax.random.key(0), x, moments=moments)
+    with pytest.raises(ValueError, match=r"have to be nam_jax\.Moments.* got None and None"):
+        module.init(jax.random.key(0), x, moments=tuple(moments))
+
+
 # On hard arrays: equation 1 of NAM's paper, as far as each dtype is exact.
 
 

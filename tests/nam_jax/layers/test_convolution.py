@@ -230,8 +230,9 @@ def test_networks_use_it(network, attention):
 @pytest.mark.parametrize("dilation", ["lhs_dilation", "rhs_dilation"])
 @pytest.mark.parametrize("name", ["1x1 strided", "3x3", "depthwise"])
 def test_dilation(dilation, name, x64):
-    own, xla = (f(x, kernel) for f, x, kernel in case(name, **{dilation: (2, 2)}))
-    assert_close(own, xla)
+    for value in ((2, 2), None):
+        own, xla = (f(x, kernel) for f, x, kernel in case(name, **{dilation: value}))
+        assert_close(own, xla)
 
 
 @with_slow("name", CHEAPER, set(CHEAPER) - {*QUICK, "depthwise"})

@@ -359,6 +359,23 @@ def test_dropping_needs_keys_in_training_alone(name, field):
         jax.eval_shape(lambda v: model.apply(v, images(), train=True, mutable=True), shapes)
 
 
+@pytest.mark.parametrize("keys", [jax.random.key(0), jax.random.split(jax.random.key(0), 1)])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_dropping_needs_a_key_for_every_image(name, keys):
+    model = models.create(name, num_classes=5, stem="cifar", dropout=0.5)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images(), train=False))
+    apply = functools.partial(model.apply, train=True, row_keys=keys, mutable=True)
+    with pytest.raises(ValueError, match=rf"here {len(images())}; got the shape \("):
+        jax.eval_shape(apply, shapes, images())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_image_without_an_axis_of_images_is_refused(name):
+    model = models.create(name, num_classes=5)
+    with pytest.raises(ValueError, match=r"takes \(N, H, W, C\) arrays; got the shape \(32, 32, 3"):
+        jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.ones((32, 32, 3)), train=False))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_dropping_and_computing_anew_agree(name):

@@ -283,6 +283,22 @@ def test_refused(make, message):
         make()
 
 
+def test_stacked_layers_are_refused():
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def stacked(key):
+        return nnx.BatchNorm(3, rngs=nnx.Rngs(key))
+
+    model = nnx.Sequential(stacked(jax.random.split(jax.random.key(0), 4)))
+    with pytest.raises(ValueError, match=r"the shape \(4, 3\), that of several layers, stacked by"):
+        attach(model, "nam_channel", after="layers/0")
+
+
+@pytest.mark.parametrize("fields", [{"momentum": 2.0}, {"epsilon": -1.0}])
+def test_fields_out_of_their_range_are_refused(fields):
+    with pytest.raises(ValueError, match=r"momentum has to be in \[0, 1\], and epsilon a small"):
+        ChannelNAM(6, **fields)
+
+
 def test_statistics_in_groups_are_refused():
     model = ByCall()
     model.bn.axis_index_groups = ((0, 1), (2, 3))
