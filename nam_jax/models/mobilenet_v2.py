@@ -172,7 +172,7 @@ class MobileNetV2(nn.Module):
         stem_features = scaled_features(32, self.width_multiplier)
         x = _layer(x, stem_features, 3, options, name="stem", strides=strides)
         block = nn.remat(InvertedResidual) if self.remat else InvertedResidual
-        keys = blocks.needed_keys(row_keys, len(x), self.drop_path, self.dropout, train=train)
+        keys = blocks.needed_keys(row_keys, x.shape[0], self.drop_path, self.dropout, train=train)
         rates = blocks.drop_rates(self.drop_path, len(list(self._blocks())))
         for number, (expansion, features, strides) in enumerate(self._blocks(), start=1):
             if strides > 1:

@@ -167,7 +167,7 @@ class ResNet(nn.Module):
         x = self._stem(x, options)
         zeros, ones = nn.initializers.zeros, nn.initializers.ones
         block = nn.remat(self.block) if self.remat else self.block
-        keys = blocks.needed_keys(row_keys, len(x), self.drop_path, self.dropout, train=train)
+        keys = blocks.needed_keys(row_keys, x.shape[0], self.drop_path, self.dropout, train=train)
         rates = blocks.drop_rates(self.drop_path, sum(self.stage_sizes))
         number = 0
         for stage, num_blocks in enumerate(self.stage_sizes):

@@ -422,7 +422,7 @@ class Dropping(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, row_keys: jax.Array | None = None) -> jax.Array:
-        keys = blocks.needed_keys(row_keys, len(x), self.drop_path, self.dropout, train=train)
+        keys = blocks.needed_keys(row_keys, x.shape[0], self.drop_path, self.dropout, train=train)
         norm = {"use_running_average": not train, "axis_name": self.axis_name}
         x = nn.Conv(8, (3, 3), 2)(x)
         y = NAM(**norm, name="attention")(nn.BatchNorm(**norm)(x))
