@@ -1,7 +1,7 @@
 """Normalization-based attention (NAM) for Flax."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 from nam_jax import models, torch_import
 from nam_jax.attach import attach
@@ -60,9 +60,12 @@ __all__ = [
     "torch_import",
 ]
 
+if TYPE_CHECKING:
+    from nam_jax import nnx as nnx
+else:
 
-def __getattr__(name: str) -> Any:
-    # Not before it is asked for: linen does without Flax NNX, which takes a while to import.
-    if name == "nnx":
-        return importlib.import_module("nam_jax.nnx")
-    raise AttributeError(f"module 'nam_jax' has no attribute {name!r}")
+    def __getattr__(name):
+        # Not before it is asked for: linen does without Flax NNX, which takes a while to import.
+        if name == "nnx":
+            return importlib.import_module("nam_jax.nnx")
+        raise AttributeError(f"module 'nam_jax' has no attribute {name!r}")

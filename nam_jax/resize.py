@@ -4,6 +4,7 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
@@ -14,6 +15,9 @@ from nam_jax.variables import TreePath, abstract_variables
 
 # Names in a message.
 _FEW = 5
+# The collection that notes modules, and a part of the key of JAX's caches while they are noted.
+_UNSCALED = "nam_unscaled"
+_noting = jax.make_user_context(False)
 
 
 def resize_spatial(
@@ -53,10 +57,10 @@ def resize_spatial(
     if is_whole != [True] * 4:
         raise ValueError(f"input_shape has to be (N, H, W, C), each at least 1; got {input_shape}.")
     variables = unfreeze(variables)
-    wanted, shrinking = _wanted(module, input_shape)
+    wanted, unscaled = _wanted(module, input_shape)
     arrays = traverse_util.flatten_dict(meta.unbox(variables))
     resized = {
-        path: _resized(leaf, wanted[path].shape, path[0] == "params" and path[1:-2] in shrinking)
+        path: _resized(leaf, wanted[path].shape, path[0] == "params" and path[1:-2] not in unscaled)
         if _is_spatial(path, wanted)
         else leaf
         for path, leaf in arrays.items()
@@ -78,18 +82,23 @@ def resize_spatial(
 def _wanted(
     module: nn.Module, input_shape: tuple[int, ...]
 ) -> tuple[Mapping[TreePath, Any], set[TreePath]]:
-    """The variables for inputs of a shape, and the modules whose weights are shares of all."""
-    shrinking = set()
+    """The variables for inputs of a shape, and the modules whose weights do not shrink."""
+    unscaled = set()
 
     def note(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        owner = context.module
-        if isinstance(owner, SpatialNAM) and owner.normalization == "share":
-            shrinking.add(owner.path)
-        return method(*args, **kwargs)
+        output, owner = method(*args, **kwargs), context.module
+        is_part = isinstance(owner, SpatialNAM) and context.method_name == "affine"
+        if is_part and owner.normalization == "mean":
+            unscaled.add(owner.path)
+            # A variable as well: what nn.jit has traced before is not called again.
+            owner.sow(_UNSCALED, "is_unscaled", 0)
+        return output
 
-    with nn.intercept_methods(note):
-        variables = abstract_variables(module, input_shape)
-    return traverse_util.flatten_dict(meta.unbox(variables)), shrinking
+    with _noting(True), nn.intercept_methods(note):
+        variables = dict(abstract_variables(module, input_shape))
+    noted = traverse_util.flatten_dict(variables.pop(_UNSCALED, {}))
+    unscaled.update(path[:-1] for path in noted)
+    return traverse_util.flatten_dict(meta.unbox(variables)), unscaled
 
 
 def _shape(variables: Mapping[TreePath, Any], path: TreePath) -> Any:
@@ -103,13 +112,13 @@ def _is_spatial(path: TreePath, wanted: Mapping[TreePath, Any]) -> bool:
     return wanted[path].ndim >= 2 and "channel" not in path[-3].lower()
 
 
-def _resized(leaf: Any, shape: tuple[int, ...], is_shrinking: bool) -> Any:
-    """A leaf for another map; what follows from a number of pixels goes with it."""
+def _resized(leaf: Any, shape: tuple[int, ...], is_scaled: bool) -> Any:
+    """A leaf for another map, times the growth of the number of pixels where that is due."""
     if leaf.shape == shape or leaf.shape[:-2] != shape[:-2]:
         return leaf
     old = np.asarray(leaf, np.float64)
     new = _means(_means(old, shape[-2], -2), shape[-1], -1)
-    if is_shrinking:
+    if is_scaled:
         new *= new.size / old.size
     return new.astype(leaf.dtype)
 

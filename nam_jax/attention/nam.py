@@ -100,8 +100,8 @@ class ChannelNAM(NormalizationAttention, kw_only=True):
           Gated input M_c x, of the shape of x.
 
         Raises:
-          ValueError: scale is not of as many channels as x; normalization or gate_scale is not as
-            above; or use_running_average is given twice, or never.
+          ValueError: scale or moments are not of as many channels as x; a field is not as above; or
+            use_running_average is given twice, or never.
         """
         gate = self.affine(x, use_running_average, moments, scale)
         y = gating.gated_channels(*self._map(x, moments), *gate)

@@ -1,5 +1,6 @@
 """What NAM has learned: its weights by layer."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from nam_jax.layers.equations import attention_weights
 from nam_jax.sparsity import NAM_SCALES, Scales, is_selected, path_names
 from nam_jax.variables import TreePath
 
+# How modules with so many axes of scales are called, by `NAM` or by Flax.
+_NAMES = {1: r"channel|ChannelNAM_\d+", 2: r"spatial|SpatialNAM_\d+"}
 # A weight is small below this fraction of the mean of its layer.
 SMALL_WEIGHT = 0.1
 
@@ -62,8 +65,9 @@ def saliency(params: Any, *, scales: Scales = NAM_SCALES) -> dict[str, jax.Array
 
 def _check_not_stacked(names: TreePath, shapes: Mapping[TreePath, tuple[int, ...]]) -> None:
     """Refuses the scales of several layers in one array: their sum would be that of all."""
-    owner = names[-3].lower() if len(names) > 2 else ""
-    axes = 1 if "channel" in owner else 2 if "spatial" in owner else None
+    axes = None
+    if len(names) > 2 and names[-2] == "nam_bn":
+        axes = next((n for n, own in _NAMES.items() if re.fullmatch(own, names[-3])), None)
     ndim = len(shapes[names])
     if ndim > (axes or 2) or (ndim == 2 and axes is None and _is_stacked(names, shapes)):
         raise ValueError(

@@ -1,5 +1,6 @@
 """Batch normalisation that can hand on the moments of its own output."""
 
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, overload
 
@@ -138,26 +139,22 @@ def running_average(value: jax.Array, new: jax.Array, momentum: float) -> jax.Ar
 
 
 def check_norm(momentum: float, epsilon: float) -> None:
-    """Refuses what is no decay rate, and what variances may not be added to."""
+    """Refuses what is no decay rate, and what may not be added to variances."""
     # What is traced is not known.
-    values = [
-        value for value in (momentum, 1 - momentum, epsilon) if isinstance(value, int | float)
-    ]
-    if not all(value >= 0 for value in values):
-        raise ValueError(
-            "momentum has to be in [0, 1], and epsilon a small positive number; got "
-            f"{momentum} and {epsilon}."
-        )
+    if isinstance(momentum, numbers.Real) and not 0 <= momentum <= 1:
+        raise ValueError(f"momentum has to be in [0, 1]; got {momentum!r}.")
+    if isinstance(epsilon, numbers.Real) and not epsilon >= 0:
+        raise ValueError(f"epsilon has to be at least 0; got {epsilon!r}.")
 
 
 def _check_moments(moments: Any, shape: tuple[int, ...]) -> None:
     """Refuses moments that are not of these features: others might broadcast."""
-    arrays = (getattr(moments, name, None) for name in ("mean", "var"))
-    got = [getattr(array, "shape", None) for array in arrays]
+    if not isinstance(moments, Moments):
+        raise ValueError(f"moments have to be nam_jax.Moments; got {type(moments).__name__}.")
+    got = [jnp.shape(array) for array in (moments.mean, moments.var)]
     if got != [shape, shape]:
         raise ValueError(
-            f"moments have to be nam_jax.Moments, mean and var of the shape {shape}; got "
-            f"{got[0]} and {got[1]}."
+            f"moments have to be mean and var of the shape {shape}; got {got[0]} and {got[1]}."
         )
 
 
@@ -302,12 +299,13 @@ class BatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         if self._use_running_average(use_running_average):
             return Moments(mean.value, var.value)
-        if moments is None:
+        if moments is not None:
+            _check_moments(moments, shape)
+        else:
             axes = tuple(axis for axis in range(x.ndim) if axis not in feature_axes)
             # No device axis exists yet where a module is initialised.
             axis_name = None if self.is_initializing() else self.axis_name
             moments = batch_moments(x, axes, axis_name)
-        _check_moments(moments, shape)
         if not self.is_initializing():
             mean.value = running_average(mean.value, moments.mean, self.momentum)
             var.value = running_average(var.value, moments.var, self.momentum)

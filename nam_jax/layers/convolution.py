@@ -28,8 +28,8 @@ def convolution(
     strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     *,
-    lhs_dilation: Sequence[int] | None = (1, 1),
-    rhs_dilation: Sequence[int] | None = (1, 1),
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
     dimension_numbers: Any = LAYOUT,
     feature_group_count: int = 1,
     precision: jax.lax.PrecisionLike = None,
@@ -83,8 +83,9 @@ def convolution(
         )
 
     window = kernel.shape[:2]
-    is_dilated = max(lhs_dilation or (1,)) > 1
-    is_dilated |= max(rhs_dilation or (1,)) > 1 and window != (1, 1)
+    is_dilated = lhs_dilation is not None and max(lhs_dilation) > 1
+    if rhs_dilation is not None and window != (1, 1):
+        is_dilated |= max(rhs_dilation) > 1
     if others or x.ndim != 4 or is_dilated or not _has_layout(x, kernel, dimension_numbers):
         return default(x, kernel)
     pads = padding

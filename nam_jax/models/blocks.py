@@ -174,7 +174,7 @@ def needed_keys(
         return None
     # One key for all would drop the same of each.
     if row_keys is None or row_keys.shape[:1] != (rows,):
-        got = row_keys if row_keys is None else f"the shape {row_keys.shape}"
+        got = "none" if row_keys is None else f"the shape {row_keys.shape}"
         raise ValueError(
             "drop_path and dropout need row_keys in training: a random key for every image, such "
             f"as jax.random.split(key, len(x)), here {rows}; got {got}."

@@ -119,14 +119,13 @@ def _check(path: str, module: Any, template: AttentionModule, name: str) -> None
             f"attach, after {path}: attention cannot share statistics in groups, as the module "
             "does (axis_index_groups). Select another module by after=."
         )
-    is_tied, scale = isinstance(template, nam.TiedNAM), getattr(module, "scale", None)
-    shape = getattr(scale, "shape", ())
-    if not is_tied and hasattr(module, "num_features") and len(shape) > 1:
+    is_tied = isinstance(template, nam.TiedNAM)
+    if not is_tied and isinstance(module, nnx.BatchNorm) and module.mean.ndim > 1:
         raise ValueError(
-            f"attach, after {path}: the module's scale has the shape {shape}, that of several "
-            "layers, stacked by nnx.vmap. Attach to the layer in the function that is stacked."
+            f"attach, after {path}: the module's mean has the shape {module.mean.shape}, that of "
+            "several layers, stacked by nnx.vmap. Attach in the function that is stacked."
         )
-    if is_tied and scale is None:
+    if is_tied and getattr(module, "scale", None) is None:
         raise ValueError(
             f"attach, after {path}: nam_tied needs the scale of a normalisation; the module has "
             "none. Select a BatchNorm by after=, or take nam."

@@ -100,6 +100,28 @@ def test_variables_of_another_module_are_refused():
         resize_spatial(variables, ChannelNAM(), x.shape)
 
 
+class Jitted(nn.Module):
+    """Two equal blocks, which nn.jit traces once."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        block = nn.jit(SpatialNAM)
+        for _ in range(2):
+            x = block(normalization="mean", use_running_average=not train)(x)
+        return x
+
+
+def test_weights_relative_to_the_mean_are_known_inside_of_jit():
+    x = image(4, 4)
+    variables = Jitted().init(jax.random.key(0), x, train=False)
+    for _ in range(2):
+        resized = resize_spatial(variables, Jitted(), (2, 8, 8, 5))
+        scales = [leaf for leaf in jax.tree.leaves(resized["params"]) if leaf.max() > 0]
+        assert len(scales) == 2
+        for scale in scales:
+            np.testing.assert_array_equal(scale, np.ones((8, 8)))
+
+
 def test_sizes_may_be_those_of_numpy():
     x = image(4, 4)
     variables = variables_of(SpatialNAM(), x)

@@ -89,13 +89,13 @@ def asked(
     """
     names = names or list(dict.fromkeys(["none", attention_name(config)]))
     drawn = [config.seed] if seeds is None else listed_numbers("seeds", seeds, int, "seed")
-    strengths = None
-    if sparsities is not None:
-        strengths = listed_numbers("sparsity", sparsities, float, "optimizer.sparsity")
+    if sparsities is None:
+        return share(plan(config, names, drawn), only)
+    strengths = listed_numbers("sparsity", sparsities, float, "optimizer.sparsity")
     runs = plan(config, names, drawn, strengths)
-    if any(strengths or ()) and not any(run.sparsity for run in runs):
+    if any(strengths) and not any(run.sparsity for run in runs):
         raise ConfigError(
-            f"--sparsity: got {','.join(sparsities or ())!r} with {', '.join(names)}, without NAM "
+            f"--sparsity: got {','.join(sparsities)!r} with {', '.join(names)}, without NAM "
             "scales; leave it out, or name an attention that has some."
         )
     return share(runs, only)

@@ -46,18 +46,7 @@ def render(workdir: epath.Path, folder: epath.Path) -> str:
     """
     # Not a config: that of another version may have other fields.
     fields, summary = directory.saved_fields(workdir), directory.summary(workdir)
-    missing = set(NEEDED) - fields.keys()
-    if missing:
-        raise ConfigError(
-            f"--workdir {workdir}: config.json is not the config of a run; it lacks "
-            f"{', '.join(sorted(missing))}. Name the directory of a run."
-        )
-    for name in NEEDED:
-        if type(fields[name]) is not type(FIELDS[name].default):
-            raise ConfigError(
-                f"--workdir {workdir}: config.json is not the config of a run; {name} is "
-                f"{fields[name]!r}. Name the directory of a run."
-            )
+    _check_needed(workdir, fields)
     rows = metric_rows.of(workdir).rows()
     return page.document(
         title(fields),
@@ -70,6 +59,20 @@ def render(workdir: epath.Path, folder: epath.Path) -> str:
         _config(fields),
         _environment(workdir),
     )
+
+
+def _check_needed(workdir: epath.Path, fields: Fields) -> None:
+    kinds = {name: type(FIELDS[name].default) for name in NEEDED}
+    wrong = ", ".join(
+        f"{name} is {fields[name]!r}" if name in fields else f"{name} is missing"
+        for name, kind in kinds.items()
+        if type(fields.get(name)) is not kind
+    )
+    if wrong:
+        raise ConfigError(
+            f"--workdir {workdir}: config.json is not the config of a run; {wrong}. Name the "
+            "directory of a run."
+        )
 
 
 def title(fields: Fields) -> str:

@@ -146,10 +146,13 @@ def test_axis_that_is_not_there_is_refused():
         nam_jax.BatchNorm(axis=7).init(jax.random.key(0), np.ones((2, 3, 3, 4)), True)
 
 
-@pytest.mark.parametrize("fields", [{"momentum": -0.1}, {"momentum": 3}, {"epsilon": -1.0}])
+@pytest.mark.parametrize(
+    "fields", [{"momentum": -0.1}, {"momentum": 3}, {"epsilon": -1.0}, {"epsilon": np.float32(-1)}]
+)
 @pytest.mark.parametrize("module", [nam_jax.BatchNorm, ChannelNAM, nam_jax.CBAM])
 def test_fields_out_of_their_range_are_refused(module, fields):
-    with pytest.raises(ValueError, match=r"momentum has to be in \[0, 1\], and epsilon a small"):
+    (name,) = fields
+    with pytest.raises(ValueError, match=rf"^{name} has to be (in \[0, 1\]|at least 0); got "):
         module(**fields).init(jax.random.key(0), np.ones((2, 3, 3, 4)), True)
 
 
@@ -159,7 +162,7 @@ def test_moments_of_another_shape_are_refused(shape):
     moments = Moments(np.zeros(shape), np.ones(shape))
     with pytest.raises(ValueError, match=r"mean and var of the shape \(4,\); got \("):
         module.init(jax.random.key(0), x, moments=moments)
-    with pytest.raises(ValueError, match=r"have to be nam_jax\.Moments.* got None and None"):
+    with pytest.raises(ValueError, match=r"have to be nam_jax\.Moments; got tuple"):
         module.init(jax.random.key(0), x, moments=tuple(moments))
 
 

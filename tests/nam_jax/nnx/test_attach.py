@@ -286,7 +286,7 @@ def test_refused(make, message):
 def test_stacked_layers_are_refused():
     @nnx.vmap(in_axes=0, out_axes=0)
     def stacked(key):
-        return nnx.BatchNorm(3, rngs=nnx.Rngs(key))
+        return nnx.BatchNorm(3, use_scale=False, rngs=nnx.Rngs(key))
 
     model = nnx.Sequential(stacked(jax.random.split(jax.random.key(0), 4)))
     with pytest.raises(ValueError, match=r"the shape \(4, 3\), that of several layers, stacked by"):
@@ -295,7 +295,7 @@ def test_stacked_layers_are_refused():
 
 @pytest.mark.parametrize("fields", [{"momentum": 2.0}, {"epsilon": -1.0}])
 def test_fields_out_of_their_range_are_refused(fields):
-    with pytest.raises(ValueError, match=r"momentum has to be in \[0, 1\], and epsilon a small"):
+    with pytest.raises(ValueError, match=r"has to be (in \[0, 1\]|at least 0); got "):
         ChannelNAM(6, **fields)
 
 

@@ -271,7 +271,7 @@ def test_comparison_before_the_first_run_is_finished(tmp_path):
     [
         ({}, "there is neither a run nor a comparison in it"),
         ({"config.json": "[]"}, "config.json is not the config of a run"),
-        ({"config.json": '{"epochs": 3}'}, "it lacks data.name, model.attention"),
+        ({"config.json": '{"epochs": 3}'}, "model.attention is missing, data.name is missing"),
     ],
 )
 def test_directory_of_something_else_is_refused(tmp_path, files, message):

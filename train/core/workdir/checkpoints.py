@@ -132,11 +132,10 @@ class Checkpoints:
         Raises:
           RunError: the figures of a checkpoint are damaged.
         """
-        with _explained(f"the checkpoints in {self._directory} cannot be compared"):
-            found = {
-                step: read_evaluation(self._path(step)) or {}
-                for step in saved_steps(self._directory)
-            }
+        found = {}
+        for step in saved_steps(self._directory):
+            with _explained(self._unread(step)):
+                found[step] = read_evaluation(self._path(step)) or {}
         errors = {step: figures[error] for step, figures in found.items() if error in figures}
         return min(errors, key=lambda step: (errors[step], -step), default=None)
 
@@ -268,8 +267,8 @@ def _explained(what: str) -> Iterator[None]:
         yield
     except DamagedError as error:
         raise RunError(
-            f"{what}: {reason(error)} Move its directory out of there, and the next best or the "
-            "one before counts."
+            f"{what}: {reason(error)} A run that goes on sets the newest one aside, and those of "
+            "which the evaluation is damaged; move another away by hand, while none goes on."
         ) from error
     except Exception as error:
         raise RunError(f"{what}: {reason(error)}") from error

@@ -243,7 +243,7 @@ def summary(workdir: epath.Path) -> dict[str, Any] | None:
         found = dict(json.loads(text))
         lacking = [name for name in FIGURES if not is_number(found.get(name))]
         if lacking:
-            raise ValueError(f"it lacks {', '.join(lacking)}")
+            raise ValueError(f"it has no number for {', '.join(lacking)}")
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"--workdir {workdir}: summary.json is not that of a run ({error}); where it is "

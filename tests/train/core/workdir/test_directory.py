@@ -241,7 +241,7 @@ def test_summary_is_none_until_the_run_is_finished(tmp_path):
 def test_figure_of_a_summary_that_is_no_number_is_named(tmp_path, value):
     figures = json.dumps({**dict.fromkeys(FIGURES, 3), "top1_error": "VALUE"})
     (tmp_path / "summary.json").write_text(figures.replace('"VALUE"', value))
-    with pytest.raises(ConfigError, match=r"summary\.json .* \(it lacks top1_error\)"):
+    with pytest.raises(ConfigError, match=r"summary\.json .* \(it has no number for top1_error\)"):
         summary(tmp_path)
 
 

@@ -236,11 +236,19 @@ def test_advice_for_a_damaged_best_one_helps(workdir: epath.Path) -> None:
     set_damaged_aside(workdir)
     with (
         Checkpoints(workdir / "checkpoints") as checkpoints,
-        pytest.raises(RunError, match=r"Move its directory out of there, and the next best"),
+        pytest.raises(RunError, match=r"the checkpoint of step 20 .*; move another away by hand"),
     ):
         checkpoints.restore_parts(20, "params")
-    shutil.rmtree(workdir / "checkpoints" / "30")
     (workdir / "checkpoints" / "20").rename(workdir / "20")
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        assert checkpoints.step_of("last") == checkpoints.step_of("best") == 10
-        assert checkpoints.restore_parts(10, "params")["params"]
+        assert checkpoints.step_of("best") == 30
+
+
+def test_damaged_evaluation_is_named_with_its_step(workdir: epath.Path) -> None:
+    (path,) = (path for path in files(20, Path(workdir)) if path.match("metrics/metrics"))
+    path.write_text("{}")
+    with (
+        Checkpoints(workdir / "checkpoints") as checkpoints,
+        pytest.raises(RunError, match=r"the checkpoint of step 20 .* cannot be read: "),
+    ):
+        checkpoints.step_of("best")
