@@ -54,8 +54,9 @@ def test_an_enlarged_input_gets_the_enlarged_gate(x64, module, factor):
     expected = enlarged(np.asarray(apply(variables, x)), factor)
     large = enlarged(x, factor)
     resized = resize_spatial(variables, module, large.shape)
-    # A gate near 0 is exact to a rounding of 1.
-    np.testing.assert_allclose(apply(resized, large), expected, rtol=1e-12, atol=1e-15)
+    # Some gates are near 0 there, and exact to a rounding of 1.
+    atol = 1e-15 if module.normalization == "mean" else 0
+    np.testing.assert_allclose(apply(resized, large), expected, rtol=1e-12, atol=atol)
 
 
 @each_module

@@ -163,12 +163,8 @@ def _checked_dataset(kept: Any) -> dict[str, Any]:
     images = kept.get("num_images", {})
     if not isinstance(images, dict) or any(type(n) is not int for n in images.values()):
         raise ValueError(f"num_images is {images!r}")
-    return {
-        "num_classes": count,
-        "class_names": names,
-        "image_shape": shape,
-        "num_images": images,
-    }
+    known = {"num_classes": count, "class_names": names, "image_shape": shape}
+    return {**known, "num_images": images}
 
 
 def check_classes(

@@ -234,14 +234,17 @@ def test_advice_for_a_damaged_best_one_helps(workdir: epath.Path) -> None:
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     set_damaged_aside(workdir)
-    with (
-        Checkpoints(workdir / "checkpoints") as checkpoints,
-        pytest.raises(RunError, match=r"the checkpoint of step 20 .*; move another away by hand"),
-    ):
-        checkpoints.restore_parts(20, "params")
+    assert set_aside(workdir) == set()
+    # The best of what is left is the damaged one, until it is moved away.
+    shutil.rmtree(workdir / "checkpoints" / "30")
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        best = checkpoints.step_of("best")
+        assert best == 20
+        with pytest.raises(RunError, match=r"step 20 .*; move another away by hand"):
+            checkpoints.restore_parts(best, "params")
     (workdir / "checkpoints" / "20").rename(workdir / "20")
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        assert checkpoints.step_of("best") == 30
+        assert checkpoints.step_of("best") == 10
 
 
 def test_damaged_evaluation_is_named_with_its_step(workdir: epath.Path) -> None:
